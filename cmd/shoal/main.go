@@ -1,0 +1,136 @@
+// Command shoal is the one binary of the project: image conversion in CI pipelines, the daemons of nodes and schedulers,
+// and the small tools around them.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+)
+
+// Exit codes, the same for every command; they are part of the interface and listed in the help text.
+const (
+	exitOK          = 0
+	exitFailure     = 1
+	exitUsage       = 2
+	exitSource      = 3
+	exitRegistry    = 4
+	exitVerify      = 5
+	exitInterrupted = 130
+)
+
+const exitHelp = `EXIT CODES:
+   0    success
+   1    anything not listed here
+   2    wrong flag, argument or configuration
+   3    a source is missing, unreadable or of another platform
+   4    a registry refused or could not be reached
+   5    bytes did not have the digest they should
+   130  interrupted`
+
+// version is set by the linker: -X main.version=$(git describe …).
+var version string
+
+func main() { os.Exit(main1()) }
+
+func main1() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	return run(ctx, os.Args, os.Stdout, os.Stderr)
+}
+
+// run executes the command line and chooses the exit code, in this one place.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	err := newApp(stdout, stderr).RunContext(ctx, args)
+	if err == nil {
+		return exitOK
+	}
+	fmt.Fprintf(stderr, "shoal: %v\n", err)
+	if coded, ok := errors.AsType[*exitError](err); ok {
+		return coded.code
+	}
+	if ctx.Err() != nil {
+		return exitInterrupted
+	}
+	return exitFailure
+}
+
+// exitError gives an error the exit code it ends the process with.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string { return e.err.Error() }
+func (e *exitError) Unwrap() error { return e.err }
+
+func usageError(err error) error { return &exitError{exitUsage, err} }
+
+func newApp(stdout, stderr io.Writer) *cli.App {
+	return &cli.App{
+		Name:                   "shoal",
+		Usage:                  "bring models and their serving images to many nodes with one copy leaving the origin",
+		Version:                buildVersion(),
+		Writer:                 stdout,
+		ErrWriter:              stderr,
+		HideHelpCommand:        true,
+		UseShortOptionHandling: true,
+		Suggest:                true,
+		CustomAppHelpTemplate:  cli.AppHelpTemplate + "\n" + exitHelp + "\n",
+		ExitErrHandler:         func(*cli.Context, error) {}, // the exit code is chosen in run
+		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
+			return usageError(err)
+		},
+		Commands: []*cli.Command{
+			versionCommand(),
+		},
+	}
+}
+
+// command fills in what all commands share: a usage error that exits 2, and a refusal of flags behind the first
+// argument, which the flag package would silently take for arguments.
+func command(c *cli.Command) *cli.Command {
+	c.OnUsageError = func(_ *cli.Context, err error, _ bool) error { return usageError(err) }
+	action, maxArgs := c.Action, 0
+	if c.ArgsUsage != "" {
+		maxArgs = 1
+	}
+	c.Action = func(ctx *cli.Context) error {
+		if n := ctx.NArg(); n > maxArgs {
+			return usageError(fmt.Errorf("%s: unexpected argument %q; flags go before arguments, see shoal %s --help",
+				ctx.Command.FullName(), ctx.Args().Get(maxArgs), ctx.Command.FullName()))
+		}
+		return action(ctx)
+	}
+	return c
+}
+
+func versionCommand() *cli.Command {
+	return command(&cli.Command{
+		Name:  "version",
+		Usage: "print the version and the toolchain it was built with",
+		Action: func(ctx *cli.Context) error {
+			info, ok := debug.ReadBuildInfo()
+			goVersion := "unknown"
+			if ok {
+				goVersion = info.GoVersion
+			}
+			_, err := fmt.Fprintf(ctx.App.Writer, "shoal %s %s\n", buildVersion(), goVersion)
+			return err
+		},
+	})
+}
+
+func buildVersion() string {
+	if version != "" {
+		return version
+	}
+	return "devel"
+}
