@@ -29,11 +29,11 @@ func (t *task) start(ctx context.Context, r dispatch.Request) {
 		t.workers.Go(func() { t.readSource(ctx, r, authorization) })
 		return
 	}
-	want, ok := t.want(r.Run.First)
+	check, ok := t.verifier(r.Run.First)
 	if !ok {
 		panic(fmt.Sprintf("piece %d of %s is asked without a digest", r.Run.First, t.blob.Digest))
 	}
-	t.workers.Go(func() { t.readParent(ctx, r, want) })
+	t.workers.Go(func() { t.readParent(ctx, r, check) })
 }
 
 // leased takes the right to read a run from the origin.
@@ -44,7 +44,7 @@ func (t *task) leased(run dispatch.Run) {
 }
 
 // readParent gets one piece from a parent, verifies and stores it.
-func (t *task) readParent(ctx context.Context, r dispatch.Request, want piece.Digest) {
+func (t *task) readParent(ctx context.Context, r dispatch.Request, check func([]byte) ([]piece.Digest, error)) {
 	i := r.Run.First
 	off, length := t.st.Layout().Range(i)
 	buf := t.peer.buffers.take(length)
@@ -54,7 +54,7 @@ func (t *task) readParent(ctx context.Context, r dispatch.Request, want piece.Di
 	var storeErr error
 	if err == nil {
 		var groups []piece.Digest
-		if groups, err = piece.Verify(i, data, want); err == nil {
+		if groups, err = check(data); err == nil {
 			storeErr = t.st.Write(i, data, groups)
 		}
 	}
@@ -165,8 +165,8 @@ func (t *task) readRun(ctx context.Context, run dispatch.Run, authorization stri
 	}
 	defer body.Close()
 	for i := run.First; i < run.End; i++ {
-		want, _ := t.want(i)
-		if err := t.readPiece(body, i, func(data []byte) ([]piece.Digest, error) { return piece.Verify(i, data, want) }); err != nil {
+		check, _ := t.verifier(i) // with a chunk map there always is one
+		if err := t.readPiece(body, i, check); err != nil {
 			return err
 		}
 	}
@@ -190,8 +190,8 @@ func (t *task) readWhole(ctx context.Context, authorization string) error {
 		err := t.readPiece(body, i, func(data []byte) ([]piece.Digest, error) {
 			_, _ = h.Write(data) // a hash never fails to write
 			if int(i) == l.Count()-1 {
-				if got := digest.NewDigestFromBytes(digest.SHA256, h.Sum(nil)); got != t.blob.Digest {
-					return nil, &piece.MismatchError{Unit: "blob", Want: t.blob.Digest.Encoded(), Got: got.Encoded()}
+				if err := verifyBlob(t.blob.Digest, digest.NewDigestFromBytes(digest.SHA256, h.Sum(nil))); err != nil {
+					return nil, err
 				}
 			}
 			groups := piece.HashGroups(data)

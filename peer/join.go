@@ -139,7 +139,7 @@ func (t *task) watch(ctx context.Context, id dispatch.ParentID) {
 	for ctx.Err() == nil {
 		began := time.Now()
 		err := t.peer.wire.Watch(ctx, string(id), t.blob.Digest, t.blob.encode(), func(h transfer.Have) error {
-			t.post(func() { t.parentHas(id, h) })
+			t.post(func() { t.parentHas(ctx, id, h) })
 			return nil
 		})
 		if ctx.Err() != nil {
@@ -157,7 +157,7 @@ func (t *task) watch(ctx context.Context, id dispatch.ParentID) {
 	}
 }
 
-func (t *task) parentHas(id dispatch.ParentID, h transfer.Have) {
+func (t *task) parentHas(ctx context.Context, id dispatch.ParentID, h transfer.Have) {
 	if h.All != nil {
 		t.planner.ParentReset(id)
 		for _, r := range runs(h.All) {
@@ -170,4 +170,36 @@ func (t *task) parentHas(id dispatch.ParentID, h transfer.Have) {
 	for _, i := range h.Removed {
 		t.planner.ParentLost(id, i)
 	}
+	t.askDigests(ctx, id, h)
+}
+
+// askDigests asks a seed for the digests of the pieces it holds, when the blob has no chunk map and no scheduler lives to relay them. A
+// seed may be asked because it vouches for what it read; nobody else's word counts.
+func (t *task) askDigests(ctx context.Context, id dispatch.ParentID, h transfer.Have) {
+	if t.cm != nil || t.session != nil || !t.peer.isSeed(string(id)) {
+		return
+	}
+	var ask []piece.Index
+	held := h.Added
+	if h.All != nil {
+		held = slices.Collect(h.All.All())
+	}
+	for _, i := range held {
+		if t.digests[i] == nil {
+			ask = append(ask, i)
+		}
+	}
+	if len(ask) == 0 {
+		return
+	}
+	t.workers.Go(func() {
+		for _, i := range ask {
+			groups, err := t.peer.wire.Groups(ctx, string(id), t.blob.Digest, i)
+			if err != nil {
+				return // its watch will notice too, and begin anew
+			}
+			root := piece.Root(groups)
+			t.post(func() { t.learn([]api.PieceDigest{{Piece: int(i), Digest: root[:]}}) })
+		}
+	})
 }

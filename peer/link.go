@@ -68,7 +68,7 @@ func (l *link) Opened(s *api.Session) {
 	l.peer.log.Info("session with scheduler", "scheduler", l.client.URL())
 	for _, info := range l.peer.store.List() {
 		if l.peer.lookup(info.Digest) == nil {
-			l.peer.announce(info)
+			l.peer.announce(info.Digest)
 		}
 	}
 	for _, t := range l.peer.all() {
@@ -77,17 +77,17 @@ func (l *link) Opened(s *api.Session) {
 }
 
 // announce tells the blob's scheduler what the store holds of it, so that others may ask here.
-func (p *Peer) announce(info store.Info) {
-	s := p.home(info.Digest.String())
+func (p *Peer) announce(d digest.Digest) {
+	s := p.home(d.String())
 	if s == nil {
 		return
 	}
-	b, err := p.store.Get(info.Digest)
+	b, err := p.store.Get(d)
 	if err != nil {
 		return // evicted meanwhile
 	}
 	defer b.Close()
-	s.Send(p.join(Blob{Digest: info.Digest, Size: b.Layout().Size}, b, true, false))
+	s.Send(p.join(Blob{Digest: d, Size: b.Layout().Size}, b, true, false))
 }
 
 // join describes this host's part in a task. A seed tells the piece digests it knows, for those without a chunk map.
@@ -185,4 +185,14 @@ func digestOf(id string) digest.Digest { return digest.Digest(id) }
 
 func toRun(r api.Run) dispatch.Run {
 	return dispatch.Run{First: piece.Index(r[0]), End: piece.Index(r[1])}
+}
+
+// Connected reports whether the peer has a session with every scheduler it was given.
+func (p *Peer) Connected() bool {
+	for _, l := range p.links {
+		if l.live() == nil {
+			return false
+		}
+	}
+	return true
 }

@@ -28,6 +28,8 @@ type Wire interface {
 	Piece(ctx context.Context, addr string, d digest.Digest, off int64, buf []byte) error
 	// Watch reports what the peer at addr holds until the stream breaks, always with an error.
 	Watch(ctx context.Context, addr string, d digest.Digest, spec json.RawMessage, fn func(transfer.Have) error) error
+	// Groups returns the digests of the groups of piece i, as the peer at addr claims them.
+	Groups(ctx context.Context, addr string, d digest.Digest, i piece.Index) ([]piece.Digest, error)
 	// Suspect tells the peer at addr that its piece was bad.
 	Suspect(ctx context.Context, addr string, d digest.Digest, i piece.Index) error
 }

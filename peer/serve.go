@@ -3,8 +3,10 @@ package peer
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -12,6 +14,7 @@ import (
 	"github.com/shoal-project/shoal/peer/piece"
 	"github.com/shoal-project/shoal/peer/store"
 	"github.com/shoal-project/shoal/peer/transfer"
+	"github.com/shoal-project/shoal/scheduler/api"
 )
 
 // Served is what a Peer offers to other peers; it implements transfer.Blobs.
@@ -41,8 +44,8 @@ func (s Served) Open(d digest.Digest, off, length int64) (*os.File, func(), erro
 
 func (s Served) open(b *store.Blob, off, length int64) (*os.File, error) {
 	if err := b.EnsureVerified(off, length); err != nil {
-		if t := s.peer.lookup(b.Digest()); t != nil {
-			t.post(t.resync)
+		if errors.Is(err, piece.ErrMismatch) {
+			s.lost(b)
 		}
 		return nil, fmt.Errorf("%w: %w", piece.ErrAbsent, err)
 	}
@@ -67,12 +70,17 @@ func (s Served) Suspect(d digest.Digest, i piece.Index) error {
 	}
 	defer b.Close()
 	if !b.Recheck(i) {
-		s.peer.log.Warn("piece on disk was bad", "digest", d, "piece", i)
-		if t := s.peer.lookup(d); t != nil {
-			t.post(t.resync)
-		}
+		s.lost(b)
 	}
 	return nil
+}
+
+// lost has a piece that was bad on the disk fetched again, or at least no longer announced.
+func (s Served) lost(b *store.Blob) {
+	s.peer.log.Warn("piece on disk was bad", "digest", b.Digest())
+	if t := s.peer.lookup(b.Digest()); t == nil || !t.post(t.resync) {
+		s.peer.announce(b.Digest())
+	}
 }
 
 // Watch implements transfer.Blobs. A seed that is asked for a blob it has not begins to fetch it.
@@ -123,4 +131,11 @@ func (p *Peer) unreachable(addr string) bool {
 		return false
 	}
 	return ok
+}
+
+// isSeed reports whether the scheduler named the host at addr as a seed.
+func (p *Peer) isSeed(addr string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.ContainsFunc(p.seeds, func(h api.Host) bool { return h.Addr == addr })
 }

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/shoal-project/shoal/peer/chunkmap"
 	"github.com/shoal-project/shoal/peer/dispatch"
 	"github.com/shoal-project/shoal/peer/piece"
@@ -54,6 +56,7 @@ type task struct {
 	moved         time.Time // when a piece came last, or somebody asked
 	left          time.Time // when a reference was given up last
 	lastResort    bool      // the origin is read without leases although a scheduler lives
+	unprepared    bool      // the blob was complete, and no more is: what it is verified against has to be learned
 }
 
 func newTask(p *Peer, b Blob, authorization string) *task {
@@ -159,8 +162,9 @@ func (t *task) run(ctx context.Context) {
 	t.close()
 }
 
-// prepare learns what the pieces are verified against, and makes the planner.
+// prepare learns what the pieces are verified against, makes the planner, and joins at the scheduler.
 func (t *task) prepare(ctx context.Context) {
+	t.unprepared = false
 	if t.blob.Origin.Map != nil && !t.st.Complete() {
 		cm, err := t.peer.loadMap(ctx, t.blob, t.authorization)
 		if err != nil && ctx.Err() == nil {
@@ -174,9 +178,12 @@ func (t *task) prepare(ctx context.Context) {
 	if t.cm == nil {
 		cfg.SourceRuns, cfg.SourceBytes = 1, layout.Size // read as a whole or not at all
 		t.digests = make([]*piece.Digest, layout.Count())
-		known = piece.NewSet(layout.Count())
+		if known = piece.NewSet(layout.Count()); layout.Count() == 1 {
+			known.AddAll()
+		}
 	}
-	t.planner = dispatch.New(cfg, layout, t.have, known, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())))
+	t.session, t.moved = nil, time.Now()
+	t.planner = dispatch.New(cfg, layout, t.st.Have(), known, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())))
 	t.rehome()
 }
 
@@ -185,6 +192,9 @@ func (t *task) loop(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for ctx.Err() == nil && !t.finished() {
+		if t.unprepared {
+			t.prepare(ctx)
+		}
 		now := time.Now()
 		t.chooseMode(now)
 		t.tend(ctx)
@@ -276,15 +286,30 @@ func (t *task) positions() []piece.Index {
 	return out
 }
 
-// want returns the digest piece i must have.
-func (t *task) want(i piece.Index) (piece.Digest, bool) {
-	if t.cm != nil {
-		return t.cm.PieceDigest(t.st.Layout(), i), true
+// verifier returns the check that piece i must pass before it is stored; it returns the digests of the piece's groups. ok is
+// false when nothing is known to check against.
+func (t *task) verifier(i piece.Index) (check func(data []byte) ([]piece.Digest, error), ok bool) {
+	switch {
+	case t.cm != nil:
+		want := t.cm.PieceDigest(t.st.Layout(), i)
+		return func(data []byte) ([]piece.Digest, error) { return piece.Verify(i, data, want) }, true
+	case t.digests[i] != nil:
+		want := *t.digests[i]
+		return func(data []byte) ([]piece.Digest, error) { return piece.Verify(i, data, want) }, true
+	case len(t.digests) == 1: // the piece is the blob
+		return func(data []byte) ([]piece.Digest, error) {
+			return piece.HashGroups(data), verifyBlob(t.blob.Digest, t.blob.Digest.Algorithm().FromBytes(data))
+		}, true
+	default:
+		return nil, false
 	}
-	if d := t.digests[i]; d != nil {
-		return *d, true
+}
+
+func verifyBlob(want, got digest.Digest) error {
+	if got != want {
+		return &piece.MismatchError{Unit: "blob", Want: want.Encoded(), Got: got.Encoded()}
 	}
-	return piece.Digest{}, false
+	return nil
 }
 
 // learn takes digests a scheduler relays. A digest does not change: the first one counts.
@@ -311,16 +336,13 @@ func (t *task) got(i piece.Index) {
 // resync compares the planner's view with the store's after a bad piece was dropped there.
 func (t *task) resync() {
 	now := t.st.Have()
-	for i := range t.have.All() {
+	for i := range piece.Index(now.Len()) {
 		if !now.Has(i) {
 			t.planner.Lost(i)
 		}
 	}
 	t.moved = time.Now()
-	if t.cm == nil && t.blob.Origin.Map != nil && t.planner.Missing() > 0 {
-		t.session = nil // joined as a holder only: what to verify against has to be learned now
-	}
-	t.rehome()
+	t.unprepared = t.cm == nil && t.planner.Missing() > 0 && t.have.Full()
 }
 
 // storeFailed ends the task for its readers when the store cannot take pieces; they have other ways to the bytes.

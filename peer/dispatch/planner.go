@@ -79,6 +79,7 @@ type Planner struct {
 	reading  []Run
 	self     bool
 	idleFrom time.Time // since when nothing could be done although pieces are missing; zero when not so
+	starved  bool      // Stuck has reported, and no parent gave anything since
 }
 
 type parent struct {
@@ -334,7 +335,7 @@ func (p *Planner) Done(now time.Time, r Request, o Outcome) {
 	par.inFlight = max(par.inFlight-1, 0) // the parent may have gone and come back meanwhile
 	switch o {
 	case OK:
-		par.failures = 0
+		par.failures, p.starved = 0, false
 	case Busy:
 		half := p.cfg.BusyPause / 2
 		par.notUntil = now.Add(half + time.Duration(p.rng.Int64N(int64(half)+1)))
@@ -356,6 +357,9 @@ func (p *Planner) watch(now time.Time) {
 		p.idleFrom = time.Time{}
 	case p.idleFrom.IsZero():
 		p.idleFrom = now
+		if p.starved {
+			p.idleFrom = now.Add(-p.cfg.StuckAfter) // nobody has come meanwhile
+		}
 	}
 }
 
@@ -365,7 +369,7 @@ func (p *Planner) Stuck(now time.Time) []Run {
 	if p.idleFrom.IsZero() || now.Sub(p.idleFrom) < p.cfg.StuckAfter {
 		return nil
 	}
-	p.idleFrom = now
+	p.idleFrom, p.starved = now, true
 	most := max(int(p.cfg.SourceBytes/max(p.layout.PieceSize, 1)), 1)
 	var runs []Run
 	seen := map[piece.Index]bool{}
