@@ -122,7 +122,9 @@ func (t *task) fail(err error) {
 	if t.failed == nil {
 		t.failed = fmt.Errorf("blob %s: %w", t.blob.Digest, err)
 		close(t.failCh)
-		t.peer.log.Warn("task fails", "digest", t.blob.Digest, "error", err)
+		if !errors.Is(err, ErrClosed) {
+			t.peer.log.Warn("task fails", "digest", t.blob.Digest, "error", err)
+		}
 	}
 }
 

@@ -96,7 +96,7 @@ func (r *Records) put(bucket []byte, key string, value any) error {
 	if err != nil {
 		return err
 	}
-	return r.db.Batch(func(tx *bbolt.Tx) error { return tx.Bucket(bucket).Put([]byte(key), data) })
+	return r.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucket).Put([]byte(key), data) })
 }
 
 func (r *Records) get(bucket []byte, key string, value any) bool {
@@ -139,7 +139,7 @@ func (r *Records) accept(registry, repository, credential string, at time.Time) 
 
 // revoke notes that the origin refused a credential.
 func (r *Records) revoke(registry, repository, credential string) error {
-	return r.db.Batch(func(tx *bbolt.Tx) error {
+	return r.db.Update(func(tx *bbolt.Tx) error {
 		return tx.Bucket(bucketVerdicts).Delete([]byte(verdictKey(registry, repository, credential)))
 	})
 }

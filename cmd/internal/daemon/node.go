@@ -55,7 +55,7 @@ func RunNode(ctx context.Context, cfg config.Node, version string, w io.Writer) 
 	if err := n.open(ctx); err != nil {
 		return err
 	}
-	n.log.Info("node ready", "mirror", n.mirrorListener.Addr().String(), "peer", cfg.Peer.Advertise, "admin",
+	n.log.Info("node ready", "mirror", n.mirrorListener.Addr().String(), "peer", n.cfg.Peer.Advertise, "admin",
 		n.adminListener.Addr().String(), "schedulers", cfg.Schedulers, "seed", cfg.Seed, "version", version)
 	n.admin.ready.Store(true)
 	err := n.run(ctx)
