@@ -143,8 +143,8 @@ func choose(ref string, idx v1.ImageIndex, want *v1.Platform, tag string) (v1.Im
 			}
 			return choose(ref, nested, want, "")
 		}
-		if d.ArtifactType != "" || (d.Platform != nil && d.Platform.OS == "unknown") {
-			continue // an attestation, or the other variant of an image of ours
+		if !isImage(d) {
+			continue
 		}
 		candidates = append(candidates, d)
 	}
@@ -165,6 +165,16 @@ func choose(ref string, idx v1.ImageIndex, want *v1.Platform, tag string) (v1.Im
 		have = append(have, d.Platform.String())
 	}
 	return nil, fmt.Errorf("%w %s: no image for %s; there are %s; choose with --platform", ErrBase, ref, want, strings.Join(have, ", "))
+}
+
+// isImage reports whether a manifest of an index is an image: neither an attestation nor the Nydus variant of one of ours.
+// Some tools repeat the configuration's media type as artifact type.
+func isImage(d v1.Descriptor) bool {
+	switch types.MediaType(d.ArtifactType) {
+	case "", types.OCIConfigJSON, types.DockerConfigJSON:
+		return d.Platform == nil || d.Platform.OS != "unknown"
+	}
+	return false
 }
 
 func tagged(tag string) string {
