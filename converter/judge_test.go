@@ -325,9 +325,9 @@ func (j *judged) podman(t *testing.T) {
 	podman := need(t, "podman")
 	dir := t.TempDir()
 	global := []string{"--root", dir + "/root", "--runroot", dir + "/run", "--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--events-backend", "none", "--tmpdir", dir + "/tmp"}
-	t.Cleanup(func() { run(t, nil, podman, append(global, "system", "prune", "--all", "--force")...) })
+	t.Cleanup(func() { _ = exec.Command(podman, append(global, "system", "prune", "--all", "--force")...).Run() })
 	run(t, nil, podman, append(global, "pull", "--quiet", "--tls-verify=false", j.target)...)
-	j.wantOutput(t, run(t, nil, podman, append(global, "run", "--rm", "--network=none", "--cgroups=disabled", "--security-opt", "seccomp=unconfined", j.target)...))
+	j.wantOutput(t, run(t, nil, podman, append(global, "run", "--rm", "--network=none", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=512:512", j.target)...))
 }
 
 func (j *judged) docker(t *testing.T) {
@@ -394,7 +394,7 @@ func (j *judged) nydusd(t *testing.T, v *nydusVariant, backend map[string]any) {
 	check(t, err)
 	check(t, os.WriteFile(filepath.Join(dir, "config.json"), config, 0o600))
 	daemon(t, path, nil, "fuse", "--config", filepath.Join(dir, "config.json"), "--bootstrap", v.bootstrap,
-		"--mountpoint", mnt, "--log-level", "warn", "--apisock", filepath.Join(dir, "api"))
+		"--mountpoint", mnt, "--log-level", "warn", "--rlimit-nofile", "0", "--apisock", filepath.Join(dir, "api"))
 	t.Cleanup(func() { _ = syscall.Unmount(mnt, syscall.MNT_DETACH) })
 	eventually(t, "nydusd", func() bool {
 		_, err := os.Stat(filepath.Join(mnt, "models"))
