@@ -17,8 +17,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/shoal-project/shoal/converter"
@@ -181,6 +179,7 @@ func TestRootJudges(t *testing.T) {
 	t.Run("nydusd with a registry", func(t *testing.T) {
 		j.nydusd(t, nydus, registryBackend(j.registry, "ml/tiny"))
 	})
+	t.Run("nydus-snapshotter finds the Nydus variant", func(t *testing.T) { j.detect(t, nydus) })
 	t.Run("every layer has its chunk map", func(t *testing.T) { j.chunkMaps(t, nydus) })
 }
 
@@ -406,11 +405,24 @@ func (j *judged) nydusd(t *testing.T, v *nydusVariant, backend map[string]any) {
 	}
 }
 
-func remoteTag(t *testing.T, ref string) *remote.Descriptor {
-	t.Helper()
-	tag, err := name.ParseReference(ref)
+// detect builds a program of nydus-snapshotter's packages, which takes a minute the first time, and lets it look.
+func (j *judged) detect(t *testing.T, v *nydusVariant) {
+	bin, boot := filepath.Join(t.TempDir(), "nydusdetect"), filepath.Join(t.TempDir(), "boot")
+	cmd := exec.Command(need(t, "go"), "build", "-o", bin, ".")
+	cmd.Dir = "testdata/nydusdetect"
+	cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=-buildvcs=false -mod=readonly")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	var got ocispec.Descriptor
+	check(t, json.Unmarshal([]byte(run(t, nil, bin, j.target, j.result.Plain.String(), boot)), &got))
+	layers := v.manifests[1].Layers
+	if diff := cmp.Diff(layers[len(layers)-1], got); diff != "" {
+		t.Errorf("bootstrap layer (-want +got):\n%s", diff)
+	}
+	want, err := os.ReadFile(v.bootstrap)
 	check(t, err)
-	d, err := remote.Get(tag)
-	check(t, err)
-	return d
+	if unpacked, err := os.ReadFile(boot); err != nil || !bytes.Equal(want, unpacked) {
+		t.Errorf("the bootstrap it unpacked differs: %v", err)
+	}
 }
