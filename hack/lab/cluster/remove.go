@@ -1,0 +1,87 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// remove takes away all of a run, in an order in which each step makes the next possible: processes (shims and
+// containers too, which are nobody's children), mounts, namespaces, files.
+func remove(ctx context.Context, run string) error {
+	spaces, err := filepath.Glob(filepath.Join(netnsDir, prefix+run+"-*"))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, path := range spaces {
+		errs = append(errs, killAll(ctx, namespace(filepath.Base(path))))
+	}
+	dir := filepath.Join(stateDir, dirName+run)
+	errs = append(errs, unmountBelow(dir))
+	for _, path := range spaces {
+		_, err := command(ctx, "ip", "netns", "delete", filepath.Base(path))
+		errs = append(errs, err)
+	}
+	errs = append(errs, os.RemoveAll(dir))
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("remove run %s: %w", run, err)
+	}
+	return nil
+}
+
+// killAll kills what runs in the namespace until nothing does.
+func killAll(ctx context.Context, ns namespace) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		pids, err := ns.pids(ctx)
+		if err != nil || len(pids) == 0 {
+			return err
+		}
+		for _, pid := range pids {
+			if pid != os.Getpid() { // a thread of ours may be on its way out of there
+				_ = syscall.Kill(pid, syscall.SIGKILL) // gone already is fine
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("processes %v of %s do not end: %w", pids, ns, context.Cause(ctx))
+		case <-tick.C:
+		}
+	}
+}
+
+// unmountBelow detaches all mounts below dir, the newest first.
+func unmountBelow(dir string) error {
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	var points []string
+	for line := range strings.Lines(string(data)) {
+		if fields := strings.Fields(line); len(fields) > 4 {
+			point := unescape.Replace(fields[4])
+			if point == dir || strings.HasPrefix(point, dir+"/") {
+				points = append(points, point)
+			}
+		}
+	}
+	var errs []error
+	for i := len(points) - 1; i >= 0; i-- {
+		if err := unix.Unmount(points[i], unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", points[i], err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// unescape undoes the escapes of mountinfo.
+var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
