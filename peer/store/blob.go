@@ -1,0 +1,237 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/shoal-project/shoal/peer/piece"
+)
+
+// Blob is a reference to one blob of the store, and keeps it from being evicted until Close. Its methods may be called
+// concurrently, except that none may be called after Close.
+type Blob struct {
+	store   *Store
+	entry   *entry
+	session *session
+
+	mu     sync.Mutex // guards the fields below
+	file   *os.File
+	closed bool
+}
+
+// Digest returns the digest the blob is stored under.
+func (b *Blob) Digest() digest.Digest { return b.entry.digest }
+
+// Layout returns how the blob is cut.
+func (b *Blob) Layout() piece.Layout { return b.entry.layout }
+
+// Have returns a copy of the set of the pieces held.
+func (b *Blob) Have() *piece.Set { return b.entry.have() }
+
+// Has reports whether piece i is held.
+func (b *Blob) Has(i piece.Index) bool { return b.entry.has(i) }
+
+// Held returns the bytes of the pieces held.
+func (b *Blob) Held() int64 { n, _ := b.entry.progress(); return n }
+
+// Complete reports whether every piece is held.
+func (b *Blob) Complete() bool { _, complete := b.entry.progress(); return complete }
+
+// Changed returns a channel that is closed when a piece comes or goes next, or the blob is dropped. To wait for a piece,
+// take the channel first, then look, then wait.
+func (b *Blob) Changed() <-chan struct{} { return b.entry.watch() }
+
+// Write stores piece i, whose bytes the caller has verified and whose group digests are groups. Writing a piece that is
+// held does nothing. On ErrNoSpace, after everything evictable is gone, the piece is not held. The slices are not kept.
+func (b *Blob) Write(i piece.Index, data []byte, groups []piece.Digest) error {
+	e := b.entry
+	if i < 0 || int(i) >= e.layout.Count() {
+		return fmt.Errorf("piece %d of %s: it has %d pieces", i, e.digest, e.layout.Count())
+	}
+	if _, length := e.layout.Range(i); int64(len(data)) != length {
+		return fmt.Errorf("piece %d of %s: %d bytes, want %d", i, e.digest, len(data), length)
+	}
+	if _, count := e.layout.GroupRange(i); len(groups) != count {
+		return fmt.Errorf("piece %d of %s: %d group digests, want %d", i, e.digest, len(groups), count)
+	}
+	if e.has(i) {
+		return nil
+	}
+	defer e.lockPiece(i)()
+	if e.has(i) {
+		return nil
+	}
+	err := b.session.writePiece(e.layout, i, data, groups)
+	for b.store.retryAfterEviction(err) {
+		err = b.session.writePiece(e.layout, i, data, groups)
+	}
+	if err != nil {
+		if isFull(err) {
+			b.store.metrics.noSpace.Inc()
+		}
+		return fmt.Errorf("piece %d of %s: %w", i, e.digest, noSpace(err))
+	}
+	if !e.add(i) {
+		return fmt.Errorf("piece %d of %s: %w", i, e.digest, ErrNotFound)
+	}
+	b.store.metrics.written.Add(float64(len(data)))
+	return nil
+}
+
+// File returns an open file on the blob's bytes, made on the first call; it is valid until Close. Each Blob has its own,
+// with its own offset, as http.ServeContent needs. Only bytes that EnsureVerified accepted may leave the process.
+func (b *Blob) File() (*os.File, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return nil, ErrClosed
+	}
+	if b.file == nil {
+		f, err := b.session.dir.Open(dataName) // an open of a local file, serialised for this reference only
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", b.entry.digest, notFound(err))
+		}
+		b.file = f
+	}
+	return b.file, nil
+}
+
+// ReadAt reads bytes of the blob, verifying the pieces they are in on their first use; io.ReaderAt for what is held.
+// The errors are those of EnsureVerified.
+func (b *Blob) ReadAt(p []byte, off int64) (int, error) {
+	if err := b.EnsureVerified(off, int64(len(p))); err != nil {
+		return 0, err
+	}
+	return b.session.data.ReadAt(p, off)
+}
+
+// Groups returns the group digests of piece i. The error is piece.ErrAbsent when the piece is not held.
+func (b *Blob) Groups(i piece.Index) ([]piece.Digest, error) {
+	if !b.entry.has(i) {
+		return nil, b.absent(i)
+	}
+	groups, err := b.session.readGroups(b.entry.layout, i)
+	if err != nil {
+		return nil, fmt.Errorf("group digests of piece %d of %s: %w", i, b.entry.digest, err)
+	}
+	return groups, nil
+}
+
+// Drop removes the blob from the store and its bytes from the disk at once. References to it, this one included, have to
+// be closed all the same; Write and EnsureVerified return ErrNotFound on them. Dropping twice does nothing.
+func (b *Blob) Drop() error {
+	s := b.store
+	s.mu.Lock()
+	if s.blobs[b.entry.digest] != b.entry || b.entry.phase != ready {
+		s.mu.Unlock()
+		return nil
+	}
+	return s.removeLocked(b.entry)
+}
+
+// Close gives up the reference and the file. It is idempotent.
+func (b *Blob) Close() error {
+	b.mu.Lock()
+	closed, file := b.closed, b.file
+	b.closed = true
+	b.mu.Unlock()
+	if closed {
+		return nil
+	}
+	var err error
+	if file != nil {
+		err = file.Close()
+	}
+	s, e := b.store, b.entry
+	s.mu.Lock()
+	e.lastUse = time.Now()
+	e.refs--
+	last := e.refs == 0
+	if last {
+		e.session = nil // the next reference opens the files anew
+	}
+	s.mu.Unlock()
+	if last {
+		err = errors.Join(err, b.session.close())
+	}
+	return err
+}
+
+func (b *Blob) absent(i piece.Index) error {
+	if b.entry.isGone() {
+		return fmt.Errorf("piece %d of %s: %w", i, b.entry.digest, ErrNotFound)
+	}
+	return fmt.Errorf("piece %d of %s: %w", i, b.entry.digest, piece.ErrAbsent)
+}
+
+// session is the open files of a blob, shared by all references from the first to the last.
+type session struct {
+	once                sync.Once
+	err                 error
+	dir                 *os.Root
+	data, groups, index *os.File
+}
+
+func (s *session) open(root *os.Root, e *entry) error {
+	s.once.Do(func() {
+		if s.dir, s.err = root.OpenRoot(folderName(e.digest)); s.err != nil {
+			return
+		}
+		for file, target := range map[string]**os.File{dataName: &s.data, groupsName: &s.groups, indexName: &s.index} {
+			if *target, s.err = s.dir.OpenFile(file, os.O_RDWR, 0); s.err != nil {
+				return
+			}
+		}
+	})
+	return s.err
+}
+
+// close leaves the time of the last use on the disk and closes what open opened.
+func (s *session) close() error {
+	var errs []error
+	if s.index != nil {
+		now := time.Now()
+		_ = s.dir.Chtimes(indexName, now, now) // only orders evictions after a restart; fails after Drop
+	}
+	for _, f := range []*os.File{s.data, s.groups, s.index} {
+		if f != nil {
+			errs = append(errs, f.Close())
+		}
+	}
+	if s.dir != nil {
+		errs = append(errs, s.dir.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// writePiece puts the bytes, then their group digests, then the piece digest on disk, which is what makes it held.
+func (s *session) writePiece(l piece.Layout, i piece.Index, data []byte, groups []piece.Digest) error {
+	off, _ := l.Range(i)
+	if _, err := s.data.WriteAt(data, off); err != nil {
+		return err
+	}
+	first, _ := l.GroupRange(i)
+	if _, err := s.groups.WriteAt(encodeDigests(groups), int64(first)*digestSize); err != nil {
+		return err
+	}
+	return s.mark(i, piece.Root(groups))
+}
+
+// mark sets the digest of piece i in the index; zero marks it as not held.
+func (s *session) mark(i piece.Index, d piece.Digest) error {
+	_, err := s.index.WriteAt(d[:], headerSize+int64(i)*digestSize)
+	return err
+}
+
+func (s *session) readGroups(l piece.Layout, i piece.Index) ([]piece.Digest, error) {
+	first, count := l.GroupRange(i)
+	buf := make([]byte, count*digestSize)
+	if _, err := s.groups.ReadAt(buf, int64(first)*digestSize); err != nil {
+		return nil, err
+	}
+	return decodeDigests(buf), nil
+}

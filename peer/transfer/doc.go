@@ -1,0 +1,33 @@
+// Package transfer is the wire between peers, both ends of it: HTTP/1.1 over persistent connections.
+//
+//	GET  /v1/blobs/{digest}                    Range: bytes=a-b → 206 and the bytes, from the file by sendfile
+//	GET  /v1/blobs/{digest}/groups?piece=N     the group digests of a held piece, 32 bytes each
+//	POST /v1/blobs/{digest}/suspect?piece=N    the holder reads the piece back and drops it when it is bad
+//	POST /v1/tasks/{digest}/haves              body: what the task is (JSON) → an endless stream of frames
+//
+// Every request carries "Authorization: Bearer TOKEN" with the token of the cluster. What the answers mean:
+//
+//	404                     not held                       piece.ErrAbsent
+//	503, Shoal-Busy: 1      all upload slots are taken     ErrBusy, which is piece.ErrTransient
+//	401                     another cluster                piece.ErrDenied
+//	anything else, a cut, a stall                          piece.ErrTransient
+//
+// The client checks lengths and ranges but not content: the caller verifies what it got before it does anything with it.
+//
+// # Frames
+//
+// The answer to haves begins with a frame of everything the peer holds. Changes follow within Config.HavesInterval,
+// and an empty frame when nothing changed for a second, so that silence means a hung peer. A frame, big endian:
+//
+//	0  1  type
+//	1  4  length of the payload, at most 131,076
+//	5  …  payload
+//
+//	type 0, alive     no payload
+//	type 1, all       number of pieces (4 bytes), bitmap as of piece.Set.Bytes; replaces what was said before
+//	type 2, added     indices in ascending order, each a uvarint: the first, then the distance from the one before
+//	type 3, removed   the same
+//	types from 128    are reserved for additions and skipped; other types are an error
+//
+// The handler starts no goroutine of its own, and the client only those of net/http.
+package transfer

@@ -1,0 +1,368 @@
+package transfer
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/shoal-project/shoal/peer/piece"
+)
+
+const (
+	// DefaultUploadSlots is used when Config.UploadSlots is zero.
+	DefaultUploadSlots = 10
+	// DefaultHavesInterval is used when Config.HavesInterval is zero.
+	DefaultHavesInterval = 30 * time.Millisecond
+	// DefaultUploadStall is used when Config.UploadStall is zero.
+	DefaultUploadStall = 10 * time.Second
+
+	busyHeader    = "Shoal-Busy"
+	aliveInterval = time.Second
+	maxSpec       = 64 << 10 // bytes of the body of haves
+	suspectSlots  = 2        // each reads and hashes up to piece.MaxSize bytes
+)
+
+// Blobs is what the handler serves. Its methods are called concurrently.
+type Blobs interface {
+	// Open returns a file that holds bytes [off, off+length) of the blob at their offsets, verified, and as long as the
+	// blob; a negative length means to the blob's end. The file's own offset belongs to the caller until it calls release.
+	// The error is piece.ErrAbsent when any of these bytes is missing or was found to be bad.
+	Open(d digest.Digest, off, length int64) (f *os.File, release func(), err error)
+	// Groups returns the group digests of a held piece, or piece.ErrAbsent.
+	Groups(d digest.Digest, i piece.Index) ([]piece.Digest, error)
+	// Suspect reads piece i back from the disk and drops it when it is bad.
+	Suspect(d digest.Digest, i piece.Index) error
+	// Watch returns the live state of a task, which it may begin: spec is the body of the request, not yet parsed.
+	Watch(ctx context.Context, d digest.Digest, spec json.RawMessage) (Haves, error)
+}
+
+// Haves is the live state of one task. *store.Blob is one.
+type Haves interface {
+	// Have returns a copy of the set of the pieces held.
+	Have() *piece.Set
+	// Changed returns a channel that is closed when the set changes next.
+	Changed() <-chan struct{}
+	// Close is called when nobody watches any more.
+	Close() error
+}
+
+// Config describes the serving end. The zero Config serves every caller.
+type Config struct {
+	// Token is the cluster's; a request without it is refused with 401. Empty lets everybody in.
+	Token string
+	// UploadSlots bounds the ranges sent at a time; more are refused with 503. Zero is DefaultUploadSlots.
+	UploadSlots int
+	// UploadStall ends an upload whose receiver takes no byte for this long. Zero is DefaultUploadStall.
+	UploadStall time.Duration
+	// HavesInterval is the shortest time between two frames of changes. Zero is DefaultHavesInterval.
+	HavesInterval time.Duration
+	// Log receives failures of the own disk. Nil discards it.
+	Log *slog.Logger
+	// Registerer receives the metrics. Nil keeps them out of sight.
+	Registerer prometheus.Registerer
+}
+
+// Validate reports all faults of the configuration at once.
+func (c Config) Validate() error {
+	var errs []error
+	if c.UploadSlots < 0 {
+		errs = append(errs, fmt.Errorf("transfer: upload slots are %d, want 0 (%d) or more", c.UploadSlots, DefaultUploadSlots))
+	}
+	if c.UploadStall < 0 || c.HavesInterval < 0 {
+		errs = append(errs, errors.New("transfer: a time is negative"))
+	}
+	return errors.Join(errs...)
+}
+
+type handler struct {
+	cfg      Config
+	blobs    Blobs
+	log      *slog.Logger
+	metrics  *serverMetrics
+	slots    chan struct{}
+	suspects chan struct{}
+}
+
+// NewHandler returns the serving end of the wire. The server it runs in must have no WriteTimeout, because haves never
+// end, and a BaseContext that is cancelled on shutdown, which is what ends them.
+func NewHandler(cfg Config, blobs Blobs) (http.Handler, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	cfg.UploadSlots = cmp.Or(cfg.UploadSlots, DefaultUploadSlots)
+	cfg.UploadStall = cmp.Or(cfg.UploadStall, DefaultUploadStall)
+	cfg.HavesInterval = cmp.Or(cfg.HavesInterval, DefaultHavesInterval)
+	h := &handler{
+		cfg: cfg, blobs: blobs, log: cmp.Or(cfg.Log, slog.New(slog.DiscardHandler)),
+		metrics: newServerMetrics(cfg.Registerer),
+		slots:   make(chan struct{}, cfg.UploadSlots), suspects: make(chan struct{}, suspectSlots),
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/blobs/{digest}", h.serveBlob)
+	mux.HandleFunc("GET /v1/blobs/{digest}/groups", h.serveGroups)
+	mux.HandleFunc("POST /v1/blobs/{digest}/suspect", h.serveSuspect)
+	mux.HandleFunc("POST /v1/tasks/{digest}/haves", h.serveHaves)
+	return RequireToken(cfg.Token, mux), nil
+}
+
+// RequireToken passes on the requests that carry the cluster's token and answers 401 to others, in a time that does not
+// tell how much of the token was right. An empty token passes everything on.
+func RequireToken(token string, next http.Handler) http.Handler {
+	if token == "" {
+		return next
+	}
+	want := sha256.Sum256([]byte("Bearer " + token))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		got := sha256.Sum256([]byte(r.Header.Get("Authorization")))
+		if subtle.ConstantTimeCompare(want[:], got[:]) != 1 {
+			http.Error(w, "this peer belongs to another cluster: the token differs", http.StatusUnauthorized)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (h *handler) serveBlob(w http.ResponseWriter, r *http.Request) {
+	d, ok := parseDigest(w, r)
+	if !ok {
+		return
+	}
+	off, length, err := parseRange(r.Header.Get("Range"))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusRequestedRangeNotSatisfiable)
+		return
+	}
+	select {
+	case h.slots <- struct{}{}:
+		defer func() { <-h.slots }()
+	default:
+		h.metrics.busy.Inc()
+		w.Header().Set(busyHeader, "1")
+		http.Error(w, "all upload slots are taken", http.StatusServiceUnavailable)
+		return
+	}
+	f, release, err := h.blobs.Open(d, off, length)
+	if err != nil {
+		h.fail(w, d, err)
+		return
+	}
+	defer release()
+	w.Header().Set("Content-Type", "application/octet-stream") // ServeContent would read the file to guess it
+	w.Header().Set("ETag", `"`+d.String()+`"`)
+	u := &upload{ResponseWriter: w, stall: h.cfg.UploadStall}
+	http.ServeContent(u, r, "", time.Time{}, f)
+	h.metrics.uploaded.Add(float64(u.sent))
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Time{}) // the connection's next request starts afresh
+}
+
+// upload passes ReadFrom on, without which sendfile is lost, and gives up when the receiver takes nothing.
+type upload struct {
+	http.ResponseWriter
+	stall time.Duration
+	sent  int64
+}
+
+// uploadStep is how many bytes have to pass within the stall time.
+const uploadStep = 1 << 20
+
+// Unwrap lets http.ResponseController find the connection.
+func (u *upload) Unwrap() http.ResponseWriter { return u.ResponseWriter }
+
+// ReadFrom copies src in steps, each with its own deadline. What net/http and the socket below see is the file itself
+// behind one io.LimitedReader, the only shape that sendfile takes.
+func (u *upload) ReadFrom(src io.Reader) (int64, error) {
+	limited, ok := src.(*io.LimitedReader)
+	if !ok {
+		return io.Copy(u.ResponseWriter, src)
+	}
+	controller := http.NewResponseController(u.ResponseWriter)
+	var total int64
+	for limited.N > 0 {
+		// A recorder in a test has no deadlines; a connection always does.
+		_ = controller.SetWriteDeadline(time.Now().Add(u.stall))
+		step := min(limited.N, uploadStep)
+		n, err := io.Copy(u.ResponseWriter, &io.LimitedReader{R: limited.R, N: step})
+		limited.N -= n
+		total += n
+		u.sent += n
+		if err != nil || n < step {
+			return total, err
+		}
+	}
+	return total, nil
+}
+
+func (h *handler) serveGroups(w http.ResponseWriter, r *http.Request) {
+	d, i, ok := parsePiece(w, r)
+	if !ok {
+		return
+	}
+	groups, err := h.blobs.Groups(d, i)
+	if err != nil {
+		h.fail(w, d, err)
+		return
+	}
+	w.Header().Set("Content-Type", "application/octet-stream")
+	w.Header().Set("Content-Length", strconv.Itoa(len(groups)*len(piece.Digest{})))
+	for g := range groups {
+		if _, err := w.Write(groups[g][:]); err != nil {
+			return // the receiver has gone
+		}
+	}
+}
+
+func (h *handler) serveSuspect(w http.ResponseWriter, r *http.Request) {
+	d, i, ok := parsePiece(w, r)
+	if !ok {
+		return
+	}
+	select {
+	case h.suspects <- struct{}{}:
+		defer func() { <-h.suspects }()
+	default:
+		w.Header().Set(busyHeader, "1")
+		http.Error(w, "other pieces are being verified", http.StatusServiceUnavailable)
+		return
+	}
+	h.metrics.suspected.Inc()
+	if err := h.blobs.Suspect(d, i); err != nil {
+		h.fail(w, d, err)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// serveHaves streams frames until the watcher or the server goes.
+func (h *handler) serveHaves(w http.ResponseWriter, r *http.Request) {
+	d, ok := parseDigest(w, r)
+	if !ok {
+		return
+	}
+	spec, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxSpec))
+	if err != nil || !json.Valid(spec) {
+		http.Error(w, "the body must be the task in JSON, at most 64 KiB", http.StatusBadRequest)
+		return
+	}
+	haves, err := h.blobs.Watch(r.Context(), d, spec)
+	if err != nil {
+		h.fail(w, d, err)
+		return
+	}
+	defer haves.Close()
+	h.metrics.watchers.Inc()
+	defer h.metrics.watchers.Dec()
+	w.Header().Set("Content-Type", "application/x-shoal-haves")
+	_ = h.stream(r.Context(), w, haves) // ends only with the receiver or the server; neither is worth a line
+}
+
+func (h *handler) stream(ctx context.Context, w http.ResponseWriter, haves Haves) error {
+	controller := http.NewResponseController(w)
+	send := func(frames []byte) error {
+		if err := controller.SetWriteDeadline(time.Now().Add(h.cfg.UploadStall)); err != nil {
+			return err
+		}
+		if _, err := w.Write(frames); err != nil {
+			return err
+		}
+		return controller.Flush()
+	}
+	changed := haves.Changed()
+	sent := haves.Have()
+	if sent.Len() > maxPieces {
+		return fmt.Errorf("%w: %d pieces", errFrame, sent.Len())
+	}
+	if err := send(appendAll(nil, sent)); err != nil {
+		return err
+	}
+	pause := time.NewTimer(h.cfg.HavesInterval) // the next changes wait for it
+	defer pause.Stop()
+	alive := time.NewTimer(aliveInterval)
+	defer alive.Stop()
+	for {
+		var frames []byte
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-alive.C:
+			frames = appendFrame(nil, frameAlive, nil)
+		case <-changed:
+			select {
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			case <-pause.C:
+			}
+			changed = haves.Changed()
+			now := haves.Have()
+			frames = appendChanges(nil, sent, now)
+			sent = now
+			pause.Reset(h.cfg.HavesInterval)
+		}
+		if len(frames) == 0 {
+			continue
+		}
+		if err := send(frames); err != nil {
+			return err
+		}
+		alive.Reset(aliveInterval)
+	}
+}
+
+// fail answers with the status of err's class.
+func (h *handler) fail(w http.ResponseWriter, d digest.Digest, err error) {
+	switch {
+	case errors.Is(err, piece.ErrAbsent), errors.Is(err, piece.ErrMismatch):
+		http.Error(w, "not held", http.StatusNotFound)
+	case errors.Is(err, piece.ErrTransient):
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+	default:
+		h.log.Error("request of a peer failed", "digest", d, "error", err)
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+	}
+}
+
+func parseDigest(w http.ResponseWriter, r *http.Request) (digest.Digest, bool) {
+	d, err := digest.Parse(r.PathValue("digest"))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+	}
+	return d, err == nil
+}
+
+func parsePiece(w http.ResponseWriter, r *http.Request) (digest.Digest, piece.Index, bool) {
+	d, ok := parseDigest(w, r)
+	if !ok {
+		return d, 0, false
+	}
+	n, err := strconv.ParseUint(r.URL.Query().Get("piece"), 10, 31)
+	if err != nil {
+		http.Error(w, "piece must be a number from 0", http.StatusBadRequest)
+	}
+	return d, piece.Index(n), err == nil
+}
+
+// parseRange takes the one form peers use, "bytes=a-b", and no header at all, which is the whole blob.
+func parseRange(header string) (off, length int64, err error) {
+	if header == "" {
+		return 0, -1, nil
+	}
+	first, last, ok := strings.Cut(strings.TrimPrefix(header, "bytes="), "-")
+	a, errA := strconv.ParseUint(first, 10, 62)
+	b, errB := strconv.ParseUint(last, 10, 62)
+	if !ok || !strings.HasPrefix(header, "bytes=") || errA != nil || errB != nil || b < a {
+		return 0, 0, fmt.Errorf("range %q: want bytes=FIRST-LAST", header)
+	}
+	return int64(a), int64(b-a) + 1, nil
+}

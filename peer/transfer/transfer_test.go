@@ -1,0 +1,126 @@
+package transfer_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/shoal-project/shoal/peer/piece"
+	"github.com/shoal-project/shoal/peer/store"
+	"github.com/shoal-project/shoal/peer/store/storetest"
+	"github.com/shoal-project/shoal/peer/transfer"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// stored serves a store as a node does.
+type stored struct{ *store.Store }
+
+func (s stored) Open(d digest.Digest, off, length int64) (*os.File, func(), error) {
+	b, err := s.Get(d)
+	if err != nil {
+		return nil, nil, err
+	}
+	if length < 0 {
+		length = b.Layout().Size - off
+	}
+	err = b.EnsureVerified(off, length)
+	var f *os.File
+	if err == nil {
+		f, err = b.File()
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, b.Close())
+	}
+	return f, func() { _ = b.Close() }, nil
+}
+
+func (s stored) Groups(d digest.Digest, i piece.Index) ([]piece.Digest, error) {
+	b, err := s.Get(d)
+	if err != nil {
+		return nil, err
+	}
+	defer b.Close()
+	return b.Groups(i)
+}
+
+func (s stored) Suspect(d digest.Digest, i piece.Index) error {
+	b, err := s.Get(d)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	b.Recheck(i)
+	return nil
+}
+
+// Watch begins the task when the spec has a size.
+func (s stored) Watch(_ context.Context, d digest.Digest, spec json.RawMessage) (transfer.Haves, error) {
+	var task struct{ Size int64 }
+	if err := json.Unmarshal(spec, &task); err != nil || task.Size == 0 {
+		return nil, fmt.Errorf("spec without a size: %w", piece.ErrAbsent)
+	}
+	return s.Create(d, task.Size)
+}
+
+func newStore(t testing.TB) *store.Store {
+	t.Helper()
+	s, err := store.Open(t.TempDir(), store.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+// serve runs the handler on a loopback port and returns its address.
+func serve(t testing.TB, cfg transfer.Config, blobs transfer.Blobs) string {
+	t.Helper()
+	h, err := transfer.NewHandler(cfg, blobs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return serveHTTP(t, h)
+}
+
+func serveHTTP(t testing.TB, h http.Handler) string {
+	t.Helper()
+	srv := httptest.NewServer(h)
+	t.Cleanup(func() { srv.CloseClientConnections(); srv.Close() })
+	return srv.Listener.Addr().String()
+}
+
+func newClient(t testing.TB, cfg transfer.ClientConfig) *transfer.Client {
+	t.Helper()
+	c, err := transfer.NewClient(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
+func TestPieceArrivesAsStored(t *testing.T) {
+	s := newStore(t)
+	data, _ := storetest.Content(1, 5*piece.GroupSize+3)
+	d := storetest.Fill(t, s, data)
+	addr := serve(t, transfer.Config{Token: "secret"}, stored{s})
+	c := newClient(t, transfer.ClientConfig{Token: "secret"})
+	for _, r := range [][2]int{{0, len(data)}, {0, 1}, {piece.GroupSize, piece.GroupSize}, {len(data) - 3, 3}, {100, 300_000}} {
+		buf := make([]byte, r[1])
+		if err := c.Piece(t.Context(), addr, d, int64(r[0]), buf); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(buf, data[r[0]:r[0]+r[1]]) {
+			t.Errorf("range %v differs", r)
+		}
+	}
+}
