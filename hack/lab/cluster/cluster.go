@@ -40,6 +40,8 @@ type Config struct {
 	Shoal string
 	// Link is the rate of each host's link in both directions; zero does not limit. Host.SetLink changes one.
 	Link Rate
+	// LogLevel is that of shoal's daemons; the default is info.
+	LogLevel string
 	// Log takes one line for each thing the cluster does; nil discards.
 	Log io.Writer
 }
@@ -54,7 +56,6 @@ type Cluster struct {
 	mu    sync.Mutex // guards what follows
 	hosts []*Host
 	procs []*Process
-	token string
 }
 
 // A Host is a network namespace with an address, a link and a folder.
@@ -76,6 +77,9 @@ func New(ctx context.Context, cfg Config) (*Cluster, error) {
 	}
 	if cfg.Log == nil {
 		cfg.Log = io.Discard
+	}
+	if cfg.LogLevel == "" {
+		cfg.LogLevel = "info"
 	}
 	var id [3]byte
 	rand.Read(id[:])
@@ -147,6 +151,11 @@ func (h *Host) SetLink(ctx context.Context, rate Rate) error {
 // Client returns an HTTP client that connects from the host. URLs have IP addresses, no names.
 func (h *Host) Client() *http.Client { return h.client }
 
+// Listen opens a TCP listener of this process on the host.
+func (h *Host) Listen(ctx context.Context, addr string) (net.Listener, error) {
+	return h.ns.listen(ctx, addr)
+}
+
 // Namespace returns the name of the host's network namespace, for ip netns and nsenter.
 func (h *Host) Namespace() string { return string(h.ns) }
 
@@ -173,6 +182,17 @@ func (h *Host) Run(ctx context.Context, argv ...string) (string, error) {
 }
 
 func (c *Cluster) switchNS() namespace { return namespace(prefix + c.run + "-switch") }
+
+// tokenFile returns the path of the cluster's shared token, which the first call makes.
+func (c *Cluster) tokenFile() (string, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	path := filepath.Join(c.dir, "token")
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
+	}
+	return path, os.WriteFile(path, []byte(rand.Text()+"\n"), 0o600)
+}
 
 // Detach leaves the cluster running: the programs go on after this process ends, and Leftovers finds them. The cluster
 // must not be used any more.
@@ -236,7 +256,7 @@ func Leftovers() ([]string, error) {
 			continue // it lives
 		}
 		if err == nil {
-			lock.Close()
+			_ = lock.Close() // nobody else wants it
 		}
 		dead = append(dead, run)
 	}
@@ -259,7 +279,7 @@ func lockDir(dir string) (*os.File, error) {
 		return nil, err
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
+		_ = f.Close() // only opened
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
 	return f, nil

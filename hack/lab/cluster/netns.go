@@ -22,26 +22,37 @@ const netnsDir = "/run/netns"
 type namespace string
 
 // do calls fn on a thread that is in the namespace: sockets made and programs started by fn belong to it. fn must not
-// hand the work to another goroutine. The thread ends with the call, so nothing of it leaks into other goroutines.
+// hand the work to another goroutine.
 func (ns namespace) do(fn func() error) error {
-	errs := make(chan error, 1)
-	go func() { // ends with fn, which the caller waits for
-		runtime.LockOSThread() // never unlocked: the thread is thrown away
-		errs <- ns.enter(fn)
-	}()
-	return <-errs
-}
-
-func (ns namespace) enter(fn func() error) error {
-	f, err := os.Open(filepath.Join(netnsDir, string(ns)))
+	inside, err := os.Open(filepath.Join(netnsDir, string(ns)))
 	if err != nil {
 		return fmt.Errorf("network namespace %s: %w", ns, err)
 	}
-	defer f.Close()
-	if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
-		return fmt.Errorf("enter network namespace %s: %w", ns, err)
+	defer inside.Close()
+	errs := make(chan error, 1)
+	go func() { errs <- onThread(inside, fn) }() // ends with fn, which the caller waits for
+	return <-errs
+}
+
+// onThread calls fn with the thread moved to a namespace and back. If there is no way back, the goroutine ends with the
+// thread still locked, and the runtime throws the thread away.
+func onThread(inside *os.File, fn func() error) error {
+	runtime.LockOSThread()
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		runtime.UnlockOSThread()
+		return err
 	}
-	return fn()
+	defer home.Close()
+	if err := unix.Setns(int(inside.Fd()), unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("enter %s: %w", inside.Name(), err)
+	}
+	err = fn()
+	if unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil {
+		runtime.UnlockOSThread()
+	}
+	return err
 }
 
 // dial connects from inside the namespace. addr is an IP address and a port: with a name, a resolver would ask elsewhere.
@@ -143,4 +154,13 @@ func command(ctx context.Context, name string, args ...string) (string, error) {
 		return "", fmt.Errorf("%s: %w", name, err)
 	}
 	return string(out), nil
+}
+
+// listen opens a listener inside the namespace.
+func (ns namespace) listen(ctx context.Context, addr string) (l net.Listener, err error) {
+	err = ns.do(func() error {
+		l, err = (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+		return err
+	})
+	return l, err
 }

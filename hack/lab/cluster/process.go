@@ -38,7 +38,7 @@ func startProcess(ns namespace, name, log string, argv, env []string) (*Process,
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
-	defer out.Close() // the child has its own
+	defer out.Close()                         // the child has its own
 	cmd := exec.Command(argv[0], argv[1:]...) //nolint:noctx // it lives until Kill or Stop, not until a context ends
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.Env = append(os.Environ(), env...)

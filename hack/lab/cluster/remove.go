@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -39,17 +40,19 @@ func remove(ctx context.Context, run string) error {
 
 // killAll kills what runs in the namespace until nothing does.
 func killAll(ctx context.Context, ns namespace) error {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		pids, err := ns.pids(ctx)
+		// A thread of ours may be on its way out of there.
+		pids = slices.DeleteFunc(pids, func(pid int) bool { return pid == os.Getpid() })
 		if err != nil || len(pids) == 0 {
 			return err
 		}
 		for _, pid := range pids {
-			if pid != os.Getpid() { // a thread of ours may be on its way out of there
-				_ = syscall.Kill(pid, syscall.SIGKILL) // gone already is fine
-			}
+			_ = syscall.Kill(pid, syscall.SIGKILL) // gone already is fine
 		}
 		select {
 		case <-ctx.Done():

@@ -1,0 +1,95 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// Containerd is a containerd 2.x on a host, with its own root, state, socket and hosts folder.
+type Containerd struct {
+	*Process
+
+	host *Host
+	dir  string
+}
+
+// containerdConfig leaves out what a host without Kubernetes has no use for. The default snapshotter is overlayfs.
+const containerdConfig = `version = 3
+root = "%[1]s/root"
+state = "%[1]s/state"
+disabled_plugins = [
+  "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri",
+  "io.containerd.podsandbox.controller.v1.podsandbox", "io.containerd.nri.v1.nri",
+  "io.containerd.tracing.processor.v1.otlp",
+]
+[grpc]
+address = "%[1]s/c.sock"
+[ttrpc]
+address = "%[1]s/t.sock"
+`
+
+// StartContainerd runs containerd on the host and waits until it answers.
+func (h *Host) StartContainerd(ctx context.Context) (*Containerd, error) {
+	c := &Containerd{host: h, dir: filepath.Join(h.Dir, "containerd")}
+	if err := os.MkdirAll(c.HostsDir(), 0o755); err != nil {
+		return nil, err
+	}
+	config := filepath.Join(c.dir, "config.toml")
+	if err := os.WriteFile(config, fmt.Appendf(nil, containerdConfig, c.dir), 0o644); err != nil {
+		return nil, err
+	}
+	var err error
+	if c.Process, err = h.Start("containerd", []string{"containerd", "--config", config}, nil); err != nil {
+		return nil, err
+	}
+	return c, c.waitFor(ctx, "its socket", func() bool {
+		_, err := c.Ctr(ctx, "version")
+		return err == nil
+	})
+}
+
+// HostsDir is where containerd looks for hosts.toml, one folder for each registry.
+func (c *Containerd) HostsDir() string { return filepath.Join(c.dir, "hosts") }
+
+// Ctr runs ctr against this containerd and returns what it printed.
+func (c *Containerd) Ctr(ctx context.Context, args ...string) (string, error) {
+	return c.host.Run(ctx, append([]string{"ctr", "--address", filepath.Join(c.dir, "c.sock")}, args...)...)
+}
+
+// Pull pulls an image and unpacks it. Without a hosts.toml for its registry it asks the registry itself, by plain HTTP.
+func (c *Containerd) Pull(ctx context.Context, ref string) error {
+	_, err := c.Ctr(ctx, "images", "pull", "--plain-http", "--hosts-dir", c.HostsDir(), ref)
+	return err
+}
+
+// Forget removes an image and all that only it needs, so that the next pull starts from nothing.
+func (c *Containerd) Forget(ctx context.Context, ref string) error {
+	_, err := c.Ctr(ctx, "images", "remove", "--sync", ref)
+	return err
+}
+
+// A Container says what to run. With Rootfs set, the image gives only its configuration and the root is that folder.
+type Container struct {
+	ID     string
+	Image  string
+	Rootfs string
+	Mounts []string // as ctr run --mount takes them
+	Args   []string // in place of the image's command
+}
+
+// RunContainer runs a container to its end on the host's network and returns what it printed.
+func (c *Containerd) RunContainer(ctx context.Context, spec Container) (string, error) {
+	// No cgroup: hosts without all controllers can run it too, and nothing of it stays behind.
+	args := []string{"run", "--rm", "--net-host", "--cgroup", ""}
+	for _, m := range spec.Mounts {
+		args = append(args, "--mount", m)
+	}
+	if spec.Rootfs != "" {
+		args = append(args, "--rootfs", spec.Rootfs)
+	} else {
+		args = append(args, spec.Image)
+	}
+	return c.Ctr(ctx, append(append(args, spec.ID), spec.Args...)...)
+}
