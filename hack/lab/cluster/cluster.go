@@ -98,6 +98,9 @@ func New(ctx context.Context, cfg Config) (*Cluster, error) {
 	return c, nil
 }
 
+// SetShoal changes the binary that daemons are started from.
+func (c *Cluster) SetShoal(path string) { c.cfg.Shoal = path }
+
 // Dir is the folder that holds all files of the cluster.
 func (c *Cluster) Dir() string { return c.dir }
 

@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
 )
 
 // Containerd is a containerd 2.x on a host, with its own root, state, socket and hosts folder.
@@ -53,9 +56,12 @@ func (h *Host) StartContainerd(ctx context.Context) (*Containerd, error) {
 // HostsDir is where containerd looks for hosts.toml, one folder for each registry.
 func (c *Containerd) HostsDir() string { return filepath.Join(c.dir, "hosts") }
 
+// Socket is where containerd listens, for ctr --address.
+func (c *Containerd) Socket() string { return filepath.Join(c.dir, "c.sock") }
+
 // Ctr runs ctr against this containerd and returns what it printed.
 func (c *Containerd) Ctr(ctx context.Context, args ...string) (string, error) {
-	return c.host.Run(ctx, append([]string{"ctr", "--address", filepath.Join(c.dir, "c.sock")}, args...)...)
+	return c.host.Run(ctx, append([]string{"ctr", "--address", c.Socket()}, args...)...)
 }
 
 // Pull pulls an image and unpacks it. Without a hosts.toml for its registry it asks the registry itself, by plain HTTP.
@@ -70,7 +76,16 @@ func (c *Containerd) Forget(ctx context.Context, ref string) error {
 	return err
 }
 
-// A Container says what to run. With Rootfs set, the image gives only its configuration and the root is that folder.
+// ContentDigest reads a blob from containerd's store and returns the digest that its bytes have.
+func (c *Containerd) ContentDigest(ctx context.Context, blob digest.Digest) (digest.Digest, error) {
+	out, err := c.host.Run(ctx, "sh", "-c", "ctr --address "+c.Socket()+" content get "+blob.String()+" | sha256sum")
+	if err != nil {
+		return "", err
+	}
+	return digest.Parse("sha256:" + strings.Fields(out)[0])
+}
+
+// A Container says what to run: an image, or the program Args in the folder Rootfs.
 type Container struct {
 	ID     string
 	Image  string
@@ -86,10 +101,9 @@ func (c *Containerd) RunContainer(ctx context.Context, spec Container) (string, 
 	for _, m := range spec.Mounts {
 		args = append(args, "--mount", m)
 	}
+	root := spec.Image
 	if spec.Rootfs != "" {
-		args = append(args, "--rootfs", spec.Rootfs)
-	} else {
-		args = append(args, spec.Image)
+		args, root = append(args, "--rootfs"), spec.Rootfs
 	}
-	return c.Ctr(ctx, append(append(args, spec.ID), spec.Args...)...)
+	return c.Ctr(ctx, append(append(args, root, spec.ID), spec.Args...)...)
 }
