@@ -50,7 +50,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			&cli.PathFlag{Name: "cache", Usage: "`FOLDER` of the tools, the base image and the model", EnvVars: []string{"SHOAL_CACHE"}, Value: defaultCache()},
 		},
 		Before: func(ctx *cli.Context) error {
-			return os.Setenv("PATH", filepath.Join(ctx.Path("cache"), "bin")+":"+os.Getenv("PATH"))
+			return toolsFirst(ctx.Path("cache"))
 		},
 		Commands: []*cli.Command{broadcastCommand(), demoCommand(), faultCommand(), cleanCommand()},
 	}
@@ -76,6 +76,11 @@ func cleanCommand() *cli.Command {
 
 func linkFlag(value string) cli.Flag {
 	return &cli.StringFlag{Name: "link", Value: value, Usage: "`RATE` of each host's link in both directions, like 200mbit; 0 for no limit"}
+}
+
+// toolsFirst puts the tools of the pinned versions before the distribution's.
+func toolsFirst(cache string) error {
+	return os.Setenv("PATH", filepath.Join(cache, "bin")+":"+os.Getenv("PATH"))
 }
 
 func defaultCache() string {

@@ -95,6 +95,7 @@ func New(ctx context.Context, cfg Config) (*Cluster, error) {
 	if err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
+	c.Logf("files of this run are in %s", c.dir)
 	return c, nil
 }
 

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -43,17 +42,8 @@ func newCluster(t *testing.T, cfg Config) *Cluster {
 
 func assertGone(t *testing.T, run string) {
 	t.Helper()
-	spaces, _ := filepath.Glob(filepath.Join(netnsDir, "*"+run+"*"))
-	mounts, _ := os.ReadFile("/proc/self/mountinfo")
-	cgroups, _ := filepath.Glob("/sys/fs/cgroup/*/*" + run + "*")
-	if len(spaces)+len(cgroups) > 0 || strings.Contains(string(mounts), dirName+run) {
-		t.Errorf("left behind: namespaces %v, control groups %v, or mounts in:\n%s", spaces, cgroups, mounts)
-	}
-	if _, err := os.Stat(filepath.Join(stateDir, dirName+run)); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("folder of run %s: %v, want none", run, err)
-	}
-	if out, err := exec.Command("pgrep", "-f", dirName+run).Output(); err == nil {
-		t.Errorf("processes left: %s", out)
+	if left, err := Traces(run); err != nil || len(left) > 0 {
+		t.Errorf("run %s left behind (%v): %v", run, err, left)
 	}
 }
 

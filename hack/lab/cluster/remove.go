@@ -64,9 +64,24 @@ func killAll(ctx context.Context, ns namespace) error {
 
 // unmountBelow detaches all mounts below dir, the newest first.
 func unmountBelow(dir string) error {
-	data, err := os.ReadFile("/proc/self/mountinfo")
+	points, err := mountsBelow(dir)
 	if err != nil {
 		return err
+	}
+	var errs []error
+	for _, point := range slices.Backward(points) {
+		if err := unix.Unmount(point, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", point, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// mountsBelow lists the mount points below dir, the oldest first.
+func mountsBelow(dir string) ([]string, error) {
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
 	}
 	var points []string
 	for line := range strings.Lines(string(data)) {
@@ -77,14 +92,42 @@ func unmountBelow(dir string) error {
 			}
 		}
 	}
-	var errs []error
-	for i := len(points) - 1; i >= 0; i-- {
-		if err := unix.Unmount(points[i], unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
-			errs = append(errs, fmt.Errorf("unmount %s: %w", points[i], err))
-		}
-	}
-	return errors.Join(errs...)
+	return points, nil
 }
 
 // unescape undoes the escapes of mountinfo.
 var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+
+// Traces lists what there is of a run: namespaces, control groups, mounts, files, processes.
+func Traces(run string) ([]string, error) {
+	dir := filepath.Join(stateDir, dirName+run)
+	traces, err := filepath.Glob(filepath.Join(netnsDir, prefix+run+"-*"))
+	if err != nil {
+		return nil, err
+	}
+	groups, err := filepath.Glob("/sys/fs/cgroup/*/*" + run + "*")
+	if err != nil {
+		return nil, err
+	}
+	traces = append(traces, groups...)
+	if _, err := os.Lstat(dir); err == nil {
+		traces = append(traces, dir)
+	}
+	points, err := mountsBelow(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, point := range points {
+		traces = append(traces, "mount "+point)
+	}
+	cmdlines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range cmdlines {
+		if data, err := os.ReadFile(path); err == nil && strings.Contains(string(data), dir) {
+			traces = append(traces, "process "+strings.ReplaceAll(string(data), "\x00", " "))
+		}
+	}
+	return traces, nil
+}
