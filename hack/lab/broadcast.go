@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"slices"
 	"time"
 
@@ -69,7 +68,12 @@ func broadcastCommand() *cli.Command {
 				return err
 			}
 			cfg := broadcastConfig{peers: ctx.Int("peers"), size: size, link: link, log: ctx.App.ErrWriter}
-			result, err := broadcasts(ctx.Context, cfg, ctx.Path("shoal"), ctx.Int("runs"))
+			var result broadcastResult
+			err := withShoal(ctx, func(shoal string) (err error) {
+				cfg.shoal = shoal
+				result, err = broadcasts(ctx.Context, cfg, ctx.Int("runs"))
+				return err
+			})
 			if err != nil {
 				return err
 			}
@@ -85,19 +89,11 @@ func broadcastCommand() *cli.Command {
 }
 
 // broadcasts runs broadcast several times and returns the run with the median makespan.
-func broadcasts(ctx context.Context, cfg broadcastConfig, shoal string, runs int) (broadcastResult, error) {
+func broadcasts(ctx context.Context, cfg broadcastConfig, runs int) (broadcastResult, error) {
 	if cfg.peers < 1 || runs < 1 {
 		return broadcastResult{}, errors.New("--peers and --runs have to be at least 1")
 	}
 	if err := cluster.CheckTools("ip", "tc", "docker-registry"); err != nil {
-		return broadcastResult{}, err
-	}
-	dir, err := os.MkdirTemp("", "shoal-build-")
-	if err != nil {
-		return broadcastResult{}, err
-	}
-	defer os.RemoveAll(dir)
-	if cfg.shoal, err = shoalBinary(ctx, shoal, dir); err != nil {
 		return broadcastResult{}, err
 	}
 	var results []broadcastResult

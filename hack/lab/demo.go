@@ -82,22 +82,15 @@ func demoCommand() *cli.Command {
 				return err
 			}
 			cfg := demoConfig{cache: ctx.Path("cache"), nodes: ctx.Int("nodes"), link: link, keep: ctx.Bool("keep")}
-			dir, err := os.MkdirTemp("", "shoal-build-")
-			if err != nil {
-				return err
-			}
-			defer os.RemoveAll(dir)
-			shoal, err := shoalBinary(ctx.Context, ctx.Path("shoal"), dir)
-			if err != nil {
-				return err
-			}
-			out := newTalk(ctx.App.Writer)
-			result, err := runDemo(ctx.Context, cfg, shoal, out)
-			if err != nil {
-				return err
-			}
-			out.table(result)
-			return result.check()
+			return withShoal(ctx, func(shoal string) error {
+				out := newTalk(ctx.App.Writer)
+				result, err := runDemo(ctx.Context, cfg, shoal, out)
+				if err != nil {
+					return err
+				}
+				out.table(result)
+				return result.check()
+			})
 		},
 	}
 }

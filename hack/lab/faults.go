@@ -264,34 +264,32 @@ func faultCommand() *cli.Command {
 			if err := cluster.CheckTools(faultTools()...); err != nil {
 				return err
 			}
-			dir, err := os.MkdirTemp("", "shoal-build-")
-			if err != nil {
-				return err
-			}
-			defer os.RemoveAll(dir)
-			shoal, err := shoalBinary(ctx.Context, ctx.Path("shoal"), dir)
-			if err != nil {
-				return err
-			}
-			found := false
-			for _, test := range faultCases() {
-				if only := ctx.String("case"); only != "" && only != test.name {
-					continue
-				}
-				found = true
-				start := time.Now()
-				fmt.Fprintf(ctx.App.Writer, "%s: %s\n", test.name, test.what)
-				if err := runFault(ctx.Context, shoal, ctx.App.Writer, test); err != nil {
-					return fmt.Errorf("%s: %w", test.name, err)
-				}
-				fmt.Fprintf(ctx.App.Writer, "  right bytes everywhere, %.1f s in all\n", time.Since(start).Seconds())
-			}
-			if !found {
-				return fmt.Errorf("no case %q; see lab fault --help", ctx.String("case"))
-			}
-			return nil
+			return withShoal(ctx, func(shoal string) error {
+				return runFaults(ctx.Context, shoal, ctx.App.Writer, ctx.String("case"))
+			})
 		},
 	}
+}
+
+// runFaults runs one case, or all when only is empty.
+func runFaults(ctx context.Context, shoal string, out io.Writer, only string) error {
+	found := false
+	for _, test := range faultCases() {
+		if only != "" && only != test.name {
+			continue
+		}
+		found = true
+		start := time.Now()
+		fmt.Fprintf(out, "%s: %s\n", test.name, test.what)
+		if err := runFault(ctx, shoal, out, test); err != nil {
+			return fmt.Errorf("%s: %w", test.name, err)
+		}
+		fmt.Fprintf(out, "  right bytes everywhere, %.1f s in all\n", time.Since(start).Seconds())
+	}
+	if !found {
+		return fmt.Errorf("no case %q; see lab fault --help", only)
+	}
+	return nil
 }
 
 func faultTools() []string { return []string{"ip", "tc", "docker-registry", "containerd", "ctr"} }

@@ -78,6 +78,20 @@ func linkFlag(value string) cli.Flag {
 	return &cli.StringFlag{Name: "link", Value: value, Usage: "`RATE` of each host's link in both directions, like 200mbit; 0 for no limit"}
 }
 
+// withShoal calls fn with the binary to run: the one that was named, or one that is built from this tree and removed again.
+func withShoal(ctx *cli.Context, fn func(shoal string) error) (err error) {
+	dir, err := os.MkdirTemp("", "shoal-build-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	shoal, err := shoalBinary(ctx.Context, ctx.Path("shoal"), dir)
+	if err != nil {
+		return err
+	}
+	return fn(shoal)
+}
+
 // toolsFirst puts the tools of the pinned versions before the distribution's.
 func toolsFirst(cache string) error {
 	return os.Setenv("PATH", filepath.Join(cache, "bin")+":"+os.Getenv("PATH"))
