@@ -264,16 +264,31 @@ func (m *Machine) tellFailed(t *task, f Failure) {
 // stuck lets a host that cannot reach the holders read the origin itself; pieces that are being read are left alone.
 func (m *Machine) stuck(now time.Time, ev Stuck) {
 	t, me := m.find(ev.Host, ev.Task)
-	if me == nil || me.denied || now.Before(me.notBefore) || t.Sequential {
+	if me == nil || me.denied || now.Before(me.notBefore) {
 		return
 	}
-	for _, run := range ev.Runs {
-		for i := range pieces(t, []Run{run}) {
-			if t.holders[i] == 0 || t.leased.Test(uint(i)) || me.have.Test(uint(i)) {
-				continue
-			}
-			m.giveLease(now, t, me, Run{i, i + 1})
+	if t.Sequential {
+		if len(t.leases) == 0 {
+			m.giveLease(now, t, me, Run{0, t.Pieces})
 		}
+		return
+	}
+	var run Run
+	for i := range pieces(t, ev.Runs) {
+		if t.holders[i] == 0 || t.leased.Test(uint(i)) || me.have.Test(uint(i)) {
+			continue
+		}
+		if run.End != i && run.End > 0 {
+			m.giveLease(now, t, me, run)
+			run = Run{}
+		}
+		if run.End == 0 {
+			run.First = i
+		}
+		run.End = i + 1
+	}
+	if run.End > 0 {
+		m.giveLease(now, t, me, run)
 	}
 }
 

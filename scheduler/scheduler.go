@@ -198,9 +198,10 @@ func (m *Machine) taskJoined(now time.Time, ev TaskJoined) {
 		me = &member{host: h, have: newSet(t.Pieces), neighbours: map[HostID]bool{}}
 		h.tasks[t.ID], t.members[h.ID] = me, me
 	}
-	me.wants = ev.Wants
 	me.denied, me.notBefore = false, time.Time{}
+	m.lose(t, me, []Run{{0, t.Pieces}}) // what it says now replaces what it said before
 	m.gain(t, me, ev.Have)
+	me.wants = ev.Wants
 	m.learn(t, h, ev.Digests, nil)
 	m.link(t, me)
 	if t.Sequential && ev.Wants {

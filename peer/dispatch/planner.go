@@ -79,6 +79,7 @@ type Planner struct {
 	reading  []Run
 	self     bool
 	idleFrom time.Time // since when nothing could be done although pieces are missing; zero when not so
+	starved  bool      // Stuck has reported, and no parent gave anything since
 }
 
 type parent struct {
@@ -101,16 +102,26 @@ func New(cfg Config, layout piece.Layout, have, known *piece.Set, rng *rand.Rand
 		avail: make([]uint16, layout.Count())}
 }
 
-// AddParent makes a parent known, with nothing held. One that was banned, or is known already, is not added.
-func (p *Planner) AddParent(id ParentID) {
-	if p.banned[id] || p.parents[id] != nil || id == "" {
-		return
+// AddParent makes a parent known, with nothing held. It reports false for one that was banned; one that is known already
+// stays as it is.
+func (p *Planner) AddParent(id ParentID) bool {
+	if p.banned[id] || id == "" {
+		return false
 	}
-	p.parents[id] = &parent{id: id, have: piece.NewSet(p.layout.Count())}
+	if p.parents[id] == nil {
+		p.parents[id] = &parent{id: id, have: piece.NewSet(p.layout.Count())}
+	}
+	return true
 }
 
 // RemoveParent forgets a parent. Requests to it that are in flight still have to be reported with Done.
 func (p *Planner) RemoveParent(id ParentID) {
+	p.ParentReset(id)
+	delete(p.parents, id)
+}
+
+// ParentReset forgets what a parent holds.
+func (p *Planner) ParentReset(id ParentID) {
 	par := p.parents[id]
 	if par == nil {
 		return
@@ -118,7 +129,7 @@ func (p *Planner) RemoveParent(id ParentID) {
 	for i := range par.have.All() {
 		p.avail[i]--
 	}
-	delete(p.parents, id)
+	par.have = piece.NewSet(p.layout.Count())
 }
 
 // Parents returns the known parents in order.
@@ -155,6 +166,16 @@ func (p *Planner) Lost(i piece.Index) { p.have.Remove(i) }
 
 // Missing returns how many pieces are not held.
 func (p *Planner) Missing() int { return p.have.Len() - p.have.Count() }
+
+// Reachable reports whether any missing piece is held by a known parent.
+func (p *Planner) Reachable() bool {
+	for i := range p.have.Missing() {
+		if p.avail[i] > 0 {
+			return true
+		}
+	}
+	return false
+}
 
 // Readers replaces the positions of those who wait: the piece each needs next.
 func (p *Planner) Readers(at []piece.Index) { p.readers = at }
@@ -311,10 +332,10 @@ func (p *Planner) Done(now time.Time, r Request, o Outcome) {
 	if par == nil {
 		return
 	}
-	par.inFlight--
+	par.inFlight = max(par.inFlight-1, 0) // the parent may have gone and come back meanwhile
 	switch o {
 	case OK:
-		par.failures = 0
+		par.failures, p.starved = 0, false
 	case Busy:
 		half := p.cfg.BusyPause / 2
 		par.notUntil = now.Add(half + time.Duration(p.rng.Int64N(int64(half)+1)))
@@ -336,6 +357,9 @@ func (p *Planner) watch(now time.Time) {
 		p.idleFrom = time.Time{}
 	case p.idleFrom.IsZero():
 		p.idleFrom = now
+		if p.starved {
+			p.idleFrom = now.Add(-p.cfg.StuckAfter) // nobody has come meanwhile
+		}
 	}
 }
 
@@ -345,7 +369,7 @@ func (p *Planner) Stuck(now time.Time) []Run {
 	if p.idleFrom.IsZero() || now.Sub(p.idleFrom) < p.cfg.StuckAfter {
 		return nil
 	}
-	p.idleFrom = now
+	p.idleFrom, p.starved = now, true
 	most := max(int(p.cfg.SourceBytes/max(p.layout.PieceSize, 1)), 1)
 	var runs []Run
 	seen := map[piece.Index]bool{}

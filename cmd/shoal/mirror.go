@@ -1,0 +1,141 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+
+	"github.com/shoal-project/shoal/registry-mirror/hosts"
+	"github.com/urfave/cli/v2"
+)
+
+const mirrorHelp = `containerd asks the node's mirror first for every image, and the registry itself when the mirror does not answer.
+This writes a marked block into hosts.toml files and leaves the rest of them alone; it takes effect with the next pull,
+and containerd is never restarted. A file that was there before is copied once to hosts.toml.before-shoal.`
+
+func mirrorCommand() *cli.Command {
+	return &cli.Command{
+		Name:        "mirror",
+		Usage:       "put the node's mirror into containerd's registry configuration, or take it out",
+		Description: mirrorHelp,
+		Subcommands: []*cli.Command{mirrorConfigureCommand(), mirrorRemoveCommand()},
+		Action: func(ctx *cli.Context) error {
+			if name := ctx.Args().First(); name != "" {
+				return usageError(fmt.Errorf("mirror: unknown command %q; it is configure or remove", name))
+			}
+			return cli.ShowSubcommandHelp(ctx)
+		},
+		OnUsageError: func(_ *cli.Context, err error, _ bool) error { return usageError(err) },
+	}
+}
+
+func mirrorFlags(own ...cli.Flag) []cli.Flag {
+	return append([]cli.Flag{
+		&cli.StringFlag{Name: "certs-dir", Value: hosts.DefaultCertsDir, Usage: "containerd's config_path, `DIR`"},
+		&cli.BoolFlag{Name: "dry-run", Usage: "show what would change, and change nothing"},
+	}, own...)
+}
+
+func mirrorConfigureCommand() *cli.Command {
+	return command(&cli.Command{
+		Name:        "configure",
+		Usage:       "make the mirror the first host containerd asks",
+		Description: mirrorHelp,
+		Flags: mirrorFlags(
+			&cli.StringFlag{Name: "mirror", Value: hosts.DefaultMirror, Usage: "`URL` the mirror listens at"},
+			&cli.StringSliceFlag{Name: "registry", Usage: "`HOST` or HOST:PORT to mirror, can be repeated; without it all that have no folder of their own"},
+			&cli.StringSliceFlag{Name: "plain-http", Usage: "like --registry, for a `HOST` that speaks HTTP without TLS"},
+			&cli.StringFlag{Name: "containerd-config", Value: hosts.DefaultContainerdConfig, Usage: "containerd's configuration `FILE`, to tell whether it reads the folder"},
+		),
+		Action: func(ctx *cli.Context) error {
+			cfg := hosts.Config{CertsDir: ctx.String("certs-dir"), Mirror: ctx.String("mirror"), Registries: mirrorRegistries(ctx)}
+			if err := cfg.Validate(); err != nil {
+				return usageError(err)
+			}
+			changes, err := hosts.PlanConfigure(cfg)
+			if err := applyHosts(ctx, changes, err); err != nil {
+				return err
+			}
+			return reportContainerd(ctx.App.ErrWriter, ctx.String("containerd-config"), ctx.String("certs-dir"))
+		},
+	})
+}
+
+func mirrorRemoveCommand() *cli.Command {
+	return command(&cli.Command{
+		Name:  "remove",
+		Usage: "take the mirror out of containerd's registry configuration",
+		Flags: mirrorFlags(
+			&cli.StringSliceFlag{Name: "registry", Usage: "`HOST` or HOST:PORT to leave alone from now on, can be repeated; without it all"},
+		),
+		Action: func(ctx *cli.Context) error {
+			cfg := hosts.Config{CertsDir: ctx.String("certs-dir"), Registries: mirrorRegistries(ctx)}
+			if err := cfg.Validate(); err != nil {
+				return usageError(err)
+			}
+			changes, err := hosts.PlanRemove(cfg)
+			if len(changes) == 0 && err == nil {
+				fmt.Fprintf(ctx.App.ErrWriter, "no file below %s has the mirror\n", ctx.String("certs-dir"))
+			}
+			return applyHosts(ctx, changes, err)
+		},
+	})
+}
+
+func mirrorRegistries(ctx *cli.Context) []hosts.Registry {
+	var out []hosts.Registry
+	for _, host := range ctx.StringSlice("registry") {
+		out = append(out, hosts.Registry{Host: host})
+	}
+	for _, host := range ctx.StringSlice("plain-http") {
+		out = append(out, hosts.Registry{Host: host, PlainHTTP: true})
+	}
+	return out
+}
+
+// applyHosts carries a plan out, or shows it. A plan with an error is carried out in no part.
+func applyHosts(ctx *cli.Context, changes []hosts.Change, err error) error {
+	if err != nil {
+		return needRoot(err)
+	}
+	if ctx.Bool("dry-run") {
+		for _, c := range changes {
+			fmt.Fprint(ctx.App.Writer, c.Diff())
+		}
+	} else if err := hosts.Apply(changes); err != nil {
+		return needRoot(err)
+	}
+	for _, c := range changes {
+		switch {
+		case !c.Changed():
+			fmt.Fprintf(ctx.App.ErrWriter, "%s: nothing to do: %s\n", c.Path, c.Note)
+		case ctx.Bool("dry-run"):
+		case c.After == nil:
+			fmt.Fprintf(ctx.App.ErrWriter, "%s: removed\n", c.Path)
+		default:
+			fmt.Fprintf(ctx.App.ErrWriter, "%s: written\n", c.Path)
+		}
+	}
+	return nil
+}
+
+func needRoot(err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w: run this as root", err)
+	}
+	return err
+}
+
+// reportContainerd tells when what was written is not read. That is no failure: pulls by other clients may read it.
+func reportContainerd(stderr io.Writer, config, certsDir string) error {
+	err := hosts.CheckContainerd(config, certsDir)
+	if notRead, ok := errors.AsType[*hosts.NotReadError](err); ok {
+		fmt.Fprintf(stderr, "\nnote: %v\n", notRead)
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("the mirror is configured, but whether containerd reads it is not known: %w", needRoot(err))
+	}
+	return nil
+}

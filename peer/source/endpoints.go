@@ -1,0 +1,130 @@
+package source
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"time"
+)
+
+const (
+	dialTimeout     = 3 * time.Second
+	handshake       = 5 * time.Second
+	idleConnections = 32
+	maxRedirects    = 10
+
+	dockerHub         = "docker.io"
+	dockerHubEndpoint = "registry-1.docker.io"
+)
+
+// RegistryConfig is how one registry is reached. The zero RegistryConfig is HTTPS with the system's certificates.
+type RegistryConfig struct {
+	// PlainHTTP speaks HTTP without TLS. Registries on loopback addresses do so without being told.
+	PlainHTTP bool
+	// CAFile is a PEM file of certificates to trust besides the system's.
+	CAFile string
+}
+
+// Endpoints knows how to reach registries. It is safe for concurrent use.
+type Endpoints struct {
+	configs   map[string]RegistryConfig
+	clients   map[string]*http.Client
+	system    *http.Client
+	transport []*http.Transport
+}
+
+// NewEndpoints returns the endpoints of the registries named by the keys, HOST or HOST:PORT, and of all others with the
+// zero RegistryConfig. The error tells of every CA file that cannot be used.
+func NewEndpoints(configs map[string]RegistryConfig) (*Endpoints, error) {
+	e := &Endpoints{configs: configs, clients: map[string]*http.Client{}}
+	e.system = e.newClient(nil)
+	var errs []error
+	for host, c := range configs {
+		if c.CAFile == "" {
+			continue
+		}
+		pool, err := loadCA(c.CAFile)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("registry %s: %w", host, err))
+			continue
+		}
+		e.clients[host] = e.newClient(&tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12})
+	}
+	return e, errors.Join(errs...)
+}
+
+func loadCA(file string) (*x509.CertPool, error) {
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("CA file: %w", err)
+	}
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		pool = x509.NewCertPool()
+	}
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("CA file %s: no certificate in PEM form in it", file)
+	}
+	return pool, nil
+}
+
+func (e *Endpoints) newClient(config *tls.Config) *http.Client {
+	t := &http.Transport{
+		Proxy:               http.ProxyFromEnvironment,
+		DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
+		TLSClientConfig:     config,
+		TLSHandshakeTimeout: handshake,
+		MaxIdleConnsPerHost: idleConnections,
+		IdleConnTimeout:     time.Minute,
+		DisableCompression:  true,
+	}
+	e.transport = append(e.transport, t)
+	return &http.Client{Transport: t, CheckRedirect: dropCredentials}
+}
+
+// dropCredentials keeps Authorization from every host but the one it was meant for. net/http alone would send it to
+// subdomains and to other ports of the host.
+func dropCredentials(req *http.Request, via []*http.Request) error {
+	if len(via) >= maxRedirects {
+		return fmt.Errorf("stopped after %d redirects", maxRedirects)
+	}
+	if first := via[0].URL; req.URL.Host != first.Host || req.URL.Scheme != first.Scheme {
+		req.Header.Del("Authorization")
+		req.Header.Del("Cookie")
+	}
+	return nil
+}
+
+// Resolve returns the URL below which the registry's /v2/ is, and the client to reach it with.
+func (e *Endpoints) Resolve(registry string) (*url.URL, *http.Client) {
+	base := &url.URL{Scheme: "https", Host: registry}
+	if e.configs[registry].PlainHTTP || isLoopback(registry) {
+		base.Scheme = "http"
+	}
+	if registry == dockerHub {
+		base.Host = dockerHubEndpoint
+	}
+	if c := e.clients[registry]; c != nil {
+		return base, c
+	}
+	return base, e.system
+}
+
+// Close closes the connections that are kept for the next request.
+func (e *Endpoints) Close() {
+	for _, t := range e.transport {
+		t.CloseIdleConnections()
+	}
+}
+
+func isLoopback(registry string) bool {
+	host := (&url.URL{Host: registry}).Hostname()
+	addr, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && addr.IsLoopback()
+}
