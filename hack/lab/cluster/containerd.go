@@ -14,8 +14,9 @@ import (
 type Containerd struct {
 	*Process
 
-	host *Host
-	dir  string
+	host   *Host
+	dir    string
+	config string
 }
 
 // containerdConfig leaves out what a host without Kubernetes has no use for. The default snapshotter is overlayfs.
@@ -27,6 +28,8 @@ disabled_plugins = [
   "io.containerd.podsandbox.controller.v1.podsandbox", "io.containerd.nri.v1.nri",
   "io.containerd.tracing.processor.v1.otlp",
 ]
+[plugins."io.containerd.cri.v1.images".registry]
+config_path = "%[1]s/hosts"
 [grpc]
 address = "%[1]s/c.sock"
 [ttrpc]
@@ -39,12 +42,12 @@ func (h *Host) StartContainerd(ctx context.Context) (*Containerd, error) {
 	if err := os.MkdirAll(c.HostsDir(), 0o755); err != nil {
 		return nil, err
 	}
-	config := filepath.Join(c.dir, "config.toml")
-	if err := os.WriteFile(config, fmt.Appendf(nil, containerdConfig, c.dir), 0o644); err != nil {
+	c.config = filepath.Join(c.dir, "config.toml")
+	if err := os.WriteFile(c.config, fmt.Appendf(nil, containerdConfig, c.dir), 0o644); err != nil {
 		return nil, err
 	}
 	var err error
-	if c.Process, err = h.Start("containerd", []string{"containerd", "--config", config}, nil); err != nil {
+	if c.Process, err = h.Start("containerd", []string{"containerd", "--config", c.config}, nil); err != nil {
 		return nil, err
 	}
 	return c, c.waitFor(ctx, "its socket", func() bool {

@@ -127,8 +127,8 @@ func (n *Node) MirrorURL() string { return "http://127.0.0.1:" + mirrorPort }
 
 // ConfigureMirror has shoal write the hosts.toml that sends containerd to the node for a registry.
 func (n *Node) ConfigureMirror(ctx context.Context, c *Containerd, r *Registry) error {
-	_, err := n.host.Run(ctx, n.host.c.cfg.Shoal, "mirror", "configure",
-		"--hosts-dir", c.HostsDir(), "--mirror", n.MirrorURL(), "--plain-http", r.Addr())
+	_, err := n.host.Run(ctx, n.host.c.cfg.Shoal, "mirror", "configure", "--certs-dir", c.HostsDir(),
+		"--mirror", n.MirrorURL(), "--plain-http", r.Addr(), "--containerd-config", c.config)
 	return err
 }
 
