@@ -215,20 +215,21 @@ func (d *demo) pull(ctx context.Context) error {
 
 // mounts has every node mount the Nydus variant both ways and answer from it.
 func (d *demo) mounts(ctx context.Context) error {
-	d.out.step("mount the Nydus variant with the kernel (EROFS) and with nydusd (FUSE), on every node")
+	d.out.step("mount the Nydus variant with nydusd (FUSE) and with the kernel (EROFS), on every node")
 	results := make([][]inference, d.cfg.nodes)
 	group, ctx := errgroup.WithContext(ctx)
 	for i := range d.nodes {
 		group.Go(func() error {
-			erofs, err := d.inferEROFS(ctx, i)
-			if err != nil {
-				return fmt.Errorf("%s: kernel mount: %w", d.nodes[i].Host().Name, err)
-			}
+			// nydusd first: it reads ranges of what the cluster does not hold yet; the kernel's mount needs whole blobs.
 			fuse, err := d.inferNydusd(ctx, i)
 			if err != nil {
 				return fmt.Errorf("%s: nydusd: %w", d.nodes[i].Host().Name, err)
 			}
-			results[i] = []inference{erofs, fuse}
+			erofs, err := d.inferEROFS(ctx, i)
+			if err != nil {
+				return fmt.Errorf("%s: kernel mount: %w", d.nodes[i].Host().Name, err)
+			}
+			results[i] = []inference{fuse, erofs}
 			return nil
 		})
 	}

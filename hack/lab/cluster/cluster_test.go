@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -196,6 +197,34 @@ func TestRootAPausedProcessIsStoppedToo(t *testing.T) {
 	p.Stop(stopGrace)
 	if took := time.Since(start); took >= stopGrace {
 		t.Errorf("Stop took %v, the whole grace", took)
+	}
+}
+
+// The end of newCluster's test sees to it that mounts and loop devices go with the cluster.
+func TestRootEROFSMountsFromFilesAndFromLoopDevices(t *testing.T) {
+	NeedTools(t, "mkfs.erofs", "losetup")
+	c := newCluster(t, Config{})
+	source, image := filepath.Join(c.Dir(), "source"), filepath.Join(c.Dir(), "image")
+	if err := os.Mkdir(source, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(source, "file"), []byte("content"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := command(t.Context(), "mkfs.erofs", image, source); err != nil {
+		t.Fatal(err)
+	}
+	for name, mount := range map[string]func(context.Context, string, []string, string) error{"files": MountEROFS, "loops": mountLoops} {
+		folder := filepath.Join(c.Dir(), name)
+		if err := os.Mkdir(folder, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := mount(t.Context(), image, nil, folder); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if got, err := os.ReadFile(filepath.Join(folder, "file")); err != nil || string(got) != "content" {
+			t.Errorf("%s: file holds %q, %v", name, got, err)
+		}
 	}
 }
 

@@ -14,10 +14,15 @@ import (
 // block devices only: for them the files become loop devices. Cluster.Close undoes it when the files are the cluster's.
 func MountEROFS(ctx context.Context, image string, devices []string, folder string) error {
 	err := mountEROFS(image, devices, folder)
-	if !errors.Is(err, unix.ENOTBLK) {
-		return err
+	if errors.Is(err, unix.ENOTBLK) {
+		return mountLoops(ctx, image, devices, folder)
 	}
-	if image, err = loop(ctx, image); err != nil {
+	return err
+}
+
+func mountLoops(ctx context.Context, image string, devices []string, folder string) error {
+	image, err := loop(ctx, image)
+	if err != nil {
 		return err
 	}
 	loops := make([]string, len(devices))

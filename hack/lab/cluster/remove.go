@@ -120,6 +120,13 @@ func Traces(run string) ([]string, error) {
 	for _, point := range points {
 		traces = append(traces, "mount "+point)
 	}
+	if loops, err := filepath.Glob("/sys/block/loop*/loop/backing_file"); err == nil {
+		for _, path := range loops {
+			if data, err := os.ReadFile(path); err == nil && strings.HasPrefix(string(data), dir+"/") {
+				traces = append(traces, "loop device of "+strings.TrimSpace(string(data)))
+			}
+		}
+	}
 	cmdlines, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		return nil, err
