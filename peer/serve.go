@@ -139,3 +139,16 @@ func (p *Peer) isSeed(addr string) bool {
 	defer p.mu.Unlock()
 	return slices.ContainsFunc(p.seeds, func(h api.Host) bool { return h.Addr == addr })
 }
+
+// Seeds returns the addresses of the other seeds the scheduler named last.
+func (p *Peer) Seeds() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var out []string
+	for _, h := range p.seeds {
+		if h.ID != p.cfg.Host.ID {
+			out = append(out, h.Addr)
+		}
+	}
+	return out
+}

@@ -90,6 +90,8 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		},
 		Commands: []*cli.Command{
 			mirrorCommand(),
+			nodeCommand(),
+			schedulerCommand(),
 			versionCommand(),
 		},
 	}
