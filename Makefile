@@ -80,7 +80,8 @@ bench: ## run the Go benchmarks that match BENCH, COUNT times (for benchstat), t
 .PHONY: demo
 demo: ## one model to three nodes, start to end; KEEP=1 leaves it running; needs root
 	hack/setup test
-	go run ./hack/lab demo $(if $(KEEP),--keep)
+	go build -o bin/lab ./hack/lab
+	exec bin/lab demo $(if $(KEEP),--keep)
 
 .PHONY: clean
 clean: ## remove what was built here and what killed lab runs left; the cache stays
