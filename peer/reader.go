@@ -69,7 +69,7 @@ func (r *Reader) Await(ctx context.Context, off, length int64) (int64, error) {
 			}
 			told = true
 		}
-		failed, failing := r.task.failure()
+		failing, failed := r.task.failure()
 		if failed != nil {
 			return 0, failed
 		}

@@ -139,10 +139,10 @@ func (t *task) unfail() {
 }
 
 // failure returns what ended the task for readers, and a channel that is closed when that happens.
-func (t *task) failure() (error, <-chan struct{}) {
+func (t *task) failure() (failing <-chan struct{}, err error) {
 	t.failMu.Lock()
 	defer t.failMu.Unlock()
-	return t.failed, t.failCh
+	return t.failCh, t.failed
 }
 
 // run opens the store's blob and downloads what is missing until nobody needs the task any more.
@@ -274,7 +274,7 @@ func (t *task) offer(b Blob, authorization string) {
 		t.blob.Origin = b.Origin
 	}
 	t.moved = time.Now()
-	if err, _ := t.failure(); err != nil { // try again for the new reader
+	if _, err := t.failure(); err != nil { // try again for the new reader
 		t.unfail()
 		t.session = nil
 		t.rehome()
