@@ -90,6 +90,9 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		},
 		Commands: []*cli.Command{
 			mirrorCommand(),
+			nodeCommand(),
+			schedulerCommand(),
+			convertCommand(),
 			versionCommand(),
 		},
 	}

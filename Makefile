@@ -1,0 +1,89 @@
+# make alone prints this file's targets. CI runs .ci/run, which calls "make lint test" and has no logic of its own.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+SHOAL_CACHE ?= $(HOME)/.cache/shoal
+export SHOAL_CACHE
+# Tools of the pinned versions come before the distribution's.
+export PATH := $(SHOAL_CACHE)/bin:$(PATH)
+
+VERSION := $(shell git describe --always --dirty --tags 2>/dev/null || echo devel)
+LDFLAGS := -X main.version=$(VERSION)
+FUZZTIME ?= 10s
+BENCH ?= .
+COUNT ?= 10
+SCRIPTS := hack/setup $(wildcard hack/base-image hack/model) .ci/run
+
+.PHONY: help
+help: ## print the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build bin/shoal, its version stamped from git
+	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/shoal ./cmd/shoal
+
+.PHONY: setup
+setup: ## install and build all tools, once (see hack/setup --help)
+	hack/setup all
+
+.PHONY: test
+test: ## set up, then run all tests, the end-to-end ones too; needs root
+	hack/setup test
+	REQUIRE_TOOLS=1 go test -count=1 -timeout 30m ./...
+
+.PHONY: race
+race: ## run the tests of the libraries under the race detector
+	go test -race -count=1 -short -timeout 30m ./...
+
+.PHONY: e2e
+e2e: ## set up, then run the end-to-end tests only, aloud
+	hack/setup test
+	REQUIRE_TOOLS=1 go test -count=1 -timeout 30m -v ./hack/lab/...
+
+.PHONY: fmt
+fmt: ## format the code
+	hack/setup lint
+	golangci-lint fmt
+
+.PHONY: vet
+vet: ## run go vet
+	go vet ./...
+
+.PHONY: lint
+lint: ## run all linters: golangci-lint, go fix, shellcheck
+	hack/setup lint
+	golangci-lint fmt --diff
+	golangci-lint run
+	go fix -diff ./...
+	if command -v shellcheck >/dev/null; then shellcheck $(SCRIPTS); else echo 'lint: no shellcheck, scripts unchecked; run hack/setup packages' >&2; fi
+
+.PHONY: check
+check: fmt vet lint test ## fmt, vet, lint, test: what a change has to pass
+
+.PHONY: fuzz
+fuzz: ## run every fuzz target for FUZZTIME (10s)
+	git grep -l '^func Fuzz' -- '*_test.go' | while read -r file; do \
+		sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' "$$file" | while read -r target; do \
+			echo "== $$(dirname "$$file") $$target"; \
+			go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) "./$$(dirname "$$file")"; \
+		done; \
+	done
+
+.PHONY: bench
+bench: ## run the Go benchmarks that match BENCH, COUNT times (for benchstat), then the lab's broadcast
+	go test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) ./...
+	hack/setup test
+	go run ./hack/lab broadcast --peers 8 --size 256MiB --link 200mbit --json
+
+.PHONY: demo
+demo: ## one model to three nodes, start to end; KEEP=1 leaves it running; needs root
+	hack/setup test
+	go build -o bin/lab ./hack/lab
+	exec bin/lab demo $(if $(KEEP),--keep)
+
+.PHONY: clean
+clean: ## remove what was built here and what killed lab runs left; the cache stays
+	rm -rf bin dist
+	if [[ $$(id -u) == 0 && -d hack/lab ]]; then go run ./hack/lab clean; fi

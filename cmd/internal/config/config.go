@@ -1,0 +1,234 @@
+// Package config holds what users configure: the YAML files of the daemons, their defaults, and what is wrong with them.
+//
+// Files are strict: an unknown key is an error that names it. Flags override the file, the file overrides defaults; every
+// default works without a file.
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// Log is where and how a daemon reports.
+type Log struct {
+	Level  string `yaml:"level"`  // debug, info, warn or error
+	Format string `yaml:"format"` // text or json
+}
+
+// Cluster is what the hosts of one cluster share.
+type Cluster struct {
+	// TokenFile holds the secret by which hosts know each other.
+	TokenFile string `yaml:"token_file"`
+	// Insecure does without: whoever reaches the ports may read what the cluster holds.
+	Insecure bool `yaml:"insecure"`
+}
+
+// Scheduler configures shoal scheduler.
+type Scheduler struct {
+	Listen  string  `yaml:"listen"`
+	Cluster Cluster `yaml:"cluster"`
+	Log     Log     `yaml:"log"`
+}
+
+// Node configures shoal node.
+type Node struct {
+	Name       string              `yaml:"name"`
+	DataDir    string              `yaml:"data_dir"`
+	Mirror     Mirror              `yaml:"mirror"`
+	Peer       Peer                `yaml:"peer"`
+	Admin      Admin               `yaml:"admin"`
+	Seed       bool                `yaml:"seed"`
+	Schedulers []string            `yaml:"schedulers"`
+	Cluster    Cluster             `yaml:"cluster"`
+	Registries map[string]Registry `yaml:"registries"`
+	Store      Store               `yaml:"store"`
+	Log        Log                 `yaml:"log"`
+}
+
+// Mirror is the registry mirror that containerd asks.
+type Mirror struct {
+	Listen          string `yaml:"listen"`
+	DefaultRegistry string `yaml:"default_registry"` // for clients that do not add ?ns=
+}
+
+// Peer is the piece server other hosts ask.
+type Peer struct {
+	Listen    string `yaml:"listen"`
+	Advertise string `yaml:"advertise"` // HOST:PORT under which others reach it; found out by default
+	Zone      string `yaml:"zone"`
+	Rack      string `yaml:"rack"`
+}
+
+// Admin serves /healthz and /metrics.
+type Admin struct {
+	Listen string `yaml:"listen"`
+}
+
+// Registry is how one registry is reached.
+type Registry struct {
+	PlainHTTP bool   `yaml:"plain_http"`
+	CAFile    string `yaml:"ca_file"`
+}
+
+// Store bounds the blobs kept on disk.
+type Store struct {
+	MaxBytes   int64 `yaml:"max_bytes"`   // 0: no bound
+	MaxPercent int   `yaml:"max_percent"` // of what others leave of the disk
+}
+
+// DefaultScheduler returns the configuration without a file.
+func DefaultScheduler() Scheduler {
+	return Scheduler{Listen: "0.0.0.0:7700", Log: defaultLog()}
+}
+
+// DefaultNode returns the configuration without a file: a lone host that reads every blob from its origin once.
+func DefaultNode() Node {
+	name, err := os.Hostname()
+	if err != nil {
+		name = "localhost"
+	}
+	return Node{Name: name, DataDir: "/var/lib/shoal", Mirror: Mirror{Listen: "127.0.0.1:7701"},
+		Peer: Peer{Listen: "0.0.0.0:7702"}, Admin: Admin{Listen: "127.0.0.1:7703"}, Store: Store{MaxPercent: 80}, Log: defaultLog()}
+}
+
+func defaultLog() Log { return Log{Level: "info", Format: "text"} }
+
+// Load reads the YAML file at path over into, which holds the defaults. An empty path reads nothing.
+func Load(path string, into any) error {
+	if path == "" {
+		return nil
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("configuration: %w", err)
+	}
+	dec := yaml.NewDecoder(bytes.NewReader(data))
+	dec.KnownFields(true)
+	if err := dec.Decode(into); err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("configuration %s: %s", path, readable(err))
+	}
+	return nil
+}
+
+// readable puts the decoder's findings on one line, in the user's words.
+func readable(err error) string {
+	typed, ok := errors.AsType[*yaml.TypeError](err)
+	if !ok {
+		return strings.TrimPrefix(err.Error(), "yaml: ")
+	}
+	var out []string
+	for _, e := range typed.Errors {
+		if line, rest, ok := strings.Cut(e, ": field "); ok {
+			key, _, _ := strings.Cut(rest, " ")
+			e = fmt.Sprintf("%s: unknown key %q", line, key)
+		}
+		out = append(out, e)
+	}
+	return strings.Join(out, "; ")
+}
+
+// Validate reports all faults at once.
+func (s Scheduler) Validate() error {
+	return errors.Join(checkAddr("listen", s.Listen), s.Cluster.validate(true), s.Log.validate())
+}
+
+// Validate reports all faults at once.
+func (n Node) Validate() error {
+	errs := []error{checkAddr("mirror.listen", n.Mirror.Listen), checkAddr("peer.listen", n.Peer.Listen),
+		checkAddr("admin.listen", n.Admin.Listen), n.Log.validate(), n.Cluster.validate(len(n.Schedulers) > 0)}
+	if n.Name == "" {
+		errs = append(errs, errors.New("name is empty: give the host a name that no other host of the cluster has"))
+	}
+	if n.DataDir == "" {
+		errs = append(errs, errors.New("data_dir is empty: name a folder on a disk with room for the models"))
+	}
+	if n.Peer.Advertise != "" {
+		errs = append(errs, checkAddr("peer.advertise", n.Peer.Advertise))
+	}
+	for _, s := range n.Schedulers {
+		if u, err := url.Parse(s); err != nil || u.Scheme != "http" || u.Host == "" {
+			errs = append(errs, fmt.Errorf("schedulers: %q is not of the form http://HOST:PORT", s))
+		}
+	}
+	if n.Seed && len(n.Schedulers) == 0 {
+		errs = append(errs, errors.New("seed: a seed needs a scheduler to hear of tasks; set schedulers"))
+	}
+	if n.Store.MaxBytes < 0 || n.Store.MaxPercent < 0 || n.Store.MaxPercent > 100 {
+		errs = append(errs, errors.New("store: max_bytes must not be negative, max_percent must be 0 to 100"))
+	}
+	for host := range n.Registries {
+		if strings.Contains(host, "/") {
+			errs = append(errs, fmt.Errorf("registries: %q: name HOST or HOST:PORT, without scheme and path", host))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func checkAddr(key, addr string) error {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil || port == "" {
+		return fmt.Errorf("%s: %q is not of the form HOST:PORT", key, addr)
+	}
+	if key == "peer.advertise" && (host == "" || net.ParseIP(host).IsUnspecified()) {
+		return fmt.Errorf("%s: %q is no address other hosts can reach", key, addr)
+	}
+	return nil
+}
+
+func (c Cluster) validate(shared bool) error {
+	switch {
+	case c.TokenFile != "" && c.Insecure:
+		return errors.New("cluster: token_file and insecure exclude each other")
+	case shared && c.TokenFile == "" && !c.Insecure:
+		return errors.New("cluster.token_file is not set: write a secret into a file (head -c 32 /dev/urandom | base64) " +
+			"and give it to every host and scheduler, or set cluster.insecure: true in a network you trust")
+	}
+	return nil
+}
+
+// Token returns the cluster's secret, empty when it is insecure.
+func (c Cluster) Token() (string, error) {
+	if c.TokenFile == "" {
+		return "", nil
+	}
+	data, err := os.ReadFile(c.TokenFile)
+	if err != nil {
+		return "", fmt.Errorf("cluster.token_file: %w", err)
+	}
+	token := strings.TrimSpace(string(data))
+	if len(token) < 16 {
+		return "", fmt.Errorf("cluster.token_file: the secret in %s has %d characters, want at least 16", c.TokenFile, len(token))
+	}
+	return token, nil
+}
+
+func (l Log) validate() error {
+	var level slog.Level
+	if level.UnmarshalText([]byte(l.Level)) != nil {
+		return fmt.Errorf("log.level: %q is not debug, info, warn or error", l.Level)
+	}
+	if l.Format != "text" && l.Format != "json" {
+		return fmt.Errorf("log.format: %q is not text or json", l.Format)
+	}
+	return nil
+}
+
+// Logger returns a logger that writes to w. l must be valid.
+func (l Log) Logger(w io.Writer) *slog.Logger {
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(l.Level)) // checked by Validate
+	options := &slog.HandlerOptions{Level: level}
+	if l.Format == "json" {
+		return slog.New(slog.NewJSONHandler(w, options))
+	}
+	return slog.New(slog.NewTextHandler(w, options))
+}

@@ -1,0 +1,89 @@
+// Package daemon wires the parts of Shoal into the daemons: listeners, health, metrics, and an ordered shutdown.
+//
+// Shutdown goes in order: first the mirror stops accepting and its streams drain, then the peer stops its downloads, then the
+// store closes. Each daemon serves /healthz, which is 200 once it is ready, and /metrics.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// drainTime is how long streams may go on after a daemon was told to stop.
+const drainTime = 10 * time.Second
+
+// admin answers /healthz and /metrics.
+type admin struct {
+	ready    atomic.Bool
+	registry *prometheus.Registry
+}
+
+func newAdmin(version string) *admin {
+	a := &admin{registry: prometheus.NewRegistry()}
+	info := prometheus.NewGauge(prometheus.GaugeOpts{Name: "shoal_build_info", Help: "The version that runs; always 1.",
+		ConstLabels: prometheus.Labels{"version": version}})
+	info.Set(1)
+	a.registry.MustRegister(info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return a
+}
+
+func (a *admin) register(mux *http.ServeMux) {
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		if !a.ready.Load() {
+			http.Error(w, "not ready", http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = w.Write([]byte("ok\n")) // the caller may have left
+	})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(a.registry, promhttp.HandlerOpts{Registry: a.registry}))
+}
+
+// listen opens a TCP listener; the error names the configuration key that would change it.
+func listen(ctx context.Context, key, addr string) (net.Listener, error) {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("%s: %s is in use by another process; stop that one or set another address", key, addr)
+	}
+	if errors.Is(err, syscall.EACCES) {
+		return nil, fmt.Errorf("%s: not allowed to listen on %s; choose a port above 1023 or run as root", key, addr)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", key, err)
+	}
+	return l, nil
+}
+
+// serve serves on l until ctx ends, lets streams drain, and returns when all connections are gone.
+func serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
+	base, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	server := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		BaseContext: func(net.Listener) context.Context { return base }, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(l) }() // ends with Shutdown or Close below
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
+	defer cancel()
+	err := server.Shutdown(drain)
+	if errors.Is(err, context.DeadlineExceeded) {
+		log.Warn("streams cut at shutdown", "after", drainTime)
+		err = server.Close()
+	}
+	<-ended
+	return err
+}

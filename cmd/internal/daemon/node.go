@@ -1,0 +1,260 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/shoal-project/shoal/cmd/internal/config"
+	"github.com/shoal-project/shoal/peer"
+	"github.com/shoal-project/shoal/peer/source"
+	"github.com/shoal-project/shoal/peer/store"
+	"github.com/shoal-project/shoal/peer/transfer"
+	mirror "github.com/shoal-project/shoal/registry-mirror"
+	"github.com/shoal-project/shoal/registry-mirror/upstream"
+	"github.com/shoal-project/shoal/scheduler/api"
+)
+
+// originStall is how long the origin may say nothing in the middle of an answer: longer than a peer may, since there is nobody else to
+// ask.
+const originStall = 3 * time.Second
+
+// node holds the parts of shoal node in the order they are closed in, last first.
+type node struct {
+	cfg       config.Node
+	log       *slog.Logger
+	admin     *admin
+	token     string
+	store     *store.Store
+	records   *mirror.Records
+	endpoints *source.Endpoints
+	wire      *transfer.Client
+	peer      *peer.Peer
+	seeds     *mirror.Seeds
+	mirror    http.Handler
+	piece     http.Handler
+
+	mirrorListener, pieceListener, adminListener net.Listener
+}
+
+// RunNode runs the daemon of a node until ctx ends. It logs to w.
+func RunNode(ctx context.Context, cfg config.Node, version string, w io.Writer) error {
+	n := &node{cfg: cfg, log: cfg.Log.Logger(w), admin: newAdmin(version)}
+	defer n.close()
+	if err := n.open(ctx); err != nil {
+		return err
+	}
+	n.log.Info("node ready", "mirror", n.mirrorListener.Addr().String(), "peer", n.cfg.Peer.Advertise, "admin",
+		n.adminListener.Addr().String(), "schedulers", cfg.Schedulers, "seed", cfg.Seed, "version", version)
+	n.admin.ready.Store(true)
+	err := n.run(ctx)
+	n.log.Info("node stopped")
+	return err
+}
+
+// open takes ports and files, so that whatever is wrong with them is known before anything runs.
+func (n *node) open(ctx context.Context) error {
+	var err error
+	if n.token, err = n.cfg.Cluster.Token(); err != nil {
+		return err
+	}
+	if n.mirrorListener, err = listen(ctx, "mirror.listen", n.cfg.Mirror.Listen); err != nil {
+		return err
+	}
+	if n.adminListener, err = listen(ctx, "admin.listen", n.cfg.Admin.Listen); err != nil {
+		return err
+	}
+	if len(n.cfg.Schedulers) > 0 { // a lone host has nobody to serve
+		if n.pieceListener, err = listen(ctx, "peer.listen", n.cfg.Peer.Listen); err != nil {
+			return err
+		}
+		if n.cfg.Peer.Advertise, err = advertised(n.cfg, n.pieceListener.Addr()); err != nil {
+			return err
+		}
+	}
+	if err := n.openData(); err != nil {
+		return err
+	}
+	return n.build()
+}
+
+// openData opens what is on disk.
+func (n *node) openData() error {
+	if err := os.MkdirAll(n.cfg.DataDir, 0o700); err != nil {
+		return fmt.Errorf("data_dir: %w; run as root or set data_dir to a folder you may write", err)
+	}
+	var err error
+	n.store, err = store.Open(filepath.Join(n.cfg.DataDir, "blobs"), store.Config{MaxBytes: n.cfg.Store.MaxBytes,
+		MaxPercent: n.cfg.Store.MaxPercent, Log: n.component("store"), Registerer: n.admin.registry})
+	if err != nil {
+		return fmt.Errorf("data_dir: %w", err)
+	}
+	n.records, err = mirror.OpenRecords(filepath.Join(n.cfg.DataDir, "mirror.db"))
+	if err != nil {
+		return fmt.Errorf("data_dir: %w", err)
+	}
+	return nil
+}
+
+// build constructs the parts over the files; nothing runs yet.
+func (n *node) build() error {
+	registries := map[string]source.RegistryConfig{}
+	for host, r := range n.cfg.Registries {
+		registries[host] = source.RegistryConfig{PlainHTTP: r.PlainHTTP, CAFile: r.CAFile}
+	}
+	var err error
+	if n.endpoints, err = source.NewEndpoints(registries); err != nil {
+		return fmt.Errorf("registries: %w", err)
+	}
+	origin, err := source.New(source.Config{Resolve: n.endpoints.Resolve, Keychain: authn.DefaultKeychain, Stall: originStall,
+		Registerer: n.admin.registry})
+	if err != nil {
+		return err
+	}
+	if n.wire, err = transfer.NewClient(transfer.ClientConfig{Token: n.token, Registerer: n.admin.registry}); err != nil {
+		return err
+	}
+	schedulers := make([]*api.Client, 0, len(n.cfg.Schedulers))
+	for _, u := range n.cfg.Schedulers {
+		schedulers = append(schedulers, api.NewClient(u, n.token))
+	}
+	n.peer, err = peer.New(peer.Config{Host: api.Host{ID: n.cfg.Name, Addr: n.cfg.Peer.Advertise, Zone: n.cfg.Peer.Zone,
+		Rack: n.cfg.Peer.Rack, Seed: n.cfg.Seed}, Log: n.component("peer"), Registerer: n.admin.registry}, n.store, n.wire, origin, schedulers)
+	if err != nil {
+		return err
+	}
+	return n.buildHandlers()
+}
+
+func (n *node) buildHandlers() error {
+	manifests, err := upstream.New(upstream.Config{Resolve: n.endpoints.Resolve})
+	if err != nil {
+		return err
+	}
+	n.seeds = mirror.NewSeeds(mirror.SeedConfig{Addrs: n.peer.Seeds, Token: n.token, Log: n.component("mirror")})
+	n.mirror = mirror.New(mirror.Config{DefaultRegistry: n.cfg.Mirror.DefaultRegistry, Log: n.component("mirror"),
+		Registerer: n.admin.registry}, n.records, manifests, blobs{n.peer}, n.seeds)
+	pieces, err := transfer.NewHandler(transfer.Config{Token: n.token, Log: n.component("transfer"), Registerer: n.admin.registry},
+		n.peer.Served())
+	if err != nil {
+		return err
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/", pieces)
+	mux.Handle("/v1/manifests", transfer.RequireToken(n.token, mirror.ServeRecords(n.records)))
+	n.piece = mux
+	return nil
+}
+
+func (n *node) component(name string) *slog.Logger { return n.log.With("component", name) }
+
+// run serves until ctx ends, then stops in order: mirror, peer.
+func (n *node) run(ctx context.Context) error {
+	inner, stopInner := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopInner()
+	below, belowCtx := errgroup.WithContext(inner)
+	below.Go(func() error { return n.peer.Run(belowCtx) })
+	below.Go(func() error { return n.seeds.Run(belowCtx) })
+	if n.pieceListener != nil {
+		below.Go(func() error { return serve(belowCtx, n.pieceListener, n.piece, n.component("transfer")) })
+	}
+	adm := http.NewServeMux()
+	n.admin.register(adm)
+	below.Go(func() error { return serve(belowCtx, n.adminListener, adm, n.log) })
+
+	front, frontCtx := errgroup.WithContext(ctx)
+	front.Go(func() error { return serve(frontCtx, n.mirrorListener, n.mirror, n.component("mirror")) })
+	front.Go(func() error { // what runs below failed: stop the front too
+		select {
+		case <-belowCtx.Done():
+			return context.Cause(belowCtx)
+		case <-frontCtx.Done():
+			return nil
+		}
+	})
+	err := front.Wait()
+	stopInner()
+	if belowErr := below.Wait(); belowErr != nil && !errors.Is(belowErr, context.Canceled) {
+		return belowErr
+	}
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+func (n *node) close() {
+	for _, l := range []net.Listener{n.mirrorListener, n.pieceListener, n.adminListener} {
+		if l != nil {
+			_ = l.Close() // usually closed by its server already
+		}
+	}
+	if n.wire != nil {
+		n.wire.Close()
+	}
+	if n.endpoints != nil {
+		n.endpoints.Close()
+	}
+	if n.records != nil {
+		if err := n.records.Close(); err != nil {
+			n.log.Error("records", "error", err)
+		}
+	}
+	if n.store != nil {
+		if err := n.store.Close(); err != nil {
+			n.log.Error("store", "error", err)
+		}
+	}
+}
+
+// advertised returns the address other hosts reach the piece server at: the configured one, or the one this host has on the way to its
+// first scheduler.
+func advertised(cfg config.Node, bound net.Addr) (string, error) {
+	if cfg.Peer.Advertise != "" {
+		return cfg.Peer.Advertise, nil
+	}
+	host, port, err := net.SplitHostPort(bound.String())
+	if err != nil {
+		return "", fmt.Errorf("peer.listen: %w", err)
+	}
+	if ip := net.ParseIP(host); ip != nil && !ip.IsUnspecified() {
+		return bound.String(), nil
+	}
+	u, err := url.Parse(cfg.Schedulers[0])
+	if err != nil {
+		return "", fmt.Errorf("schedulers: %w", err)
+	}
+	conn, err := net.Dial("udp", net.JoinHostPort(u.Hostname(), "9")) // sends nothing, only chooses a route
+	if err != nil {
+		return "", fmt.Errorf("no route to scheduler %s: %w; set peer.advertise", cfg.Schedulers[0], err)
+	}
+	defer conn.Close()
+	local, _, err := net.SplitHostPort(conn.LocalAddr().String())
+	if err != nil {
+		return "", err
+	}
+	return net.JoinHostPort(local, port), nil
+}
+
+// blobs lets the mirror open blobs of the peer.
+type blobs struct{ peer *peer.Peer }
+
+// Open implements mirror.Blobs.
+func (b blobs) Open(ctx context.Context, ref mirror.BlobRef, authorization string) (mirror.Blob, error) {
+	blob := peer.Blob{Digest: ref.Digest, Size: ref.Size, Origin: peer.Origin{Registry: ref.Registry, Repository: ref.Repository}}
+	if ref.MapLayer != "" {
+		blob.Origin.Map = &peer.MapRef{Layer: ref.MapLayer, Size: ref.MapSize}
+	}
+	return b.peer.Open(ctx, blob, authorization)
+}

@@ -1,0 +1,59 @@
+package main
+
+import (
+	"errors"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/shoal-project/shoal/cmd/internal/config"
+	"github.com/shoal-project/shoal/cmd/internal/daemon"
+)
+
+func schedulerCommand() *cli.Command {
+	return command(&cli.Command{
+		Name:  "scheduler",
+		Usage: "run a scheduler: it decides which host reads the origin and who gets pieces from whom",
+		Description: `Keeps all state in memory and learns it from the hosts again after a restart. Hosts go on without it, with the
+peers they know. Several schedulers share the tasks when every node names all of them.
+
+Everything can be set in a YAML file; the flags below override it. An unknown key is an error. Defaults:
+
+   listen: 0.0.0.0:7700                     # hosts, /healthz and /metrics
+   cluster: {token_file: "", insecure: false}
+   log: {level: info, format: text}
+
+EXAMPLES:
+   head -c 32 /dev/urandom | base64 > /etc/shoal/token
+   shoal scheduler --token-file /etc/shoal/token`,
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "config", Aliases: []string{"c"}, Usage: "read the configuration from `FILE`"},
+			&cli.StringFlag{Name: "listen", Usage: "serve hosts at `HOST:PORT`"},
+			&cli.StringFlag{Name: "token-file", Usage: "the cluster's secret is in `FILE`"},
+			&cli.BoolFlag{Name: "insecure", Usage: "do without a secret"},
+			&cli.StringFlag{Name: "log-level", Usage: "debug, info, warn or error"},
+		},
+		Action: func(c *cli.Context) error {
+			cfg := config.DefaultScheduler()
+			if err := config.Load(c.String("config"), &cfg); err != nil {
+				return usageError(err)
+			}
+			if c.IsSet("listen") {
+				cfg.Listen = c.String("listen")
+			}
+			if c.IsSet("log-level") {
+				cfg.Log.Level = c.String("log-level")
+			}
+			overrideCluster(c, &cfg.Cluster)
+			if err := cfg.Validate(); err != nil {
+				return usageError(oneLine(err))
+			}
+			return daemon.RunScheduler(c.Context, cfg, buildVersion(), c.App.ErrWriter)
+		},
+	})
+}
+
+// oneLine joins the faults of a configuration on one line.
+func oneLine(err error) error {
+	return errors.New(strings.ReplaceAll(err.Error(), "\n", "; "))
+}

@@ -1,0 +1,69 @@
+package archcheck
+
+// module is the path all our import paths begin with.
+const module = "github.com/shoal-project/shoal"
+
+// Words a rule may name in place of packages.
+const (
+	all   = "..." // every package of ours
+	kids  = "/*"  // as a suffix: every package below that folder
+	tests = true
+)
+
+// A rule says what a package may import of ours. Longest path wins; "/*" makes it hold for the packages below too.
+type rule struct {
+	path  string
+	may   []string
+	tests bool // only test files may import this package
+}
+
+// rules is the package table of ARCHITECTURE.md, lowest folder first. An import of ours that no rule grants is a fault,
+// and so is a package that no rule names: who adds one says here where it stands.
+var rules = []rule{
+	{path: "scheduler/api"},
+	{path: "scheduler/policy"},
+	{path: "scheduler", may: []string{"scheduler/policy"}},
+	{path: "scheduler/server", may: []string{"scheduler", "scheduler/api", "scheduler/policy"}},
+
+	{path: "peer/piece"},
+	{path: "peer/chunkmap", may: []string{"peer/piece"}},
+	{path: "peer/store", may: []string{"peer/piece", "peer/chunkmap"}},
+	{path: "peer/store/storetest", may: []string{"peer/piece", "peer/chunkmap", "peer/store"}, tests: tests},
+	{path: "peer/dispatch", may: []string{"peer/piece"}},
+	{path: "peer/transfer", may: []string{"peer/piece"}},
+	{path: "peer/source", may: []string{"peer/piece"}},
+	{path: "peer", may: []string{"peer/*", "scheduler/api"}},
+	{path: "peer/peertest", may: []string{"peer", "peer/*", "scheduler", "scheduler/*"}, tests: tests},
+
+	{path: "registry-mirror", may: []string{"registry-mirror/*", "peer/piece"}},
+	{path: "registry-mirror/upstream", may: []string{"peer/piece"}},
+	{path: "registry-mirror/hosts", may: []string{"peer/piece"}},
+
+	{path: "converter/bootstrap"},
+	{path: "converter/layer", may: []string{"peer/chunkmap"}},
+	{path: "converter/image"},
+	{path: "converter/source"},
+	{path: "converter", may: []string{"converter/*", "peer/chunkmap"}},
+
+	{path: "snapshotter/readfs", may: []string{"converter/bootstrap", "peer/piece"}},
+	{path: "snapshotter/metastore"},
+	{path: "snapshotter/keeper"},
+	{path: "snapshotter", may: []string{"snapshotter/*", "converter/bootstrap", "converter/image"}},
+
+	{path: "manager", may: []string{"manager/*", "scheduler/api"}},
+	{path: "manager/console", may: []string{"scheduler/api"}},
+
+	{path: "cmd/*", may: []string{all}},
+	{path: "hack/*", may: []string{all}},
+}
+
+// folders are the levels of the tree, lowest first: an import points to the same level's own folder or to a lower level.
+var folders = [][]string{
+	{"scheduler"}, {"peer"}, {"converter", "registry-mirror"}, {"snapshotter"}, {"manager"}, {"cmd"}, {"hack"},
+}
+
+// packageNames lists the packages whose name is not their folder's.
+var packageNames = map[string]string{"registry-mirror": "mirror"}
+
+// bannedNames are package names that say nothing of what a package holds.
+var bannedNames = []string{"util", "utils", "common", "types", "helpers", "interfaces", "models"}

@@ -1,0 +1,112 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Containerd is a containerd 2.x on a host, with its own root, state, socket and hosts folder.
+type Containerd struct {
+	*Process
+
+	host   *Host
+	dir    string
+	config string
+}
+
+// containerdConfig leaves out what a host without Kubernetes has no use for. The default snapshotter is overlayfs.
+const containerdConfig = `version = 3
+root = "%[1]s/root"
+state = "%[1]s/state"
+disabled_plugins = [
+  "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri",
+  "io.containerd.podsandbox.controller.v1.podsandbox", "io.containerd.nri.v1.nri",
+  "io.containerd.tracing.processor.v1.otlp",
+]
+[plugins."io.containerd.cri.v1.images".registry]
+config_path = "%[1]s/hosts"
+[grpc]
+address = "%[1]s/c.sock"
+[ttrpc]
+address = "%[1]s/t.sock"
+`
+
+// StartContainerd runs containerd on the host and waits until it answers.
+func (h *Host) StartContainerd(ctx context.Context) (*Containerd, error) {
+	c := &Containerd{host: h, dir: filepath.Join(h.Dir, "containerd")}
+	if err := os.MkdirAll(c.HostsDir(), 0o755); err != nil {
+		return nil, err
+	}
+	c.config = filepath.Join(c.dir, "config.toml")
+	if err := os.WriteFile(c.config, fmt.Appendf(nil, containerdConfig, c.dir), 0o644); err != nil {
+		return nil, err
+	}
+	var err error
+	if c.Process, err = h.Start("containerd", []string{"containerd", "--config", c.config}, nil); err != nil {
+		return nil, err
+	}
+	return c, c.waitFor(ctx, "its socket", func() bool {
+		_, err := c.Ctr(ctx, "version")
+		return err == nil
+	})
+}
+
+// HostsDir is where containerd looks for hosts.toml, one folder for each registry.
+func (c *Containerd) HostsDir() string { return filepath.Join(c.dir, "hosts") }
+
+// Socket is where containerd listens, for ctr --address.
+func (c *Containerd) Socket() string { return filepath.Join(c.dir, "c.sock") }
+
+// Ctr runs ctr against this containerd and returns what it printed.
+func (c *Containerd) Ctr(ctx context.Context, args ...string) (string, error) {
+	return c.host.Run(ctx, append([]string{"ctr", "--address", c.Socket()}, args...)...)
+}
+
+// Pull pulls an image and unpacks it. Without a hosts.toml for its registry it asks the registry itself, by plain HTTP.
+func (c *Containerd) Pull(ctx context.Context, ref string) error {
+	_, err := c.Ctr(ctx, "images", "pull", "--plain-http", "--hosts-dir", c.HostsDir(), ref)
+	return err
+}
+
+// Forget removes an image and all that only it needs, so that the next pull starts from nothing.
+func (c *Containerd) Forget(ctx context.Context, ref string) error {
+	_, err := c.Ctr(ctx, "images", "remove", "--sync", ref)
+	return err
+}
+
+// ContentDigest reads a blob from containerd's store and returns the digest that its bytes have.
+func (c *Containerd) ContentDigest(ctx context.Context, blob digest.Digest) (digest.Digest, error) {
+	out, err := c.host.Run(ctx, "sh", "-c", "ctr --address "+c.Socket()+" content get "+blob.String()+" | sha256sum")
+	if err != nil {
+		return "", err
+	}
+	return digest.Parse("sha256:" + strings.Fields(out)[0])
+}
+
+// A Container says what to run: an image, or the program Args in the folder Rootfs.
+type Container struct {
+	ID     string
+	Image  string
+	Rootfs string
+	Mounts []string // as ctr run --mount takes them
+	Args   []string // in place of the image's command
+}
+
+// RunContainer runs a container to its end on the host's network and returns what it printed.
+func (c *Containerd) RunContainer(ctx context.Context, spec Container) (string, error) {
+	// No cgroup: hosts without all controllers can run it too, and nothing of it stays behind.
+	args := []string{"run", "--rm", "--net-host", "--cgroup", ""}
+	for _, m := range spec.Mounts {
+		args = append(args, "--mount", m)
+	}
+	root := spec.Image
+	if spec.Rootfs != "" {
+		args, root = append(args, "--rootfs"), spec.Rootfs
+	}
+	return c.Ctr(ctx, append(append(args, root, spec.ID), spec.Args...)...)
+}

@@ -1,0 +1,220 @@
+package cluster
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// Ports of the daemons, the same on every host: each has its own addresses.
+const (
+	schedulerPort = "7700"
+	mirrorPort    = "7701"
+	peerPort      = "7702"
+	adminPort     = "7703"
+)
+
+// A Scheduler is a shoal scheduler on a host of its own.
+type Scheduler struct {
+	*Process
+
+	host   *Host
+	config string
+}
+
+// StartScheduler adds a host by the name and runs a shoal scheduler on it.
+func (c *Cluster) StartScheduler(ctx context.Context, name string) (*Scheduler, error) {
+	host, err := c.AddHost(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	s := &Scheduler{host: host}
+	s.config, err = c.writeConfig(host, "scheduler", map[string]any{
+		"listen": "0.0.0.0:" + schedulerPort,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s, s.Start(ctx)
+}
+
+// Start runs the scheduler again after its Kill.
+func (s *Scheduler) Start(ctx context.Context) (err error) {
+	argv := []string{s.host.c.cfg.Shoal, "scheduler", "--config", s.config}
+	if s.Process, err = s.host.Start("scheduler", argv, nil); err != nil {
+		return err
+	}
+	return s.waitHealthy(ctx, s.host.client, s.URL()+"/healthz")
+}
+
+// URL is where hosts reach the scheduler.
+func (s *Scheduler) URL() string { return "http://" + s.host.Addr + ":" + schedulerPort }
+
+// NodeConfig says how a node differs from the others.
+type NodeConfig struct {
+	Name       string
+	Seed       bool
+	Zone       string
+	Schedulers []*Scheduler
+	Registries []*Registry
+	StoreBytes int64 // quota of the store; zero is the default of shoal
+}
+
+// A Node is a shoal node on a host of its own.
+type Node struct {
+	*Process
+
+	host   *Host
+	config string
+}
+
+// StartNode adds a host and runs a shoal node on it.
+func (c *Cluster) StartNode(ctx context.Context, cfg NodeConfig) (*Node, error) {
+	host, err := c.AddHost(ctx, cfg.Name)
+	if err != nil {
+		return nil, err
+	}
+	schedulers := []string{}
+	for _, s := range cfg.Schedulers {
+		schedulers = append(schedulers, s.URL())
+	}
+	registries := map[string]any{}
+	for _, r := range cfg.Registries {
+		registries[r.Addr()] = map[string]any{"plain_http": true}
+	}
+	n := &Node{host: host}
+	n.config, err = c.writeConfig(host, "node", map[string]any{
+		"name":       cfg.Name,
+		"data_dir":   n.DataDir(),
+		"seed":       cfg.Seed,
+		"mirror":     map[string]any{"listen": "127.0.0.1:" + mirrorPort},
+		"peer":       map[string]any{"listen": "0.0.0.0:" + peerPort, "advertise": host.Addr + ":" + peerPort, "zone": cfg.Zone},
+		"admin":      map[string]any{"listen": "127.0.0.1:" + adminPort},
+		"schedulers": schedulers,
+		"registries": registries,
+		"store":      map[string]any{"max_bytes": cfg.StoreBytes, "max_percent": 95},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return n, n.Start(ctx)
+}
+
+// Start runs the node again after its Kill, with what its store holds.
+func (n *Node) Start(ctx context.Context) (err error) {
+	if n.Process, err = n.host.Start("node", []string{n.host.c.cfg.Shoal, "node", "--config", n.config}, nil); err != nil {
+		return err
+	}
+	return n.waitHealthy(ctx, n.host.client, "http://127.0.0.1:"+adminPort+"/healthz")
+}
+
+// Host returns the host the node runs on.
+func (n *Node) Host() *Host { return n.host }
+
+// DataDir is where the node keeps what it holds.
+func (n *Node) DataDir() string { return filepath.Join(n.host.Dir, "data") }
+
+// MirrorURL is where programs on the node's host reach its mirror.
+func (n *Node) MirrorURL() string { return "http://127.0.0.1:" + mirrorPort }
+
+// ConfigureMirror has shoal write the hosts.toml that sends containerd to the node for a registry.
+func (n *Node) ConfigureMirror(ctx context.Context, c *Containerd, r *Registry) error {
+	_, err := n.host.Run(ctx, n.host.c.cfg.Shoal, "mirror", "configure", "--certs-dir", c.HostsDir(),
+		"--mirror", n.MirrorURL(), "--plain-http", r.Addr(), "--containerd-config", c.config)
+	return err
+}
+
+// Metrics reads what the node says of itself.
+func (n *Node) Metrics(ctx context.Context) (Metrics, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:"+adminPort+"/metrics", nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := n.host.client.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("metrics of %s: %w", n.Name(), err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("metrics of %s: %s", n.Name(), resp.Status)
+	}
+	return parseMetrics(resp.Body)
+}
+
+// Read returns how many bytes the node's readers got from each origin: cache, peer, source.
+func (n *Node) Read(ctx context.Context) (map[string]int64, error) {
+	m, err := n.Metrics(ctx)
+	if err != nil {
+		return nil, err
+	}
+	read := map[string]int64{}
+	for _, origin := range []string{"cache", "peer", "source"} {
+		read[origin] = int64(m.Sum("shoal_peer_read_bytes_total", `origin="`+origin+`"`))
+	}
+	return read, nil
+}
+
+// Metrics are the samples of a scrape: NAME{LABELS} and value.
+type Metrics map[string]float64
+
+// Sum adds up the samples of a metric whose labels hold all of the given pairs, each written as label="value".
+func (m Metrics) Sum(name string, labels ...string) float64 {
+	sum := 0.0
+samples:
+	for sample, value := range m {
+		got, rest, _ := strings.Cut(sample, "{")
+		if got != name {
+			continue
+		}
+		for _, label := range labels {
+			if !strings.Contains(rest, label) {
+				continue samples
+			}
+		}
+		sum += value
+	}
+	return sum
+}
+
+// parseMetrics reads Prometheus's text format as far as counters and gauges need it.
+func parseMetrics(r io.Reader) (Metrics, error) {
+	m := Metrics{}
+	scanner := bufio.NewScanner(r)
+	for scanner.Scan() {
+		line := scanner.Text()
+		at := strings.LastIndexByte(line, ' ')
+		if at < 0 || strings.HasPrefix(line, "#") {
+			continue
+		}
+		value, err := strconv.ParseFloat(line[at+1:], 64)
+		if err != nil {
+			return nil, fmt.Errorf("metric %q: %w", line, err)
+		}
+		m[line[:at]] = value
+	}
+	return m, scanner.Err()
+}
+
+// writeConfig writes a daemon's configuration, with the cluster's token and log level, and returns its path.
+func (c *Cluster) writeConfig(host *Host, daemon string, config map[string]any) (string, error) {
+	token, err := c.tokenFile()
+	if err != nil {
+		return "", err
+	}
+	config["cluster"] = map[string]any{"token_file": token}
+	config["log"] = map[string]any{"level": c.cfg.LogLevel}
+	data, err := yaml.Marshal(config)
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(host.Dir, daemon+".yaml")
+	return path, os.WriteFile(path, data, 0o600)
+}

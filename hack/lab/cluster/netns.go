@@ -1,0 +1,166 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const netnsDir = "/run/netns"
+
+// namespace is a network namespace by its name.
+type namespace string
+
+// do calls fn on a thread that is in the namespace: sockets made and programs started by fn belong to it. fn must not
+// hand the work to another goroutine.
+func (ns namespace) do(fn func() error) error {
+	inside, err := os.Open(filepath.Join(netnsDir, string(ns)))
+	if err != nil {
+		return fmt.Errorf("network namespace %s: %w", ns, err)
+	}
+	defer inside.Close()
+	errs := make(chan error, 1)
+	go func() { errs <- onThread(inside, fn) }() // ends with fn, which the caller waits for
+	return <-errs
+}
+
+// onThread calls fn with the thread moved to a namespace and back. If there is no way back, the goroutine ends with the
+// thread still locked, and the runtime throws the thread away.
+func onThread(inside *os.File, fn func() error) error {
+	runtime.LockOSThread()
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		runtime.UnlockOSThread()
+		return err
+	}
+	defer home.Close()
+	if err := unix.Setns(int(inside.Fd()), unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("enter %s: %w", inside.Name(), err)
+	}
+	err = fn()
+	if unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil {
+		runtime.UnlockOSThread()
+	}
+	return err
+}
+
+// dial connects from inside the namespace. addr is an IP address and a port: with a name, a resolver would ask elsewhere.
+func (ns namespace) dial(ctx context.Context, network, addr string) (conn net.Conn, err error) {
+	err = ns.do(func() error {
+		conn, err = (&net.Dialer{}).DialContext(ctx, network, addr)
+		return err
+	})
+	return conn, err
+}
+
+// client returns an HTTP client whose connections start in the namespace.
+func (ns namespace) client() *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		DialContext:           ns.dial,
+		MaxIdleConnsPerHost:   8,
+		IdleConnTimeout:       10 * time.Second,
+		ResponseHeaderTimeout: time.Minute,
+		DisableCompression:    true,
+	}}
+}
+
+// pids lists the processes in the namespace.
+func (ns namespace) pids(ctx context.Context) ([]int, error) {
+	out, err := command(ctx, "ip", "netns", "pids", string(ns))
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, field := range strings.Fields(out) {
+		var pid int
+		if _, err := fmt.Sscan(field, &pid); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
+}
+
+// makeSwitch makes a namespace with a bridge that hosts are plugged into.
+func makeSwitch(ctx context.Context, ns namespace) error {
+	return commands(ctx,
+		"ip netns add "+string(ns),
+		"ip -n "+string(ns)+" link set lo up",
+		"ip -n "+string(ns)+" link add bridge type bridge stp_state 0 forward_delay 0",
+		"ip -n "+string(ns)+" link set bridge up",
+	)
+}
+
+// plugIn makes a host's namespace and its link to the switch, whose end is called port.
+func plugIn(ctx context.Context, sw, ns namespace, port string, addr net.IP) error {
+	return commands(ctx,
+		"ip netns add "+string(ns),
+		"ip -n "+string(ns)+" link set lo up",
+		fmt.Sprintf("ip -n %s link add %s type veth peer name eth0 netns %s", sw, port, ns),
+		fmt.Sprintf("ip -n %s link set %s master bridge up", sw, port),
+		fmt.Sprintf("ip -n %s addr add %s/24 dev eth0", ns, addr),
+		fmt.Sprintf("ip -n %s link set eth0 up", ns),
+	)
+}
+
+// limit gives a link the rate in both directions: what the host sends is held back on its own end, what it receives
+// on the switch's. Zero takes the limit away.
+func limit(ctx context.Context, sw, ns namespace, port string, rate Rate) error {
+	for _, end := range []string{string(ns) + " dev eth0", string(sw) + " dev " + port} {
+		netns, dev, _ := strings.Cut(end, " ")
+		if rate == 0 {
+			// Without a qdisc of ours there is nothing to delete, which is what was asked for.
+			_ = commands(ctx, "tc -n "+netns+" qdisc del "+dev+" root")
+			continue
+		}
+		// A burst takes 10 ms of the rate, and never less than two of the largest segments the kernel hands over whole.
+		burst := max(128<<10, int64(rate)/8/100)
+		err := commands(ctx, fmt.Sprintf("tc -n %s qdisc replace %s root tbf rate %dbit burst %d latency 50ms", netns, dev, rate, burst))
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// commands runs simple commands, words apart by spaces, up to the first that fails.
+func commands(ctx context.Context, lines ...string) error {
+	for _, line := range lines {
+		words := strings.Fields(line)
+		if _, err := command(ctx, words[0], words[1:]...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// command runs a program of this machine and returns what it printed; an error has what it complained of.
+func command(ctx context.Context, name string, args ...string) (string, error) {
+	out, err := exec.CommandContext(ctx, name, args...).Output()
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(string(exit.Stderr)))
+	}
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", name, err)
+	}
+	return string(out), nil
+}
+
+// listen opens a listener inside the namespace.
+func (ns namespace) listen(ctx context.Context, addr string) (l net.Listener, err error) {
+	err = ns.do(func() error {
+		l, err = (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+		return err
+	})
+	return l, err
+}

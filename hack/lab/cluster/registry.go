@@ -1,0 +1,93 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/opencontainers/go-digest"
+)
+
+// registryPort is where the registry listens on its host.
+const registryPort = "5000"
+
+// A Registry is docker-registry on a host of its own, with its access log as the judge of who read what.
+type Registry struct {
+	*Process
+
+	host *Host
+}
+
+const registryConfig = `version: 0.1
+log:
+  level: error
+  accesslog: {disabled: false}
+storage:
+  filesystem: {rootdirectory: %s}
+http:
+  addr: %s
+`
+
+// StartRegistry adds a host called registry and runs docker-registry on it.
+func (c *Cluster) StartRegistry(ctx context.Context) (*Registry, error) {
+	host, err := c.AddHost(ctx, "registry")
+	if err != nil {
+		return nil, err
+	}
+	r := &Registry{host: host}
+	config := fmt.Sprintf(registryConfig, filepath.Join(host.Dir, "data"), r.Addr())
+	if err := os.WriteFile(filepath.Join(host.Dir, "config.yml"), []byte(config), 0o644); err != nil {
+		return nil, err
+	}
+	return r, r.Start(ctx)
+}
+
+// Start runs the registry again after its Kill, with what it held.
+func (r *Registry) Start(ctx context.Context) (err error) {
+	argv := []string{"docker-registry", "serve", filepath.Join(r.host.Dir, "config.yml")}
+	if r.Process, err = r.host.Start("registry", argv, nil); err != nil {
+		return err
+	}
+	return r.waitHealthy(ctx, r.host.client, "http://"+r.Addr()+"/v2/")
+}
+
+// Addr returns the registry's address and port, as it stands in image references.
+func (r *Registry) Addr() string { return r.host.Addr + ":" + registryPort }
+
+// Host returns the host the registry runs on, for instance to change its link or to push from it.
+func (r *Registry) Host() *Host { return r.host }
+
+// Push uploads an image as REPOSITORY:TAG, from the registry's own host, so that no link is loaded.
+func (r *Registry) Push(ctx context.Context, repository, tag string, img v1.Image) error {
+	ref, err := name.NewTag(r.Addr()+"/"+repository+":"+tag, name.Insecure)
+	if err != nil {
+		return err
+	}
+	return remote.Write(ref, img, remote.WithContext(ctx), remote.WithTransport(r.host.client.Transport))
+}
+
+// Served reads the access log and returns how many bytes of each blob the registry has sent since it was first started.
+// A request counts when it has ended, so a reader that has all it wanted may be ahead of the log: see WaitServed.
+func (r *Registry) Served() (map[digest.Digest]int64, error) {
+	data, err := os.ReadFile(r.Log())
+	if err != nil {
+		return nil, err
+	}
+	return parseAccessLog(strings.Lines(string(data))), nil
+}
+
+// WaitServed waits until the log has caught up with a reader that got at least size bytes of the blob, then returns what
+// was served of it.
+func (r *Registry) WaitServed(ctx context.Context, blob digest.Digest, size int64) (served int64, err error) {
+	err = r.waitFor(ctx, "the access log of "+blob.String(), func() bool {
+		all, readErr := r.Served()
+		served = all[blob]
+		return readErr != nil || served >= size
+	})
+	return served, err
+}

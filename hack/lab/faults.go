@@ -1,0 +1,303 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/shoal-project/shoal/hack/lab/cluster"
+)
+
+// Sizes of the image that the cases pull, and the links they pull it over: a pull takes a few seconds, so that what is
+// to happen in its midst does.
+const (
+	faultLayer  = 20 << 20
+	faultLayer2 = 4 << 20
+	faultLink   = cluster.Rate(100e6)
+	// fallbackBound is what containerd may take to find out that the node is dead, with a tiny image pulled besides.
+	fallbackBound = 3 * time.Second
+)
+
+// A faultCase is a pull by real containerds that something happens to. It fails when a pull fails or wrong bytes arrive.
+type faultCase struct {
+	name string
+	what string
+	run  func(context.Context, *faultRun) error
+}
+
+// faultRun is the cluster of one case: three nodes with containerds, and an image in the registry that none has.
+type faultRun struct {
+	*swarm
+
+	ref   string
+	blobs []blob
+	size  int64 // of all layers
+}
+
+func faultCases() []faultCase {
+	return []faultCase{
+		{"none", "nothing happens: what the others are compared with", func(ctx context.Context, r *faultRun) error {
+			return r.pull(ctx)
+		}},
+		{"scheduler-before", "the scheduler is killed before the pull", func(ctx context.Context, r *faultRun) error {
+			r.scheduler.Kill()
+			return r.pull(ctx)
+		}},
+		{"scheduler-during", "the scheduler is killed in the midst of the pull", func(ctx context.Context, r *faultRun) error {
+			return r.pullWith(ctx, func() error { r.scheduler.Kill(); return nil })
+		}},
+		{"node-before", "a node's daemon is killed before the pull: its containerd goes to the registry", nodeBefore},
+		{"node-during", "a node's daemon is killed in the midst of the pull", func(ctx context.Context, r *faultRun) error {
+			return r.pullWith(ctx, func() error { r.nodes[0].Kill(); return nil })
+		}},
+		{"seed-during", "the seed is killed in the midst of the pull", func(ctx context.Context, r *faultRun) error {
+			return r.pullWith(ctx, func() error { r.seed.Kill(); return nil })
+		}},
+		{"seed-hung", "the seed hangs in the midst of the pull", func(ctx context.Context, r *faultRun) error {
+			return r.pullWith(ctx, r.seed.Pause)
+		}},
+		{"registry-down", "the registry is down while the cluster holds the image", registryDown},
+		{"chunk-flipped", "a byte is flipped on the disk of all who hold the image", chunkFlipped},
+	}
+}
+
+func nodeBefore(ctx context.Context, r *faultRun) error {
+	img, err := cluster.RandomImage(r.Dir(), 2, 64<<10)
+	if err != nil {
+		return err
+	}
+	if err := r.registry.Push(ctx, "lab/tiny", "1", img); err != nil {
+		return err
+	}
+	r.nodes[0].Kill()
+	start := time.Now()
+	if err := r.containerds[0].Pull(ctx, r.registry.Addr()+"/lab/tiny:1"); err != nil {
+		return err
+	}
+	if took := time.Since(start); took > fallbackBound {
+		return fmt.Errorf("with its node dead, containerd took %.1f s for a tiny image, want at most %v", took.Seconds(), fallbackBound)
+	}
+	return r.pull(ctx)
+}
+
+func registryDown(ctx context.Context, r *faultRun) error {
+	if err := r.containerds[0].Pull(ctx, r.ref); err != nil {
+		return err
+	}
+	r.registry.Kill()
+	return r.pull(ctx)
+}
+
+func chunkFlipped(ctx context.Context, r *faultRun) error {
+	if err := r.containerds[0].Pull(ctx, r.ref); err != nil {
+		return err
+	}
+	for _, n := range []*cluster.Node{r.seed, r.nodes[0]} {
+		if err := flipByte(n.DataDir(), r.blobs[0].size); err != nil {
+			return fmt.Errorf("%s: %w", n.Name(), err)
+		}
+	}
+	if err := r.pull(ctx); err != nil {
+		return err
+	}
+	var rejected float64
+	for _, n := range append(r.nodes[1:], r.seed) {
+		m, err := n.Metrics(ctx)
+		if err != nil {
+			return err
+		}
+		rejected += m.Sum("shoal_peer_verify_failures_total")
+	}
+	if rejected == 0 {
+		return errors.New("the flipped byte was counted by nobody in shoal_peer_verify_failures_total")
+	}
+	return nil
+}
+
+// flipByte changes the middle byte of the blob that a node holds, known by its size.
+func flipByte(dataDir string, size int64) error {
+	flipped := 0
+	err := filepath.WalkDir(dataDir, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || !entry.Type().IsRegular() {
+			return err
+		}
+		info, err := entry.Info()
+		if err != nil || info.Size() != size {
+			return err
+		}
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		var b [1]byte
+		if _, err := f.ReadAt(b[:], size/2); err != nil {
+			return err
+		}
+		b[0] ^= 1
+		if _, err := f.WriteAt(b[:], size/2); err != nil {
+			return err
+		}
+		flipped++
+		return f.Sync()
+	})
+	if err == nil && flipped == 0 {
+		err = fmt.Errorf("no file of %d bytes in %s", size, dataDir)
+	}
+	return err
+}
+
+// pull has all containerds pull, and checks what they hold.
+func (r *faultRun) pull(ctx context.Context) error {
+	took, err := r.pullAll(ctx, r.ref)
+	if err != nil {
+		return r.withLogs(err)
+	}
+	r.Logf("  pulled in %s", seconds(took))
+	return r.check(ctx)
+}
+
+// pullWith has all containerds pull, and when a quarter of the bytes has moved, act.
+func (r *faultRun) pullWith(ctx context.Context, act func() error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	pulled := make(chan error, 1)
+	go func() { // ends with the pulls, which end with ctx
+		took, err := r.pullAll(ctx, r.ref)
+		if err == nil {
+			r.Logf("  pulled in %s", seconds(took))
+		}
+		pulled <- err
+	}()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for r.read(ctx) < r.size*int64(len(r.nodes))/4 {
+		select {
+		case err := <-pulled:
+			return r.withLogs(fmt.Errorf("the pull was over before anything could happen to it (%w)", err))
+		case <-tick.C:
+		}
+	}
+	if err := act(); err != nil {
+		return err
+	}
+	if err := <-pulled; err != nil {
+		return r.withLogs(err)
+	}
+	return r.check(ctx)
+}
+
+// check compares what the containerds hold with the digests of the image.
+func (r *faultRun) check(ctx context.Context) error {
+	for _, c := range r.containerds {
+		for _, b := range r.blobs {
+			got, err := c.ContentDigest(ctx, b.digest)
+			if err != nil {
+				return err
+			}
+			if got != b.digest {
+				return fmt.Errorf("%s holds %s with the bytes of %s", c.Name(), b.digest, got)
+			}
+		}
+	}
+	return nil
+}
+
+func (r *faultRun) withLogs(err error) error {
+	for _, n := range append(r.nodes, r.seed) {
+		err = fmt.Errorf("%w\n--- %s\n%s", err, n.Log(), n.Tail())
+	}
+	return err
+}
+
+// runFault makes a cluster for the case, runs it and removes the cluster.
+func runFault(ctx context.Context, shoal string, log io.Writer, test faultCase) (err error) {
+	c, err := cluster.New(ctx, cluster.Config{Shoal: shoal, Link: faultLink, Log: log})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.Close()) }()
+	r := &faultRun{}
+	if r.swarm, err = newSwarm(ctx, c, 3); err != nil {
+		return err
+	}
+	if err := r.addContainerds(ctx); err != nil {
+		return err
+	}
+	img, err := cluster.RandomImage(c.Dir(), 1, faultLayer, faultLayer2)
+	if err != nil {
+		return err
+	}
+	if err := r.registry.Push(ctx, repository, "1", img); err != nil {
+		return err
+	}
+	r.ref = r.registry.Addr() + "/" + repository + ":1"
+	if r.blobs, err = layersOf(img); err != nil {
+		return err
+	}
+	for _, b := range r.blobs {
+		r.size += b.size
+	}
+	return test.run(ctx, r)
+}
+
+func faultCommand() *cli.Command {
+	var help strings.Builder
+	help.WriteString("Three containerds pull an image at once through their nodes. CASE is one of:\n")
+	for _, test := range faultCases() {
+		fmt.Fprintf(&help, "   %-17s %s\n", test.name, test.what)
+	}
+	return &cli.Command{
+		Name:        "fault",
+		Usage:       "let something go wrong before or during a pull and check what arrives",
+		Description: help.String(),
+		Flags:       []cli.Flag{&cli.StringFlag{Name: "case", Usage: "only this `CASE`; all when not given"}},
+		Action: func(ctx *cli.Context) error {
+			if err := cluster.CheckTools(faultTools()...); err != nil {
+				return err
+			}
+			return withShoal(ctx, func(shoal string) error {
+				return runFaults(ctx.Context, shoal, ctx.App.Writer, ctx.String("case"))
+			})
+		},
+	}
+}
+
+// runFaults runs one case, or all when only is empty.
+func runFaults(ctx context.Context, shoal string, out io.Writer, only string) error {
+	found := false
+	for _, test := range faultCases() {
+		if only != "" && only != test.name {
+			continue
+		}
+		found = true
+		start := time.Now()
+		fmt.Fprintf(out, "%s: %s\n", test.name, test.what)
+		if err := runFault(ctx, shoal, out, test); err != nil {
+			return fmt.Errorf("%s: %w", test.name, err)
+		}
+		fmt.Fprintf(out, "  right bytes everywhere, %.1f s in all\n", time.Since(start).Seconds())
+	}
+	if !found {
+		return fmt.Errorf("no case %q; see lab fault --help", only)
+	}
+	return nil
+}
+
+func faultTools() []string { return []string{"ip", "tc", "docker-registry", "containerd", "ctr"} }
+
+func seconds(took []time.Duration) string {
+	var words []string
+	for _, d := range took {
+		words = append(words, fmt.Sprintf("%.1f s", d.Seconds()))
+	}
+	return strings.Join(words, ", ")
+}

@@ -1,0 +1,257 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+
+	"github.com/shoal-project/shoal/hack/lab/cluster"
+)
+
+// mountEROFS mounts the Nydus variant on a node by the kernel alone: the bootstrap as file system, the blobs as its
+// devices, all of them read through the node's mirror. It returns the mount point.
+func (d *demo) mountEROFS(ctx context.Context, i int) (string, error) {
+	dir := filepath.Join(d.nodes[i].Host().Dir, "erofs")
+	mount := filepath.Join(dir, "mount")
+	if err := os.MkdirAll(mount, 0o755); err != nil {
+		return "", err
+	}
+	boot, err := d.bootstrap(ctx, i, dir)
+	if err != nil {
+		return "", err
+	}
+	ids, err := deviceTable(boot)
+	if err != nil {
+		return "", err
+	}
+	var devices []string
+	for _, id := range ids {
+		file := filepath.Join(dir, id)
+		if err := d.download(ctx, i, digest.NewDigestFromEncoded(digest.SHA256, id), file); err != nil {
+			return "", err
+		}
+		devices = append(devices, file)
+	}
+	return mount, cluster.MountEROFS(ctx, boot, devices, mount)
+}
+
+// mountNydusd has nydusd mount the Nydus variant on a node, its blobs read from the node's mirror, and puts a writable
+// folder over it. It returns the container's root.
+func (d *demo) mountNydusd(ctx context.Context, i int) (string, error) {
+	host := d.nodes[i].Host()
+	dir := filepath.Join(host.Dir, "nydusd")
+	lower, root := filepath.Join(dir, "lower"), filepath.Join(dir, "root")
+	upper, work, cache := filepath.Join(dir, "upper"), filepath.Join(dir, "work"), filepath.Join(dir, "cache")
+	for _, folder := range []string{lower, root, upper, work, cache} {
+		if err := os.MkdirAll(folder, 0o755); err != nil {
+			return "", err
+		}
+	}
+	boot, err := d.bootstrap(ctx, i, dir)
+	if err != nil {
+		return "", err
+	}
+	config, err := json.Marshal(d.nydusdConfig(i, cache))
+	if err != nil {
+		return "", err
+	}
+	configFile := filepath.Join(dir, "config.json")
+	if err := os.WriteFile(configFile, config, 0o600); err != nil {
+		return "", err
+	}
+	nydusd, err := host.Start("nydusd", []string{
+		"nydusd", "fuse", "--config", configFile, "--bootstrap", boot, "--mountpoint", lower,
+		"--rlimit-nofile", "0", "--log-level", "warn",
+	}, nil)
+	if err != nil {
+		return "", err
+	}
+	if err := nydusd.WaitMounted(ctx, lower); err != nil {
+		return "", err
+	}
+	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", lower, upper, work)
+	if err := unix.Mount("overlay", root, "overlay", 0, options); err != nil {
+		return "", fmt.Errorf("mount overlay on %s: %w", root, err)
+	}
+	return root, nil
+}
+
+// nydusdConfig points nydusd's registry backend at the node's mirror.
+func (d *demo) nydusdConfig(i int, cache string) map[string]any {
+	type object = map[string]any
+	return object{
+		"device": object{
+			"backend": object{"type": "registry", "config": object{
+				"scheme": "http", "host": strings.TrimPrefix(d.nodes[i].MirrorURL(), "http://"),
+				"repo":    demoRepository,
+				"timeout": 30, "connect_timeout": 5, "retry_limit": 1,
+			}},
+			"cache": object{"type": "blobcache", "config": object{"work_dir": cache}},
+		},
+		"mode":            "direct",
+		"digest_validate": false,
+	}
+}
+
+// bootstrap reads the last layer of the Nydus manifest through a node's mirror, and unpacks the RAFS image into dir.
+func (d *demo) bootstrap(ctx context.Context, i int, dir string) (string, error) {
+	if len(d.image.nydus.Layers) == 0 {
+		return "", errors.New("the Nydus manifest has no layers")
+	}
+	layer := d.image.nydus.Layers[len(d.image.nydus.Layers)-1]
+	packed := filepath.Join(dir, "bootstrap.tar.gz")
+	if err := d.download(ctx, i, layer.Digest, packed); err != nil {
+		return "", err
+	}
+	f, err := os.Open(packed)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	zr, err := gzip.NewReader(f)
+	if err != nil {
+		return "", fmt.Errorf("bootstrap layer %s: %w", layer.Digest, err)
+	}
+	for tr := tar.NewReader(zr); ; {
+		header, err := tr.Next()
+		if err != nil {
+			return "", fmt.Errorf("bootstrap layer %s: no image/image.boot: %w", layer.Digest, err)
+		}
+		if path.Clean(header.Name) == "image/image.boot" {
+			boot := filepath.Join(dir, "image.boot")
+			return boot, writeFile(boot, tr)
+		}
+	}
+}
+
+// download reads a blob through a node's mirror into a file and checks its digest.
+func (d *demo) download(ctx context.Context, i int, blob digest.Digest, file string) error {
+	n := d.nodes[i]
+	body, err := get(ctx, n.Host().Client(), n.MirrorURL()+"/v2/"+demoRepository+"/blobs/"+blob.String()+"?ns="+d.registry.Addr(), "")
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	verifier := blob.Verifier()
+	if err := writeFile(file, io.TeeReader(body, verifier)); err != nil {
+		return err
+	}
+	if !verifier.Verified() {
+		return fmt.Errorf("%s through %s: wrong digest", blob, n.Name())
+	}
+	return nil
+}
+
+// Where an EROFS image lists the blobs it reads file data from.
+const (
+	superOffset    = 1024
+	extraDevicesAt = superOffset + 86 // u16, number of devices
+	deviceSlotAt   = superOffset + 88 // u16, in units of a slot
+	deviceSlotSize = 128
+	deviceTagSize  = 64
+)
+
+// deviceTable returns the blob ids of an EROFS image in the order in which its device= options have to stand.
+func deviceTable(boot string) ([]string, error) {
+	f, err := os.Open(boot)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var count, slot [2]byte
+	_, errCount := f.ReadAt(count[:], extraDevicesAt)
+	_, errSlot := f.ReadAt(slot[:], deviceSlotAt)
+	if err := errors.Join(errCount, errSlot); err != nil {
+		return nil, fmt.Errorf("super block of %s: %w", boot, err)
+	}
+	var ids []string
+	for i := range int64(binary.LittleEndian.Uint16(count[:])) {
+		var tag [deviceTagSize]byte
+		if _, err := f.ReadAt(tag[:], (int64(binary.LittleEndian.Uint16(slot[:]))+i)*deviceSlotSize); err != nil {
+			return nil, fmt.Errorf("device %d of %s: %w", i, boot, err)
+		}
+		ids = append(ids, string(bytes.TrimRight(tag[:], "\x00")))
+	}
+	return ids, nil
+}
+
+// inspect reads the index and both manifests straight from the registry.
+func inspect(ctx context.Context, r *cluster.Registry, repository, tag string) (pushedImage, error) {
+	var image pushedImage
+	var index ocispec.Index
+	base := "http://" + r.Addr() + "/v2/" + repository + "/manifests/"
+	if err := getJSON(ctx, r.Host().Client(), base+tag, ocispec.MediaTypeImageIndex, &index); err != nil {
+		return image, err
+	}
+	for _, desc := range index.Manifests {
+		into := &image.plain
+		if desc.ArtifactType == artifactTypeNydus {
+			into = &image.nydus
+		}
+		if err := getJSON(ctx, r.Host().Client(), base+desc.Digest.String(), desc.MediaType, into); err != nil {
+			return image, err
+		}
+	}
+	if len(image.plain.Layers) == 0 || len(image.nydus.Layers) == 0 {
+		return image, fmt.Errorf("index of %s:%s: want a plain and a Nydus manifest, have %d manifests", repository, tag, len(index.Manifests))
+	}
+	return image, nil
+}
+
+func getJSON(ctx context.Context, client *http.Client, url, accept string, into any) error {
+	body, err := get(ctx, client, url, accept)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	if err := json.NewDecoder(body).Decode(into); err != nil {
+		return fmt.Errorf("%s: %w", url, err)
+	}
+	return nil
+}
+
+func get(ctx context.Context, client *http.Client, url, accept string) (io.ReadCloser, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	if accept != "" {
+		req.Header.Set("Accept", accept)
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		resp.Body.Close()
+		return nil, fmt.Errorf("%s: %s", url, resp.Status)
+	}
+	return resp.Body, nil
+}
+
+func writeFile(name string, from io.Reader) error {
+	f, err := os.Create(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := io.Copy(f, from); err != nil {
+		return err
+	}
+	return f.Close()
+}

@@ -1,0 +1,200 @@
+// Package chunkmap describes the content of a blob in two lists: the digests of its groups, by which every range is
+// verified on arrival, and its chunks, by which bytes are found again in other blobs.
+//
+// A chunk map is built while a blob is written or read (Builder), travels inside the bootstrap layer of a converted
+// image as image/<blob>.chunks (FromLayer), and is what a peer checks each piece against. Groups are a fixed cut and may
+// be looked up by offset; chunks follow the content and are found by walking. A map without chunks is valid: nothing is
+// known about the content beyond its groups.
+//
+//	blob    |----------------------------------------------------|
+//	groups  |    0    |    1    |    2    |    3    |    4   | 5 |   256 KiB each but the last
+//	chunks  |   0  |       1        |      2      |  3  |    4   |   tensors, then at most 4 MiB
+//
+// The encoding is canonical: a map has one encoding, and Decode accepts nothing else. All values are little-endian.
+//
+//	offset  bytes  value
+//	0       8      "shoalmap"
+//	8       4      version, 1
+//	12      4      length D of the blob's digest as text
+//	16      8      size of the blob in bytes
+//	24      4      number of groups G, which is size / 256 KiB rounded up
+//	28      4      number of chunks C
+//	32      D      digest of the blob, "sha256:…"
+//	32+D    32·G   BLAKE3-256 digests of the groups in order
+//	…       36·C   chunks in order: length in bytes (4, never 0), BLAKE3-256 digest (32); their lengths sum up to size
+//
+// The package does no I/O of its own, starts no goroutine and does not decide where chunks are cut.
+package chunkmap
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/shoal-project/shoal/peer/piece"
+)
+
+// ErrInvalid is the class of every encoding Decode refuses: bytes that are no chunk map, or one that contradicts itself.
+var ErrInvalid = errors.New("invalid chunk map")
+
+// ErrUnsupported is the class of chunk maps of a version this program does not know.
+var ErrUnsupported = errors.New("unsupported chunk map")
+
+// MaxChunk is the length in bytes at which a Builder cuts when its caller did not cut before.
+const MaxChunk = 4 << 20
+
+const (
+	magic      = "shoalmap"
+	version    = 1
+	headerSize = 32
+	groupSize  = len(piece.Digest{})
+	chunkSize  = 4 + len(piece.Digest{})
+	// maxDigest bounds the digest's text; sha512 with its prefix has 135 bytes.
+	maxDigest = 256
+)
+
+// Map is the chunk map of one blob. A Map is not changed after it was built and may then be read concurrently.
+type Map struct {
+	Blob   digest.Digest
+	Size   int64          // of the blob in bytes
+	Groups []piece.Digest // one for each group of the blob
+	Chunks []Chunk        // cover the blob without gaps, or there are none
+}
+
+// Chunk is one unit of dedup: a run of bytes and its digest.
+type Chunk struct {
+	Length uint32       // in bytes, never 0
+	Digest piece.Digest // BLAKE3-256 of the bytes
+}
+
+// PieceDigest returns the digest of piece i. The layout must be one of this blob and i below its count.
+func (m *Map) PieceDigest(l piece.Layout, i piece.Index) piece.Digest {
+	first, count := l.GroupRange(i)
+	return piece.Root(m.Groups[first : first+count])
+}
+
+// Verify checks data, bytes of the blob beginning at offset off, which must be the start of a group, against the groups
+// it covers. The last group of data may be short only where the blob ends. The error is a *piece.MismatchError whose
+// index is that of the first group that differs.
+func (m *Map) Verify(off int64, data []byte) error {
+	if off < 0 || off%piece.GroupSize != 0 || int64(len(data)) > m.Size-off {
+		return fmt.Errorf("verify [%d,+%d) of a blob of %d bytes: not the start of a group, or behind the end",
+			off, len(data), m.Size)
+	}
+	first := int(off / piece.GroupSize)
+	for i, got := range piece.HashGroups(data) {
+		if want := m.Groups[first+i]; got != want {
+			return &piece.MismatchError{Unit: "group", Index: piece.Index(first + i), Want: want.String(), Got: got.String()}
+		}
+	}
+	return nil
+}
+
+// Encode returns the encoding described at the top of this package. Equal maps have equal encodings.
+func (m *Map) Encode() []byte {
+	out := make([]byte, 0, headerSize+len(m.Blob)+groupSize*len(m.Groups)+chunkSize*len(m.Chunks))
+	return m.AppendTo(out)
+}
+
+// AppendTo appends the encoding to out and returns the extended slice.
+func (m *Map) AppendTo(out []byte) []byte {
+	le := binary.LittleEndian
+	out = append(out, magic...)
+	out = le.AppendUint32(out, version)
+	out = le.AppendUint32(out, uint32(len(m.Blob)))
+	out = le.AppendUint64(out, uint64(m.Size))
+	out = le.AppendUint32(out, uint32(len(m.Groups)))
+	out = le.AppendUint32(out, uint32(len(m.Chunks)))
+	out = append(out, m.Blob...)
+	for i := range m.Groups {
+		out = append(out, m.Groups[i][:]...)
+	}
+	for i := range m.Chunks {
+		out = le.AppendUint32(out, m.Chunks[i].Length)
+		out = append(out, m.Chunks[i].Digest[:]...)
+	}
+	return out
+}
+
+// header is the decoded fixed part and the offsets that follow from it.
+type header struct {
+	size           int64
+	groups, chunks int
+	groupsAt       int
+	chunksAt       int
+}
+
+// parseHeader checks every count against the length of data, so that what is allocated later is bounded by it.
+func parseHeader(data []byte) (header, error) {
+	if len(data) < headerSize || string(data[:8]) != magic {
+		return header{}, fmt.Errorf("%w: no header", ErrInvalid)
+	}
+	le := binary.LittleEndian
+	if v := le.Uint32(data[8:]); v != version {
+		return header{}, fmt.Errorf("%w: version %d, this program reads %d", ErrUnsupported, v, version)
+	}
+	digestLen, size := uint64(le.Uint32(data[12:])), le.Uint64(data[16:])
+	groups, chunks := uint64(le.Uint32(data[24:])), uint64(le.Uint32(data[28:]))
+	if digestLen > maxDigest || size > math.MaxInt64-piece.GroupSize {
+		return header{}, fmt.Errorf("%w: digest of %d bytes, blob of %d bytes", ErrInvalid, digestLen, size)
+	}
+	if want := (size + piece.GroupSize - 1) / piece.GroupSize; groups != want {
+		return header{}, fmt.Errorf("%w: %d groups, a blob of %d bytes has %d", ErrInvalid, groups, size, want)
+	}
+	// All three are below 2^32, so the sum cannot overflow.
+	if want := headerSize + digestLen + uint64(groupSize)*groups + uint64(chunkSize)*chunks; uint64(len(data)) != want {
+		return header{}, fmt.Errorf("%w: %d bytes, the header promises %d", ErrInvalid, len(data), want)
+	}
+	groupsAt := headerSize + int(digestLen)
+	return header{
+		size: int64(size), groups: int(groups), chunks: int(chunks),
+		groupsAt: groupsAt, chunksAt: groupsAt + groupSize*int(groups),
+	}, nil
+}
+
+// Decode is the inverse of Encode for untrusted bytes: every count is checked before memory is taken, and the lists
+// must agree with the size. The errors are ErrInvalid and ErrUnsupported. The map does not share memory with data.
+func Decode(data []byte) (*Map, error) {
+	h, err := parseHeader(data)
+	if err != nil {
+		return nil, err
+	}
+	m := &Map{Blob: digest.Digest(data[headerSize:h.groupsAt]), Size: h.size}
+	if err := m.Blob.Validate(); err != nil {
+		return nil, fmt.Errorf("%w: digest of the blob: %w", ErrInvalid, err)
+	}
+	if h.groups > 0 {
+		m.Groups = make([]piece.Digest, h.groups)
+	}
+	for i := range m.Groups {
+		copy(m.Groups[i][:], data[h.groupsAt+groupSize*i:])
+	}
+	if h.chunks == 0 {
+		return m, nil
+	}
+	m.Chunks = make([]Chunk, h.chunks)
+	var sum int64
+	for i := range m.Chunks {
+		raw := data[h.chunksAt+chunkSize*i:]
+		c := Chunk{Length: binary.LittleEndian.Uint32(raw)}
+		copy(c.Digest[:], raw[4:])
+		if c.Length == 0 {
+			return nil, fmt.Errorf("%w: chunk %d is empty", ErrInvalid, i)
+		}
+		sum += int64(c.Length) // cannot overflow: it is compared with size after every step
+		if sum > m.Size {
+			return nil, fmt.Errorf("%w: chunks reach behind the blob's %d bytes", ErrInvalid, m.Size)
+		}
+		m.Chunks[i] = c
+	}
+	if sum != m.Size {
+		return nil, fmt.Errorf("%w: chunks cover %d of %d bytes", ErrInvalid, sum, m.Size)
+	}
+	return m, nil
+}
+
+// Equal reports whether both maps describe the same blob in the same way.
+func (m *Map) Equal(other *Map) bool { return bytes.Equal(m.Encode(), other.Encode()) }

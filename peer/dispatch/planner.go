@@ -1,0 +1,410 @@
+package dispatch
+
+import (
+	"cmp"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/shoal-project/shoal/peer/piece"
+)
+
+// ParentID names a parent: the address of its piece server.
+type ParentID string
+
+// Run is the half-open range of pieces [First, End).
+type Run struct{ First, End piece.Index }
+
+// Config tunes a Planner. The zero value of each field means its default.
+type Config struct {
+	// InFlight bounds the requests to parents. Default 8.
+	InFlight int
+	// SourceRuns bounds the concurrent reads of the origin. Default 2.
+	SourceRuns int
+	// SourceBytes is the length in bytes of one read of the origin that no lease asked for. Default 4 MiB.
+	SourceBytes int64
+	// Window is how many bytes ahead of a reader count as waited for. Default 8 MiB, at least one piece.
+	Window int64
+	// BusyPause is how long a parent that answered busy is left alone; the pause is random, between half and all of it. Default 20 ms.
+	BusyPause time.Duration
+	// Penalty is how long a parent that failed is left alone, doubling up to eight times. Default 500 ms.
+	Penalty time.Duration
+	// StuckAfter is how long a piece may have neither holder nor reader before Stuck reports it. Default 1 s.
+	StuckAfter time.Duration
+}
+
+func (c Config) withDefaults() Config {
+	c.InFlight = cmp.Or(c.InFlight, 8)
+	c.SourceRuns = cmp.Or(c.SourceRuns, 2)
+	c.SourceBytes = cmp.Or(c.SourceBytes, 4<<20)
+	c.Window = cmp.Or(c.Window, 8<<20)
+	c.BusyPause = cmp.Or(c.BusyPause, 20*time.Millisecond)
+	c.Penalty = cmp.Or(c.Penalty, 500*time.Millisecond)
+	c.StuckAfter = cmp.Or(c.StuckAfter, time.Second)
+	return c
+}
+
+// Request is one thing to do. With an empty Parent it is a read of the origin of all pieces in Run; else Run is one piece.
+type Request struct {
+	Parent ParentID
+	Run    Run
+}
+
+// Outcome says how a request ended.
+type Outcome int
+
+// The outcomes of a request; all but OK put its pieces back.
+const (
+	OK        Outcome = iota
+	Busy              // the parent has no upload slot free
+	Absent            // the parent does not have the piece
+	Transient         // timeout, cut, silence
+	Corrupt           // wrong bytes: never ask this parent again
+)
+
+// Planner plans one task. It is not safe for concurrent use.
+type Planner struct {
+	cfg      Config
+	rng      *rand.Rand
+	layout   piece.Layout
+	have     *piece.Set
+	known    *piece.Set // pieces whose digest is known, so that they can be taken from a parent
+	inFlight map[piece.Index]ParentID
+	parents  map[ParentID]*parent
+	banned   map[ParentID]bool
+	avail    []uint16 // per piece, parents that hold it
+	readers  []piece.Index
+	leases   []Run
+	reading  []Run
+	self     bool
+	idleFrom time.Time // since when nothing could be done although pieces are missing; zero when not so
+	starved  bool      // Stuck has reported, and no parent gave anything since
+}
+
+type parent struct {
+	id       ParentID
+	have     *piece.Set
+	inFlight int
+	notUntil time.Time
+	failures int
+}
+
+// New returns a planner for a blob of which have is held. known is the set of pieces whose digests are known;
+// nil means all. The sets are copied.
+func New(cfg Config, layout piece.Layout, have, known *piece.Set, rng *rand.Rand) *Planner {
+	if known == nil {
+		known = piece.NewSet(layout.Count())
+		known.AddAll()
+	}
+	return &Planner{cfg: cfg.withDefaults(), rng: rng, layout: layout, have: have.Clone(), known: known.Clone(),
+		inFlight: map[piece.Index]ParentID{}, parents: map[ParentID]*parent{}, banned: map[ParentID]bool{},
+		avail: make([]uint16, layout.Count())}
+}
+
+// AddParent makes a parent known, with nothing held. It reports false for one that was banned; one that is known already
+// stays as it is.
+func (p *Planner) AddParent(id ParentID) bool {
+	if p.banned[id] || id == "" {
+		return false
+	}
+	if p.parents[id] == nil {
+		p.parents[id] = &parent{id: id, have: piece.NewSet(p.layout.Count())}
+	}
+	return true
+}
+
+// RemoveParent forgets a parent. Requests to it that are in flight still have to be reported with Done.
+func (p *Planner) RemoveParent(id ParentID) {
+	p.ParentReset(id)
+	delete(p.parents, id)
+}
+
+// ParentReset forgets what a parent holds.
+func (p *Planner) ParentReset(id ParentID) {
+	par := p.parents[id]
+	if par == nil {
+		return
+	}
+	for i := range par.have.All() {
+		p.avail[i]--
+	}
+	par.have = piece.NewSet(p.layout.Count())
+}
+
+// Parents returns the known parents in order.
+func (p *Planner) Parents() []ParentID { return slices.Sorted(maps.Keys(p.parents)) }
+
+// ParentHas records that a parent holds the pieces of run.
+func (p *Planner) ParentHas(id ParentID, run Run) {
+	par := p.parents[id]
+	if par == nil {
+		return
+	}
+	for i := max(run.First, 0); i < run.End && int(i) < p.layout.Count(); i++ {
+		if par.have.Add(i) {
+			p.avail[i]++
+		}
+	}
+}
+
+// ParentLost records that a parent does not hold piece i.
+func (p *Planner) ParentLost(id ParentID, i piece.Index) {
+	if par := p.parents[id]; par != nil && par.have.Remove(i) {
+		p.avail[i]--
+	}
+}
+
+// Know records that the digest of piece i is known.
+func (p *Planner) Know(i piece.Index) { p.known.Add(i) }
+
+// Got records that piece i is held, however it came.
+func (p *Planner) Got(i piece.Index) { p.have.Add(i) }
+
+// Lost records that piece i is held no more.
+func (p *Planner) Lost(i piece.Index) { p.have.Remove(i) }
+
+// Missing returns how many pieces are not held.
+func (p *Planner) Missing() int { return p.have.Len() - p.have.Count() }
+
+// Reachable reports whether any missing piece is held by a known parent.
+func (p *Planner) Reachable() bool {
+	for i := range p.have.Missing() {
+		if p.avail[i] > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// Readers replaces the positions of those who wait: the piece each needs next.
+func (p *Planner) Readers(at []piece.Index) { p.readers = at }
+
+// Lease permits reading a run from the origin.
+func (p *Planner) Lease(run Run) { p.leases = append(p.leases, run) }
+
+// Revoke takes back a lease that has not begun.
+func (p *Planner) Revoke(run Run) {
+	p.leases = slices.DeleteFunc(p.leases, func(l Run) bool { return l == run })
+}
+
+// Self tells whether the origin may be read without leases, for want of a scheduler.
+func (p *Planner) Self(on bool) { p.self = on }
+
+// Next returns what to do now. Each request must be reported with Done once.
+func (p *Planner) Next(now time.Time) []Request {
+	var out []Request
+	for len(p.reading) < p.cfg.SourceRuns {
+		run, ok := p.nextSource()
+		if !ok {
+			break
+		}
+		p.reading = append(p.reading, run)
+		out = append(out, Request{Run: run})
+	}
+	for len(p.inFlight) < p.cfg.InFlight {
+		par, i, ok := p.nextPiece(now)
+		if !ok {
+			break
+		}
+		par.inFlight++
+		p.inFlight[i] = par.id
+		out = append(out, Request{Parent: par.id, Run: Run{i, i + 1}})
+	}
+	p.watch(now)
+	return out
+}
+
+// nextPiece picks an idle parent at random and the best piece it can give.
+func (p *Planner) nextPiece(now time.Time) (*parent, piece.Index, bool) {
+	perParent := 1
+	if len(p.parents) == 1 {
+		perParent = 2 // hide the round trip where no other parent can
+	}
+	idle := make([]*parent, 0, len(p.parents))
+	for _, id := range p.Parents() {
+		if par := p.parents[id]; par.inFlight < perParent && !now.Before(par.notUntil) {
+			idle = append(idle, par)
+		}
+	}
+	p.rng.Shuffle(len(idle), func(i, j int) { idle[i], idle[j] = idle[j], idle[i] })
+	for _, par := range idle {
+		if i, ok := p.demanded(par); ok {
+			return par, i, true
+		}
+	}
+	for _, par := range idle {
+		if i, ok := p.rarest(par); ok {
+			return par, i, true
+		}
+	}
+	return nil, 0, false
+}
+
+// open reports whether piece i can be asked from a parent.
+func (p *Planner) open(i piece.Index) bool {
+	if p.have.Has(i) || !p.known.Has(i) {
+		return false
+	}
+	_, asked := p.inFlight[i]
+	return !asked
+}
+
+func (p *Planner) demanded(par *parent) (piece.Index, bool) {
+	ahead := piece.Index(max(p.cfg.Window/max(p.layout.PieceSize, 1), 1))
+	for _, at := range p.readers {
+		for i := at; i < at+ahead && int(i) < p.layout.Count(); i++ {
+			if par.have.Has(i) && p.open(i) {
+				return i, true
+			}
+		}
+	}
+	return 0, false
+}
+
+func (p *Planner) rarest(par *parent) (best piece.Index, ok bool) {
+	ties := 0
+	for i := range par.have.All() {
+		if !p.open(i) {
+			continue
+		}
+		switch {
+		case !ok || p.avail[i] < p.avail[best]:
+			best, ok, ties = i, true, 1
+		case p.avail[i] == p.avail[best]:
+			if ties++; p.rng.IntN(ties) == 0 {
+				best = i
+			}
+		}
+	}
+	return best, ok
+}
+
+// nextSource takes the next lease, or, without a scheduler, a run of pieces that nobody known holds.
+func (p *Planner) nextSource() (Run, bool) {
+	if len(p.leases) > 0 {
+		run := p.leases[0]
+		p.leases = p.leases[1:]
+		return run, true
+	}
+	if !p.self {
+		return Run{}, false
+	}
+	most := piece.Index(max(p.cfg.SourceBytes/max(p.layout.PieceSize, 1), 1))
+	free := func(i piece.Index) bool {
+		_, asked := p.inFlight[i]
+		return !p.have.Has(i) && !asked && (p.avail[i] == 0 || !p.known.Has(i)) && !p.isRead(i)
+	}
+	starts := append(slices.Clone(p.readers), 0)
+	for _, at := range starts {
+		for i := at; int(i) < p.layout.Count(); i++ {
+			if !free(i) {
+				continue
+			}
+			end := i + 1
+			for end < i+most && int(end) < p.layout.Count() && free(end) {
+				end++
+			}
+			return Run{i, end}, true
+		}
+	}
+	return Run{}, false
+}
+
+func (p *Planner) isRead(i piece.Index) bool {
+	return slices.ContainsFunc(p.reading, func(r Run) bool { return r.First <= i && i < r.End })
+}
+
+// Done reports how a request ended. The pieces of a read of the origin are reported with Got one by one as they come.
+func (p *Planner) Done(now time.Time, r Request, o Outcome) {
+	if r.Parent == "" {
+		if i := slices.Index(p.reading, r.Run); i >= 0 {
+			p.reading = slices.Delete(p.reading, i, i+1)
+		}
+		return
+	}
+	i := r.Run.First
+	delete(p.inFlight, i)
+	if o == OK {
+		p.have.Add(i)
+	}
+	par := p.parents[r.Parent]
+	if par == nil {
+		return
+	}
+	par.inFlight = max(par.inFlight-1, 0) // the parent may have gone and come back meanwhile
+	switch o {
+	case OK:
+		par.failures, p.starved = 0, false
+	case Busy:
+		half := p.cfg.BusyPause / 2
+		par.notUntil = now.Add(half + time.Duration(p.rng.Int64N(int64(half)+1)))
+	case Absent:
+		p.ParentLost(r.Parent, i)
+	case Transient:
+		par.notUntil = now.Add(p.cfg.Penalty << min(par.failures, 3))
+		par.failures++
+	case Corrupt:
+		p.RemoveParent(r.Parent)
+		p.banned[r.Parent] = true
+	}
+}
+
+// watch notes since when the planner has had nothing to do.
+func (p *Planner) watch(now time.Time) {
+	switch {
+	case p.Missing() == 0 || len(p.inFlight)+len(p.reading) > 0:
+		p.idleFrom = time.Time{}
+	case p.idleFrom.IsZero():
+		p.idleFrom = now
+		if p.starved {
+			p.idleFrom = now.Add(-p.cfg.StuckAfter) // nobody has come meanwhile
+		}
+	}
+}
+
+// Stuck returns runs of missing pieces when nothing has been in flight for Config.StuckAfter, waited-for pieces
+// first, up to Config.SourceBytes of them, and begins to wait anew.
+func (p *Planner) Stuck(now time.Time) []Run {
+	if p.idleFrom.IsZero() || now.Sub(p.idleFrom) < p.cfg.StuckAfter {
+		return nil
+	}
+	p.idleFrom, p.starved = now, true
+	most := max(int(p.cfg.SourceBytes/max(p.layout.PieceSize, 1)), 1)
+	var runs []Run
+	seen := map[piece.Index]bool{}
+	for _, at := range append(slices.Clone(p.readers), 0) {
+		for i := at; int(i) < p.layout.Count() && len(seen) < most; i++ {
+			if p.have.Has(i) || seen[i] {
+				continue
+			}
+			seen[i] = true
+			if n := len(runs); n > 0 && runs[n-1].End == i {
+				runs[n-1].End++
+			} else {
+				runs = append(runs, Run{i, i + 1})
+			}
+		}
+	}
+	return runs
+}
+
+// NextWake returns when Next or Stuck may have something new without any further event; the zero time means never.
+func (p *Planner) NextWake(now time.Time) time.Time {
+	var at time.Time
+	sooner := func(t time.Time) {
+		if t.After(now) && (at.IsZero() || t.Before(at)) {
+			at = t
+		}
+	}
+	if p.Missing() == 0 {
+		return at
+	}
+	for _, par := range p.parents {
+		sooner(par.notUntil)
+	}
+	if !p.idleFrom.IsZero() {
+		sooner(p.idleFrom.Add(p.cfg.StuckAfter))
+	}
+	return at
+}

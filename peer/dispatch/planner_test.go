@@ -1,0 +1,219 @@
+package dispatch
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/shoal-project/shoal/peer/piece"
+)
+
+var t0 = time.Unix(1000, 0)
+
+// planner returns one for a blob of n pieces of 256 KiB of which none is held.
+func planner(n int) *Planner {
+	l := piece.Layout{Size: int64(n) * piece.GroupSize, PieceSize: piece.GroupSize}
+	return New(Config{}, l, piece.NewSet(n), nil, rand.New(rand.NewPCG(3, 4)))
+}
+
+func withParents(p *Planner, ids ...ParentID) *Planner {
+	for _, id := range ids {
+		p.AddParent(id)
+		p.ParentHas(id, Run{0, piece.Index(p.layout.Count())})
+	}
+	return p
+}
+
+func TestOneRequestPerParentAndNoPieceTwice(t *testing.T) {
+	p := withParents(planner(100), "a", "b", "c")
+	parents, pieces := map[ParentID]int{}, map[Run]int{}
+	for _, r := range append(p.Next(t0), p.Next(t0)...) {
+		parents[r.Parent]++
+		pieces[r.Run]++
+	}
+	if d := cmp.Diff(map[ParentID]int{"a": 1, "b": 1, "c": 1}, parents); d != "" {
+		t.Errorf("requests per parent (-want +got):\n%s", d)
+	}
+	if len(pieces) != 3 {
+		t.Errorf("pieces asked: %v", pieces)
+	}
+}
+
+func TestSoleParentHasTwoInFlight(t *testing.T) {
+	if got := len(withParents(planner(10), "a").Next(t0)); got != 2 {
+		t.Errorf("%d requests to a sole parent, want 2", got)
+	}
+}
+
+func TestInFlightIsBounded(t *testing.T) {
+	p := planner(100)
+	for i := range 20 {
+		withParents(p, ParentID(fmt.Sprint("p", i)))
+	}
+	if got := len(p.Next(t0)); got != 8 {
+		t.Errorf("%d requests in flight, want 8", got)
+	}
+}
+
+func TestWaitedForPiecesComeFirstAndInOrder(t *testing.T) {
+	p := withParents(planner(100), "a")
+	p.Readers([]piece.Index{50})
+	var got []piece.Index
+	for range 3 {
+		for _, r := range p.Next(t0) {
+			got = append(got, r.Run.First)
+			p.Done(t0, r, OK)
+		}
+	}
+	if d := cmp.Diff([]piece.Index{50, 51, 52, 53, 54, 55}, got); d != "" {
+		t.Errorf("pieces asked (-want +got):\n%s", d)
+	}
+}
+
+func TestRarestPieceFirst(t *testing.T) {
+	p := withParents(planner(10), "a", "b")
+	p.AddParent("c")
+	p.ParentHas("c", Run{0, 10})
+	p.ParentLost("a", 7)
+	p.ParentLost("b", 7)
+	found := false
+	for _, r := range p.Next(t0) {
+		found = found || r == Request{Parent: "c", Run: Run{7, 8}}
+	}
+	if !found {
+		t.Error("the only holder of a rare piece was asked for another one")
+	}
+}
+
+func TestFailuresSteerAwayFromTheParent(t *testing.T) {
+	for _, tc := range []struct {
+		outcome     Outcome
+		soon, later bool // asked again for the piece after 30 ms, after a minute
+	}{
+		{Busy, true, true}, {Transient, false, true}, {Absent, false, false}, {Corrupt, false, false},
+	} {
+		t.Run(fmt.Sprint(tc.outcome), func(t *testing.T) {
+			p := withParents(planner(1), "a")
+			p.Done(t0, p.Next(t0)[0], tc.outcome)
+			if n := len(p.Next(t0)); n != 0 {
+				t.Errorf("asked again at once")
+			}
+			soon := p.Next(t0.Add(30 * time.Millisecond))
+			if (len(soon) == 1) != tc.soon {
+				t.Errorf("asked soon: %v, want %v", soon, tc.soon)
+			}
+			if len(soon) == 0 && (len(p.Next(t0.Add(time.Minute))) == 1) != tc.later {
+				t.Errorf("asked later: %v, want %v", !tc.later, tc.later)
+			}
+		})
+	}
+}
+
+func TestALiarIsNotTakenBack(t *testing.T) {
+	p := withParents(planner(2), "a")
+	p.Done(t0, p.Next(t0)[0], Corrupt)
+	withParents(p, "a")
+	if got := p.Next(t0.Add(time.Hour)); len(got) != 0 {
+		t.Errorf("asked a liar: %v", got)
+	}
+}
+
+func TestUnverifiablePiecesAreNotAsked(t *testing.T) {
+	l := piece.Layout{Size: 4 * piece.GroupSize, PieceSize: piece.GroupSize}
+	p := withParents(New(Config{}, l, piece.NewSet(4), piece.NewSet(4), rand.New(rand.NewPCG(1, 1))), "a")
+	if got := p.Next(t0); len(got) != 0 {
+		t.Fatalf("asked for pieces without a digest: %v", got)
+	}
+	p.Know(2)
+	if d := cmp.Diff([]Request{{"a", Run{2, 3}}}, p.Next(t0)); d != "" {
+		t.Errorf("requests (-want +got):\n%s", d)
+	}
+}
+
+func TestOriginIsReadOnlyWithALease(t *testing.T) {
+	p := planner(100)
+	if got := p.Next(t0); len(got) != 0 {
+		t.Fatalf("without lease: %v", got)
+	}
+	p.Lease(Run{0, 16})
+	p.Lease(Run{16, 32})
+	p.Lease(Run{32, 48})
+	p.Revoke(Run{32, 48})
+	want := []Request{{Run: Run{0, 16}}, {Run: Run{16, 32}}}
+	if d := cmp.Diff(want, p.Next(t0)); d != "" {
+		t.Errorf("requests (-want +got):\n%s", d)
+	}
+	p.Done(t0, want[0], OK)
+	if got := p.Next(t0); len(got) != 0 {
+		t.Errorf("a revoked lease was used: %v", got)
+	}
+}
+
+func TestWithoutSchedulerOnlyWhatNobodyHoldsIsReadFromTheOrigin(t *testing.T) {
+	p := planner(48)
+	p.AddParent("a")
+	p.ParentHas("a", Run{0, 20})
+	p.Self(true)
+	p.Readers([]piece.Index{30})
+	var source []Run
+	for _, r := range p.Next(t0) {
+		if r.Parent == "" {
+			source = append(source, r.Run)
+		}
+	}
+	if d := cmp.Diff([]Run{{30, 46}, {46, 48}}, source); d != "" {
+		t.Errorf("reads of the origin (-want +got):\n%s", d)
+	}
+}
+
+func TestStuckIsReportedOnceInAWhile(t *testing.T) {
+	p := planner(4)
+	p.Next(t0)
+	if got := p.Stuck(t0.Add(900 * time.Millisecond)); got != nil {
+		t.Errorf("stuck too early: %v", got)
+	}
+	if d := cmp.Diff([]Run{{0, 4}}, p.Stuck(t0.Add(time.Second))); d != "" {
+		t.Errorf("stuck (-want +got):\n%s", d)
+	}
+	if got := p.Stuck(t0.Add(time.Second)); got != nil {
+		t.Errorf("reported twice: %v", got)
+	}
+	if got := p.NextWake(t0.Add(time.Second)); got != t0.Add(2*time.Second) {
+		t.Errorf("next wake %v", got)
+	}
+}
+
+// TestRandomRunsFinish throws random outcomes at the planner; the invariant is that a piece is never asked twice at a time
+// and that everything arrives as long as one honest parent lives.
+func TestRandomRunsFinish(t *testing.T) {
+	for seed := range uint64(100) {
+		rng := rand.New(rand.NewPCG(seed, 1))
+		n := 1 + rng.IntN(60)
+		p := withParents(planner(n), "honest", "b", "c", "d")
+		now, open := t0, map[piece.Index]Request{}
+		for step := 0; p.Missing() > 0; step++ {
+			if step > 20000 {
+				t.Fatalf("seed %d: %d pieces missing after %d steps", seed, p.Missing(), step)
+			}
+			now = now.Add(5 * time.Millisecond)
+			for _, r := range p.Next(now) {
+				if _, twice := open[r.Run.First]; twice {
+					t.Fatalf("seed %d: piece %d asked twice", seed, r.Run.First)
+				}
+				open[r.Run.First] = r
+			}
+			for i, r := range open {
+				o := Outcome(rng.IntN(5))
+				if r.Parent == "honest" && (o == Corrupt || o == Absent) {
+					o = OK
+				}
+				p.Done(now, r, o)
+				delete(open, i)
+				break
+			}
+		}
+	}
+}

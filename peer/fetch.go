@@ -1,0 +1,304 @@
+package peer
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-project/shoal/peer/dispatch"
+	"github.com/shoal-project/shoal/peer/piece"
+	"github.com/shoal-project/shoal/peer/source"
+	"github.com/shoal-project/shoal/peer/transfer"
+	"github.com/shoal-project/shoal/scheduler/api"
+)
+
+// start carries out one request of the planner.
+func (t *task) start(ctx context.Context, r dispatch.Request) {
+	if r.Parent == "" {
+		leased := t.session != nil && !t.lastResort
+		authorization := t.authorization
+		if !leased {
+			t.peer.metrics.selfReads.Inc()
+		}
+		t.workers.Go(func() { t.readSource(ctx, r, authorization) })
+		return
+	}
+	check, ok := t.verifier(r.Run.First)
+	if !ok {
+		panic(fmt.Sprintf("piece %d of %s is asked without a digest", r.Run.First, t.blob.Digest))
+	}
+	t.workers.Go(func() { t.readParent(ctx, r, check) })
+}
+
+// leased takes the right to read a run from the origin.
+func (t *task) leased(run dispatch.Run) {
+	t.moved = time.Now()
+	t.unfail()
+	t.planner.Lease(run)
+}
+
+// readParent gets one piece from a parent, verifies and stores it.
+func (t *task) readParent(ctx context.Context, r dispatch.Request, check func([]byte) ([]piece.Digest, error)) {
+	i := r.Run.First
+	off, length := t.st.Layout().Range(i)
+	buf := t.peer.buffers.take(length)
+	defer t.peer.buffers.give(buf)
+	data := (*buf)[:length]
+	err := t.peer.wire.Piece(ctx, string(r.Parent), t.blob.Digest, off, data)
+	var storeErr error
+	if err == nil {
+		var groups []piece.Digest
+		if groups, err = check(data); err == nil {
+			storeErr = t.st.Write(i, data, groups)
+		}
+	}
+	outcome := t.outcome(err)
+	if outcome == dispatch.Corrupt {
+		t.peer.log.Warn("piece from parent is corrupt", "digest", t.blob.Digest, "piece", i, "parent", r.Parent)
+		t.peer.metrics.corruptPeer.Inc()
+		_ = t.peer.wire.Suspect(ctx, string(r.Parent), t.blob.Digest, i) // a favour to the parent; it may be gone
+	}
+	t.post(func() {
+		switch {
+		case storeErr != nil:
+			t.planner.Done(time.Now(), r, dispatch.Transient)
+			t.storeFailed(storeErr)
+		case outcome == dispatch.OK:
+			t.peer.metrics.fromPeer.Add(float64(length))
+			t.planner.Done(time.Now(), r, outcome)
+			t.got(i)
+		default:
+			t.planner.Done(time.Now(), r, outcome)
+		}
+	})
+}
+
+// outcome turns an error of a parent into the planner's terms.
+func (t *task) outcome(err error) dispatch.Outcome {
+	count := func(class string, o dispatch.Outcome) dispatch.Outcome {
+		t.peer.metrics.requestFailures.WithLabelValues(class).Inc()
+		return o
+	}
+	switch {
+	case err == nil:
+		return dispatch.OK
+	case errors.Is(err, piece.ErrMismatch):
+		return count("corrupt", dispatch.Corrupt)
+	case errors.Is(err, transfer.ErrBusy):
+		return count("busy", dispatch.Busy)
+	case errors.Is(err, piece.ErrAbsent):
+		return count("absent", dispatch.Absent)
+	default:
+		return count("transient", dispatch.Transient)
+	}
+}
+
+// Classes of failure as the scheduler knows them.
+const (
+	failureTransient = "transient"
+	failureDenied    = "denied"
+	failureAbsent    = "absent"
+	failureCorrupt   = "corrupt"
+)
+
+func failureOf(err error) string {
+	switch {
+	case errors.Is(err, piece.ErrMismatch):
+		return failureCorrupt
+	case errors.Is(err, piece.ErrDenied):
+		return failureDenied
+	case errors.Is(err, piece.ErrAbsent):
+		return failureAbsent
+	default:
+		return failureTransient
+	}
+}
+
+// readSource reads a run of pieces from the origin and reports how that went.
+func (t *task) readSource(ctx context.Context, r dispatch.Request, authorization string) {
+	var err error
+	if t.cm != nil {
+		err = t.readRun(ctx, r.Run, authorization)
+	} else {
+		err = t.readWhole(ctx, authorization)
+	}
+	if errors.Is(err, piece.ErrMismatch) {
+		t.peer.metrics.corruptSource.Inc()
+	}
+	t.post(func() {
+		t.planner.Done(time.Now(), r, dispatch.OK)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		if errors.As(err, new(*storeError)) {
+			t.storeFailed(err)
+		}
+		if t.session != nil && !t.lastResort {
+			t.session.Send(api.Event{Failed: &api.LeaseFailed{Task: t.blob.Digest.String(),
+				Run: api.Run{int(r.Run.First), int(r.Run.End)}, Failure: failureOf(err), Text: err.Error()}})
+			return
+		}
+		t.sourceFailed(failureOf(err), err.Error())
+	})
+}
+
+// storeError marks an error of the own store among those of the origin.
+type storeError struct{ err error }
+
+func (e *storeError) Error() string { return e.err.Error() }
+func (e *storeError) Unwrap() error { return e.err }
+
+// readRun reads the pieces of a blob with a chunk map; each is verified by itself.
+func (t *task) readRun(ctx context.Context, run dispatch.Run, authorization string) error {
+	l := t.st.Layout()
+	off, _ := l.Range(run.First)
+	last, length := l.Range(run.End - 1)
+	body, err := t.fetch(ctx, off, last+length-off, authorization)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	for i := run.First; i < run.End; i++ {
+		check, _ := t.verifier(i) // with a chunk map there always is one
+		if err := t.readPiece(body, i, check); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readWhole reads a blob without a chunk map in order. Every piece but the last is stored as it comes, which is all that can be said of
+// it; the last one, and with it the blob, only when the digest of the whole was right.
+func (t *task) readWhole(ctx context.Context, authorization string) error {
+	if t.blob.Digest.Algorithm() != digest.SHA256 {
+		return fmt.Errorf("blob %s: only sha256 digests can be verified here: %w", t.blob.Digest, piece.ErrAbsent)
+	}
+	l := t.st.Layout()
+	body, err := t.fetch(ctx, 0, l.Size, authorization)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	h := sha256.New()
+	for i := range piece.Index(l.Count()) {
+		err := t.readPiece(body, i, func(data []byte) ([]piece.Digest, error) {
+			_, _ = h.Write(data) // a hash never fails to write
+			if int(i) == l.Count()-1 {
+				if err := verifyBlob(t.blob.Digest, digest.NewDigestFromBytes(digest.SHA256, h.Sum(nil))); err != nil {
+					return nil, err
+				}
+			}
+			groups := piece.HashGroups(data)
+			root := piece.Root(groups)
+			t.post(func() {
+				t.digests[i] = &root
+				t.planner.Know(i)
+				t.freshDigests = append(t.freshDigests, api.PieceDigest{Piece: int(i), Digest: root[:]})
+			})
+			return groups, nil
+		})
+		if errors.Is(err, piece.ErrMismatch) {
+			_ = t.st.Drop() // what came before is as wrong; nothing of it may be read again
+			t.post(func() { t.fail(err) })
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readPiece reads piece i from the body, has it verified, and stores it.
+func (t *task) readPiece(body io.Reader, i piece.Index, verify func([]byte) ([]piece.Digest, error)) error {
+	off, length := t.st.Layout().Range(i)
+	buf := t.peer.buffers.take(length)
+	defer t.peer.buffers.give(buf)
+	data := (*buf)[:length]
+	if _, err := io.ReadFull(body, data); err != nil {
+		return fmt.Errorf("origin of %s, at byte %d: %w", t.blob.Digest, off, err)
+	}
+	groups, err := verify(data)
+	if err != nil {
+		return fmt.Errorf("origin of %s: %w", t.blob.Digest, err)
+	}
+	if err := t.st.Write(i, data, groups); err != nil {
+		return &storeError{err}
+	}
+	t.post(func() {
+		t.peer.metrics.fromSource.Add(float64(length))
+		t.got(i)
+	})
+	return nil
+}
+
+// fetch opens a range at the origin. The stream reports to the loop that bytes arrive, which keeps a lease alive.
+func (t *task) fetch(ctx context.Context, off, length int64, authorization string) (io.ReadCloser, error) {
+	o := t.blob.Origin
+	body, err := t.peer.source.Fetch(ctx, source.Blob{Registry: o.Registry, Repository: o.Repository, Digest: t.blob.Digest,
+		Size: t.blob.Size}, off, length, authorization)
+	if err != nil {
+		return nil, err
+	}
+	return &beating{ReadCloser: body, beat: func() { t.post(func() { t.reading = true }) }}, nil
+}
+
+// beating calls beat when bytes were read, at most a few times a second.
+type beating struct {
+	io.ReadCloser
+	beat func()
+	last time.Time
+}
+
+func (b *beating) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if now := time.Now(); n > 0 && now.Sub(b.last) > 250*time.Millisecond {
+		b.last = now
+		b.beat()
+	}
+	return n, err
+}
+
+// sourceFailed takes note that nobody can read the rest from the origin. When a peer may still have it, readers wait until
+// their own deadline; when the origin's word is final and nobody holds anything, they are told.
+func (t *task) sourceFailed(failure, text string) {
+	if len(t.planner.Parents()) > 0 && t.planner.Reachable() {
+		return
+	}
+	class := piece.ErrTransient
+	switch failure {
+	case failureDenied:
+		class = piece.ErrDenied
+	case failureAbsent:
+		class = piece.ErrAbsent
+	case failureCorrupt:
+		class = piece.ErrMismatch
+	}
+	t.fail(fmt.Errorf("%s: %w", text, class))
+}
+
+// buffers lends out buffers of piece length.
+type buffers struct{ pools sync.Map } // of *sync.Pool by capacity
+
+func (b *buffers) take(length int64) *[]byte {
+	size := piece.SizeFor(0)
+	for size < length {
+		size *= 2
+	}
+	pool, _ := b.pools.LoadOrStore(size, &sync.Pool{New: func() any {
+		buf := make([]byte, size)
+		return &buf
+	}})
+	return pool.(*sync.Pool).Get().(*[]byte)
+}
+
+func (b *buffers) give(buf *[]byte) {
+	if pool, ok := b.pools.Load(int64(cap(*buf))); ok {
+		pool.(*sync.Pool).Put(buf)
+	}
+}

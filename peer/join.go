@@ -1,0 +1,205 @@
+package peer
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/shoal-project/shoal/peer/dispatch"
+	"github.com/shoal-project/shoal/peer/piece"
+	"github.com/shoal-project/shoal/peer/transfer"
+	"github.com/shoal-project/shoal/scheduler/api"
+)
+
+// rehome joins the task at the scheduler that governs it now, if that has changed.
+func (t *task) rehome() {
+	s := t.peer.home(t.blob.Digest.String())
+	if s == t.session {
+		return
+	}
+	t.session = s
+	if s == nil {
+		return
+	}
+	t.have = t.st.Have()
+	t.reported, t.freshDigests = time.Now(), nil
+	s.Send(t.peer.join(t.blob, t.st, t.cm == nil, !t.have.Full()))
+}
+
+// unreported reports whether the scheduler does not know yet what this host holds.
+func (t *task) unreported() bool {
+	return t.session != nil && (t.reading || len(t.freshDigests) > 0 || t.planner.Missing() != t.have.Len()-t.have.Count())
+}
+
+// report tells the scheduler what changed since the last report.
+func (t *task) report(now time.Time) {
+	if !t.unreported() || (now.Sub(t.reported) < reportInterval && t.planner.Missing() > 0) {
+		return
+	}
+	held := t.st.Have()
+	gained, lost := piece.NewSet(held.Len()), piece.NewSet(held.Len())
+	for i := range held.All() {
+		if !t.have.Has(i) {
+			gained.Add(i)
+		}
+	}
+	for i := range t.have.All() {
+		if !held.Has(i) {
+			lost.Add(i)
+		}
+	}
+	t.session.Send(api.Event{Progress: &api.Progress{Task: t.blob.Digest.String(), Gained: runs(gained), Lost: runs(lost),
+		Reading: t.reading, Done: held.Full(), Digests: t.freshDigests}})
+	t.have, t.freshDigests, t.reading, t.reported = held, nil, false, now
+}
+
+// chooseMode decides whether the origin may be read without leases, and whom to ask when no scheduler lives.
+func (t *task) chooseMode(now time.Time) {
+	if t.planner.Missing() == 0 {
+		t.planner.Self(false)
+		return
+	}
+	if t.session != nil {
+		if !t.lastResort && len(t.readers) > 0 && t.stands(now) {
+			t.peer.log.Warn("nothing moves, reading the origin without a lease", "digest", t.blob.Digest)
+			t.lastResort = true
+		}
+		for _, run := range t.planner.Stuck(now) {
+			t.session.Send(api.Event{Stuck: &api.Stuck{Task: t.blob.Digest.String(),
+				Runs: []api.Run{{int(run.First), int(run.End)}}}})
+		}
+		t.planner.Self(t.lastResort)
+		return
+	}
+	_, ok := t.substitute()
+	t.planner.Self(!ok || t.stands(now))
+}
+
+// stands reports whether the task has had no piece for so long that a slow origin or parent is no excuse any more.
+func (t *task) stands(now time.Time) bool {
+	patience := t.peer.cfg.SelfAfter + time.Duration(t.st.Layout().PieceSize)*time.Microsecond // a piece at 1 MB/s
+	return now.Sub(t.moved) > patience
+}
+
+// substitute returns the seed that stands in for the scheduler: the known one that wins the rendezvous and still answers.
+// It is not ok when that is this host itself or when there is none.
+func (t *task) substitute() (api.Host, bool) {
+	t.peer.mu.Lock()
+	seeds := slices.Clone(t.peer.seeds)
+	t.peer.mu.Unlock()
+	id := t.blob.Digest.String()
+	slices.SortFunc(seeds, func(a, b api.Host) int {
+		if rendezvous(a.ID, id) > rendezvous(b.ID, id) {
+			return -1
+		}
+		return 1
+	})
+	for _, s := range seeds {
+		if s.ID == t.peer.cfg.Host.ID {
+			return api.Host{}, false
+		}
+		if !t.peer.unreachable(s.Addr) {
+			return s, true
+		}
+	}
+	return api.Host{}, false
+}
+
+// tend watches what the neighbours hold, and nobody else. A dead scheduler's last list stays, and then the seed that
+// stands in for it is asked too, which makes it fetch the blob.
+func (t *task) tend(ctx context.Context) {
+	wanted := map[dispatch.ParentID]bool{}
+	if t.planner.Missing() > 0 {
+		for _, h := range t.neighbours {
+			wanted[dispatch.ParentID(h.Addr)] = h.ID != t.peer.cfg.Host.ID
+		}
+		if seed, ok := t.substitute(); ok && t.session == nil {
+			wanted[dispatch.ParentID(seed.Addr)] = true
+		}
+	}
+	for id, stop := range t.watches {
+		if !wanted[id] {
+			stop()
+			delete(t.watches, id)
+			t.planner.RemoveParent(id)
+		}
+	}
+	for id, ok := range wanted {
+		if !ok || t.watches[id] != nil || !t.planner.AddParent(id) {
+			continue
+		}
+		watchCtx, stop := context.WithCancel(ctx)
+		t.watches[id] = stop
+		t.workers.Go(func() { t.watch(watchCtx, id) })
+	}
+}
+
+// watch feeds the planner with what a parent holds until the parent falls silent or the task needs it no more.
+func (t *task) watch(ctx context.Context, id dispatch.ParentID) {
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := t.peer.wire.Watch(ctx, string(id), t.blob.Digest, t.blob.encode(), func(h transfer.Have) error {
+			t.post(func() { t.parentHas(ctx, id, h) })
+			return nil
+		})
+		if ctx.Err() != nil {
+			return
+		}
+		t.peer.log.Debug("parent lost", "parent", id, "digest", t.blob.Digest, "error", err)
+		t.post(func() { t.planner.ParentReset(id) })
+		if time.Since(began) < 5*time.Second {
+			t.peer.markUnreachable(string(id))
+		}
+		select {
+		case <-time.After(500 * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (t *task) parentHas(ctx context.Context, id dispatch.ParentID, h transfer.Have) {
+	if h.All != nil {
+		t.planner.ParentReset(id)
+		for _, r := range runs(h.All) {
+			t.planner.ParentHas(id, toRun(r))
+		}
+	}
+	for _, i := range h.Added {
+		t.planner.ParentHas(id, dispatch.Run{First: i, End: i + 1})
+	}
+	for _, i := range h.Removed {
+		t.planner.ParentLost(id, i)
+	}
+	t.askDigests(ctx, id, h)
+}
+
+// askDigests asks a seed for the digests of the pieces it holds, when the blob has no chunk map and no scheduler lives to relay them. A
+// seed may be asked because it vouches for what it read; nobody else's word counts.
+func (t *task) askDigests(ctx context.Context, id dispatch.ParentID, h transfer.Have) {
+	if t.cm != nil || t.session != nil || !t.peer.isSeed(string(id)) {
+		return
+	}
+	var ask []piece.Index
+	held := h.Added
+	if h.All != nil {
+		held = slices.Collect(h.All.All())
+	}
+	for _, i := range held {
+		if t.digests[i] == nil {
+			ask = append(ask, i)
+		}
+	}
+	if len(ask) == 0 {
+		return
+	}
+	t.workers.Go(func() {
+		for _, i := range ask {
+			groups, err := t.peer.wire.Groups(ctx, string(id), t.blob.Digest, i)
+			if err != nil {
+				return // its watch will notice too, and begin anew
+			}
+			root := piece.Root(groups)
+			t.post(func() { t.learn([]api.PieceDigest{{Piece: int(i), Digest: root[:]}}) })
+		}
+	})
+}

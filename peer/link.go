@@ -1,0 +1,198 @@
+package peer
+
+import (
+	"context"
+	"hash/fnv"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-project/shoal/peer/dispatch"
+	"github.com/shoal-project/shoal/peer/piece"
+	"github.com/shoal-project/shoal/peer/store"
+	"github.com/shoal-project/shoal/scheduler/api"
+)
+
+// link keeps a session with one scheduler, for as long as the peer runs.
+type link struct {
+	peer   *Peer
+	client *api.Client
+
+	mu      sync.Mutex // guards session
+	session *api.Session
+}
+
+func (l *link) run(ctx context.Context) error {
+	wait := 100 * time.Millisecond
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := l.client.Run(ctx, l.peer.cfg.Host, l)
+		l.set(nil)
+		if ctx.Err() != nil {
+			return nil
+		}
+		l.peer.metrics.sessionsLost.Inc()
+		l.peer.log.Warn("no session with scheduler", "scheduler", l.client.URL(), "error", err)
+		for _, t := range l.peer.all() {
+			t.post(t.rehome)
+		}
+		if time.Since(began) > 10*time.Second {
+			wait = 100 * time.Millisecond
+		}
+		select {
+		case <-time.After(wait/2 + rand.N(wait)):
+		case <-ctx.Done():
+		}
+		wait = min(2*wait, 2*time.Second)
+	}
+	return nil
+}
+
+func (l *link) set(s *api.Session) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.session = s
+}
+
+func (l *link) live() *api.Session {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.session
+}
+
+// Opened implements api.Handler: everything the host holds or wants is announced anew.
+func (l *link) Opened(s *api.Session) {
+	l.set(s)
+	l.peer.log.Info("session with scheduler", "scheduler", l.client.URL())
+	for _, info := range l.peer.store.List() {
+		if l.peer.lookup(info.Digest) == nil {
+			l.peer.announce(info.Digest)
+		}
+	}
+	for _, t := range l.peer.all() {
+		t.post(t.rehome)
+	}
+}
+
+// announce tells the blob's scheduler what the store holds of it, so that others may ask here.
+func (p *Peer) announce(d digest.Digest) {
+	s := p.home(d.String())
+	if s == nil {
+		return
+	}
+	b, err := p.store.Get(d)
+	if err != nil {
+		return // evicted meanwhile
+	}
+	defer b.Close()
+	s.Send(p.join(Blob{Digest: d, Size: b.Layout().Size}, b, true, false))
+}
+
+// join describes this host's part in a task. A seed tells the piece digests it knows, for those without a chunk map.
+func (p *Peer) join(blob Blob, b *store.Blob, sequential, wants bool) api.Event {
+	j := &api.Join{Task: blob.task(sequential), Have: runs(b.Have()), Wants: wants}
+	if blob.Origin.Registry == "" {
+		j.Task.Origin = nil
+	}
+	if p.cfg.Host.Seed && sequential {
+		for i := range b.Have().All() {
+			if groups, err := b.Groups(i); err == nil {
+				root := piece.Root(groups)
+				j.Digests = append(j.Digests, api.PieceDigest{Piece: int(i), Digest: root[:]})
+			}
+		}
+	}
+	return api.Event{Join: j}
+}
+
+// home returns the session of the scheduler that governs a task: the live one that wins the rendezvous, or nil.
+func (p *Peer) home(task string) *api.Session {
+	var (
+		best  *api.Session
+		score uint64
+	)
+	for _, l := range p.links {
+		s := l.live()
+		if s == nil {
+			continue
+		}
+		if h := rendezvous(l.client.URL(), task); best == nil || h > score {
+			best, score = s, h
+		}
+	}
+	return best
+}
+
+func rendezvous(node, key string) uint64 {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(node + "\x00" + key)) // a hash never fails to write
+	x := h.Sum64()
+	x ^= x >> 33
+	x *= 0xff51afd7ed558ccd // spread: FNV's high bits hardly depend on the last bytes
+	return x ^ x>>33
+}
+
+// Command implements api.Handler.
+func (l *link) Command(s *api.Session, c api.Command) {
+	p := l.peer
+	switch {
+	case c.Seeds != nil:
+		p.mu.Lock()
+		p.seeds = c.Seeds.Hosts
+		p.mu.Unlock()
+	case c.Neighbours != nil:
+		p.tell(c.Neighbours.Task, func(t *task) { t.neighbours = c.Neighbours.Hosts })
+	case c.Lease != nil:
+		p.lease(s, c.Lease)
+	case c.Revoked != nil:
+		p.tell(c.Revoked.Task, func(t *task) { t.planner.Revoke(toRun(c.Revoked.Run)) })
+	case c.Digests != nil:
+		p.tell(c.Digests.Task, func(t *task) { t.learn(c.Digests.Digests) })
+	case c.Failed != nil:
+		p.tell(c.Failed.Task, func(t *task) { t.sourceFailed(c.Failed.Failure, c.Failed.Text) })
+	}
+}
+
+// tell runs f in the task's loop, if the task is live.
+func (p *Peer) tell(id string, f func(*task)) {
+	if t := p.lookup(digestOf(id)); t != nil {
+		t.post(func() { f(t) })
+	}
+}
+
+// lease begins to read the origin for the cluster, for a task this host may not have heard of.
+func (p *Peer) lease(s *api.Session, l *api.Lease) {
+	run := toRun(l.Run)
+	if t := p.lookup(digestOf(l.Task.ID)); t != nil && t.post(func() { t.leased(run) }) {
+		return
+	}
+	b, err := decodeBlob(l.Task.ID, l.Task.Origin)
+	if err != nil {
+		s.Send(api.Event{Failed: &api.LeaseFailed{Task: l.Task.ID, Run: l.Run, Failure: failureAbsent, Text: err.Error()}})
+		return
+	}
+	t, err := p.acquire(nil, b, "") // waits for Run's loop at the most, and ends with it
+	if err != nil {
+		return
+	}
+	t.post(func() { t.leased(run) })
+	t.release()
+}
+
+func digestOf(id string) digest.Digest { return digest.Digest(id) }
+
+func toRun(r api.Run) dispatch.Run {
+	return dispatch.Run{First: piece.Index(r[0]), End: piece.Index(r[1])}
+}
+
+// Connected reports whether the peer has a session with every scheduler it was given.
+func (p *Peer) Connected() bool {
+	for _, l := range p.links {
+		if l.live() == nil {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,34 @@
+package peer
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
+
+type metrics struct {
+	fromCache, fromPeer, fromSource prometheus.Counter
+	corruptPeer, corruptSource      prometheus.Counter
+	selfReads, sessionsLost         prometheus.Counter
+	tasks                           prometheus.Gauge
+	requestFailures                 *prometheus.CounterVec
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	f := promauto.With(reg)
+	read := f.NewCounterVec(prometheus.CounterOpts{Name: "shoal_peer_read_bytes_total",
+		Help: "Bytes made available to readers and peers, by where they came from: held before the task began (cache), other peers (peer), the origin (source)."},
+		[]string{"origin"})
+	corrupt := f.NewCounterVec(prometheus.CounterOpts{Name: "shoal_peer_verify_failures_total",
+		Help: "Pieces that arrived with the wrong digest and were discarded, by where they came from."}, []string{"origin"})
+	return &metrics{
+		fromCache: read.WithLabelValues("cache"), fromPeer: read.WithLabelValues("peer"), fromSource: read.WithLabelValues("source"),
+		corruptPeer: corrupt.WithLabelValues("peer"), corruptSource: corrupt.WithLabelValues("source"),
+		selfReads: f.NewCounter(prometheus.CounterOpts{Name: "shoal_peer_unleased_reads_total",
+			Help: "Reads of the origin without a lease, because no scheduler and no seed could be reached or nothing moved."}),
+		sessionsLost: f.NewCounter(prometheus.CounterOpts{Name: "shoal_peer_scheduler_failures_total",
+			Help: "Sessions with a scheduler that broke or could not be opened."}),
+		tasks: f.NewGauge(prometheus.GaugeOpts{Name: "shoal_peer_tasks", Help: "Live tasks."}),
+		requestFailures: f.NewCounterVec(prometheus.CounterOpts{Name: "shoal_peer_request_failures_total",
+			Help: "Requests to parents that failed, by class."}, []string{"class"}),
+	}
+}

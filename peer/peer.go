@@ -1,0 +1,195 @@
+package peer
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/shoal-project/shoal/peer/dispatch"
+	"github.com/shoal-project/shoal/peer/piece"
+	"github.com/shoal-project/shoal/peer/source"
+	"github.com/shoal-project/shoal/peer/store"
+	"github.com/shoal-project/shoal/peer/transfer"
+	"github.com/shoal-project/shoal/scheduler/api"
+)
+
+// Wire asks other peers. *transfer.Client is one.
+type Wire interface {
+	// Piece fills buf from offset off of the blob, from the peer at addr. The bytes are not verified.
+	Piece(ctx context.Context, addr string, d digest.Digest, off int64, buf []byte) error
+	// Watch reports what the peer at addr holds until the stream breaks, always with an error.
+	Watch(ctx context.Context, addr string, d digest.Digest, spec json.RawMessage, fn func(transfer.Have) error) error
+	// Groups returns the digests of the groups of piece i, as the peer at addr claims them.
+	Groups(ctx context.Context, addr string, d digest.Digest, i piece.Index) ([]piece.Digest, error)
+	// Suspect tells the peer at addr that its piece was bad.
+	Suspect(ctx context.Context, addr string, d digest.Digest, i piece.Index) error
+}
+
+// Source reads the origin. *source.Client is one.
+type Source interface {
+	// Fetch returns the bytes [off, off+length) of the blob. authorization, if not empty, is the caller's own
+	// Authorization header; else the host's credentials are used.
+	Fetch(ctx context.Context, b source.Blob, off, length int64, authorization string) (io.ReadCloser, error)
+}
+
+// Config configures a Peer. The zero value of each duration means its default.
+type Config struct {
+	// Host is how this host announces itself to schedulers. ID and Addr are needed when there is any scheduler.
+	Host api.Host
+	// Dispatch tunes the planner of each task.
+	Dispatch dispatch.Config
+	// Grace is how long a download goes on after its last reader has left. Default 30 s.
+	Grace time.Duration
+	// SelfAfter is how long a task with a live scheduler may stand still before it reads the origin by itself. Default 4 s.
+	SelfAfter time.Duration
+	// MapTimeout bounds the loading of a blob's chunk map; without it the blob is read as one without. Default 10 s.
+	MapTimeout time.Duration
+	// Log is where tasks are reported; nil discards.
+	Log *slog.Logger
+	// Registerer takes the metrics; nil keeps them private.
+	Registerer prometheus.Registerer
+}
+
+func (c Config) withDefaults() Config {
+	c.Grace = cmp.Or(c.Grace, 30*time.Second)
+	c.SelfAfter = cmp.Or(c.SelfAfter, 4*time.Second)
+	c.MapTimeout = cmp.Or(c.MapTimeout, 10*time.Second)
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+// Peer is one host's part in all tasks. It is safe for concurrent use. Run is called once; Open waits for it to run.
+type Peer struct {
+	cfg     Config
+	log     *slog.Logger
+	metrics *metrics
+	store   *store.Store
+	wire    Wire
+	source  Source
+	links   []*link
+	maps    *mapCache
+	starts  chan *task
+	stopped chan struct{}
+	buffers buffers
+
+	mu     sync.Mutex // guards all below
+	tasks  map[digest.Digest]*task
+	seeds  []api.Host           // as last told by a scheduler
+	silent map[string]time.Time // addresses that did not answer, and when
+}
+
+// New returns a peer over an open store. schedulers may be empty: then every task reads the origin itself.
+func New(cfg Config, st *store.Store, wire Wire, src Source, schedulers []*api.Client) (*Peer, error) {
+	if len(schedulers) > 0 && (cfg.Host.ID == "" || cfg.Host.Addr == "") {
+		return nil, errors.New("peer: with a scheduler the host needs an id and an address other hosts can reach")
+	}
+	p := &Peer{cfg: cfg.withDefaults(), store: st, wire: wire, source: src, tasks: map[digest.Digest]*task{},
+		starts: make(chan *task), stopped: make(chan struct{}), silent: map[string]time.Time{}}
+	p.log = p.cfg.Log
+	p.metrics = newMetrics(cfg.Registerer)
+	p.maps = newMapCache()
+	for _, c := range schedulers {
+		p.links = append(p.links, &link{peer: p, client: c})
+	}
+	return p, nil
+}
+
+// Run serves tasks and keeps the sessions with the schedulers until ctx ends. When it returns, all it started has ended.
+func (p *Peer) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, l := range p.links {
+		group.Go(func() error { return l.run(ctx) })
+	}
+	defer close(p.stopped)
+	for {
+		select {
+		case t := <-p.starts:
+			group.Go(func() error {
+				t.run(ctx)
+				return nil
+			})
+		case <-ctx.Done():
+			_ = group.Wait() // tasks and links end with ctx and report nothing else
+			return nil
+		}
+	}
+}
+
+// Open returns a reader of the blob. Bytes begin to arrive at once, from wherever they are to be had. authorization, if not
+// empty, is used should this host have to read the origin. The caller must Close the reader. ctx bounds only Open itself.
+func (p *Peer) Open(ctx context.Context, b Blob, authorization string) (*Reader, error) {
+	if err := b.validate(); err != nil {
+		return nil, err
+	}
+	t, err := p.acquire(ctx.Done(), b, authorization)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-t.ready:
+	case <-ctx.Done():
+		t.release()
+		return nil, ctx.Err()
+	}
+	if t.openErr != nil {
+		t.release()
+		return nil, t.openErr
+	}
+	return newReader(t)
+}
+
+// acquire returns the blob's task with a reference, starting it when there is none.
+// Closing cancelled gives up, which only happens when Run does not run.
+func (p *Peer) acquire(cancelled <-chan struct{}, b Blob, authorization string) (*task, error) {
+	p.mu.Lock()
+	t := p.tasks[b.Digest]
+	fresh := t == nil
+	if fresh {
+		t = newTask(p, b, authorization)
+		p.tasks[b.Digest] = t
+	}
+	t.refs++
+	p.mu.Unlock()
+	if !fresh {
+		t.post(func() { t.offer(b, authorization) })
+		return t, nil
+	}
+	select {
+	case p.starts <- t:
+		return t, nil
+	case <-cancelled:
+		t.abandon(context.Canceled)
+	case <-p.stopped:
+		t.abandon(ErrClosed)
+	}
+	return nil, t.openErr
+}
+
+// lookup returns the task of a blob without a reference, or nil.
+func (p *Peer) lookup(d digest.Digest) *task {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.tasks[d]
+}
+
+// all returns the tasks there are.
+func (p *Peer) all() []*task {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := make([]*task, 0, len(p.tasks))
+	for _, t := range p.tasks {
+		out = append(out, t)
+	}
+	return out
+}

@@ -1,0 +1,332 @@
+// Package peertest builds swarms for tests: real peers with real stores and the real wire over loopback, a real scheduler, and an
+// origin in memory that counts what it serves and fails on demand.
+package peertest
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+
+	"github.com/shoal-project/shoal/peer"
+	"github.com/shoal-project/shoal/peer/chunkmap"
+	"github.com/shoal-project/shoal/peer/piece"
+	"github.com/shoal-project/shoal/peer/source"
+	"github.com/shoal-project/shoal/peer/store"
+	"github.com/shoal-project/shoal/peer/transfer"
+	"github.com/shoal-project/shoal/scheduler/api"
+	"github.com/shoal-project/shoal/scheduler/server"
+)
+
+// Origin is a registry in memory. Its fields may be changed between reads under Lock.
+type Origin struct {
+	sync.Mutex
+	blobs map[digest.Digest][]byte
+	// Served counts the bytes read of each blob.
+	Served map[digest.Digest]int64
+	// Err, when set, fails every fetch.
+	Err error
+	// Gate, when set, blocks every read until it is closed.
+	Gate chan struct{}
+	// Pace, when set, is the time one read of up to 64 KiB takes.
+	Pace time.Duration
+	// Corrupt flips a bit of every byte served.
+	Corrupt bool
+}
+
+// NewOrigin returns an origin that holds nothing.
+func NewOrigin() *Origin {
+	return &Origin{blobs: map[digest.Digest][]byte{}, Served: map[digest.Digest]int64{}}
+}
+
+// Random adds a blob of random bytes.
+func (o *Origin) Random(size int, seed uint64) (peer.Blob, []byte) {
+	data := make([]byte, size)
+	rng := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), 1})
+	_, _ = rng.Read(data) // never fails
+	return o.Add(data), data
+}
+
+// Add adds a blob.
+func (o *Origin) Add(data []byte) peer.Blob {
+	d := digest.FromBytes(data)
+	o.Lock()
+	defer o.Unlock()
+	o.blobs[d] = data
+	return peer.Blob{Digest: d, Size: int64(len(data)), Origin: peer.Origin{Registry: "origin", Repository: "r"}}
+}
+
+// WithMap adds a bootstrap layer that holds the blob's chunk map, and returns the blob with its place.
+func (o *Origin) WithMap(t testing.TB, b peer.Blob, data []byte) peer.Blob {
+	t.Helper()
+	builder := chunkmap.NewBuilder()
+	_, _ = builder.Write(data) // never fails
+	encoded := builder.Map(b.Digest).Encode()
+	var layer bytes.Buffer
+	w := tar.NewWriter(&layer)
+	if err := w.WriteHeader(&tar.Header{Name: chunkmap.FileName(b.Digest), Size: int64(len(encoded)), Mode: 0o444}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(encoded); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l := o.Add(layer.Bytes())
+	b.Origin.Map = &peer.MapRef{Layer: l.Digest, Size: l.Size}
+	return b
+}
+
+// Copies returns how many times over the blob was read.
+func (o *Origin) Copies(b peer.Blob) float64 {
+	o.Lock()
+	defer o.Unlock()
+	return float64(o.Served[b.Digest]) / float64(b.Size)
+}
+
+// Fetch implements peer.Source.
+func (o *Origin) Fetch(ctx context.Context, b source.Blob, off, length int64, _ string) (io.ReadCloser, error) {
+	o.Lock()
+	defer o.Unlock()
+	if o.Err != nil {
+		return nil, o.Err
+	}
+	data, ok := o.blobs[b.Digest]
+	if !ok {
+		return nil, fmt.Errorf("%s: %w", b, piece.ErrAbsent)
+	}
+	return &stream{ctx: ctx, origin: o, blob: b.Digest, data: data[off : off+length]}, nil
+}
+
+type stream struct {
+	ctx    context.Context
+	origin *Origin
+	blob   digest.Digest
+	data   []byte
+}
+
+func (s *stream) Read(p []byte) (int, error) {
+	o := s.origin
+	o.Lock()
+	gate, pace, corrupt, err := o.Gate, o.Pace, o.Corrupt, o.Err
+	o.Unlock()
+	if gate != nil {
+		select {
+		case <-gate:
+		case <-s.ctx.Done():
+			return 0, s.ctx.Err()
+		}
+	}
+	if err != nil {
+		return 0, err
+	}
+	if pace > 0 {
+		select {
+		case <-time.After(pace):
+		case <-s.ctx.Done():
+			return 0, s.ctx.Err()
+		}
+	}
+	if len(s.data) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p[:min(len(p), 64<<10)], s.data)
+	s.data = s.data[n:]
+	if corrupt {
+		for i := range p[:n] {
+			p[i] ^= 1
+		}
+	}
+	o.Lock()
+	o.Served[s.blob] += int64(n)
+	o.Unlock()
+	return n, nil
+}
+
+func (s *stream) Close() error { return nil }
+
+// Swarm is a scheduler and the hosts around it.
+type Swarm struct {
+	t         testing.TB
+	Origin    *Origin
+	Scheduler *Process // nil without one
+	url       string
+	hosts     int
+}
+
+// Process is something that can be killed.
+type Process struct{ kill func() }
+
+// Kill ends it at once, as far as others can tell, and waits until it is gone.
+func (p *Process) Kill() { p.kill() }
+
+// NewSwarm starts a scheduler and an origin, both until the test ends.
+func NewSwarm(t testing.TB) *Swarm {
+	s := &Swarm{t: t, Origin: NewOrigin()}
+	srv := server.New(server.Config{})
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	done := make(chan error, 1)
+	go func() { done <- srv.Run(ctx) }() // ends with cancel, waited for in kill
+	web := httptest.NewServer(srv.Handler())
+	s.url = web.URL
+	s.Scheduler = &Process{kill: sync.OnceFunc(func() {
+		cancel()
+		<-done
+		web.CloseClientConnections()
+		web.Close()
+	})}
+	t.Cleanup(s.Scheduler.Kill)
+	return s
+}
+
+// Host is a running peer.
+type Host struct {
+	Process
+	*peer.Peer
+	Addr     string
+	Store    *store.Store
+	Dir      string
+	registry *prometheus.Registry
+}
+
+// Option changes how a host is started.
+type Option func(*hostConfig)
+
+type hostConfig struct {
+	peer  peer.Config
+	lone  bool
+	dir   string
+	wrap  func(http.Handler) http.Handler
+	quota int64
+}
+
+// Seed makes the host a seed.
+func Seed(c *hostConfig) { c.peer.Host.Seed = true }
+
+// Lone starts the host without a scheduler.
+func Lone(c *hostConfig) { c.lone = true }
+
+// Dir starts the host over an existing store.
+func Dir(dir string) Option { return func(c *hostConfig) { c.dir = dir } }
+
+// Quota bounds the host's store, in bytes.
+func Quota(n int64) Option { return func(c *hostConfig) { c.quota = n } }
+
+// Wrap puts a handler around what the host serves to others.
+func Wrap(f func(http.Handler) http.Handler) Option { return func(c *hostConfig) { c.wrap = f } }
+
+// Host starts a peer and waits until it has a session.
+func (s *Swarm) Host(options ...Option) *Host {
+	s.t.Helper()
+	s.hosts++
+	c := hostConfig{dir: s.t.TempDir(), wrap: func(h http.Handler) http.Handler { return h }}
+	for _, o := range options {
+		o(&c)
+	}
+	h := &Host{Dir: c.dir, registry: prometheus.NewRegistry()}
+	must := func(err error) {
+		s.t.Helper()
+		if err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	var err error
+	h.Store, err = store.Open(c.dir, store.Config{MaxBytes: c.quota})
+	must(err)
+	wire, err := transfer.NewClient(transfer.ClientConfig{})
+	must(err)
+	var handler http.Handler = http.NotFoundHandler()
+	web := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { handler.ServeHTTP(w, r) }))
+	h.Addr = web.Listener.Addr().String()
+	c.peer.Host.ID, c.peer.Host.Addr = fmt.Sprint("host-", s.hosts), h.Addr
+	c.peer.Registerer = h.registry
+	var schedulers []*api.Client
+	if !c.lone {
+		schedulers = append(schedulers, api.NewClient(s.url, ""))
+	}
+	h.Peer, err = peer.New(c.peer, h.Store, wire, s.Origin, schedulers)
+	must(err)
+	inner, err := transfer.NewHandler(transfer.Config{}, h.Served())
+	must(err)
+	handler = c.wrap(inner)
+	ctx, cancel := context.WithCancel(context.WithoutCancel(s.t.Context()))
+	web.Config.BaseContext = nil
+	web.Start()
+	done := make(chan error, 1)
+	go func() { done <- h.Run(ctx) }() // ends with cancel, waited for in kill
+	h.kill = sync.OnceFunc(func() {
+		web.CloseClientConnections()
+		cancel()
+		<-done
+		wire.Close()
+		web.CloseClientConnections()
+		web.Close()
+		_ = h.Store.Close() // the test is over or the host is dead
+	})
+	s.t.Cleanup(h.Kill)
+	if !c.lone {
+		s.await(h)
+	}
+	return h
+}
+
+func (s *Swarm) await(h *Host) {
+	s.t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !h.Connected(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			s.t.Fatal("host has no session with the scheduler after 10 s")
+		}
+	}
+}
+
+// Read opens the blob and returns all of it.
+func (h *Host) Read(ctx context.Context, b peer.Blob) ([]byte, error) {
+	r, err := h.Open(ctx, b, "")
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	return io.ReadAll(r.Section(ctx))
+}
+
+// Counter returns the value of a counter, summed over the given label values.
+func (h *Host) Counter(t testing.TB, name, label string) float64 {
+	t.Helper()
+	families, err := h.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := 0.0
+	for _, f := range families {
+		if f.GetName() != name {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			if label == "" || hasLabel(m, label) {
+				sum += m.GetCounter().GetValue()
+			}
+		}
+	}
+	return sum
+}
+
+func hasLabel(m *dto.Metric, value string) bool {
+	for _, l := range m.GetLabel() {
+		if l.GetValue() == value {
+			return true
+		}
+	}
+	return false
+}

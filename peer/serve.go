@@ -1,0 +1,154 @@
+package peer
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-project/shoal/peer/piece"
+	"github.com/shoal-project/shoal/peer/store"
+	"github.com/shoal-project/shoal/peer/transfer"
+	"github.com/shoal-project/shoal/scheduler/api"
+)
+
+// Served is what a Peer offers to other peers; it implements transfer.Blobs.
+type Served struct{ peer *Peer }
+
+// Served returns the side of the peer that other peers ask.
+func (p *Peer) Served() Served { return Served{p} }
+
+var _ transfer.Blobs = Served{}
+
+// Open implements transfer.Blobs.
+func (s Served) Open(d digest.Digest, off, length int64) (*os.File, func(), error) {
+	b, err := s.peer.store.Get(d)
+	if err != nil {
+		return nil, nil, err
+	}
+	if length < 0 {
+		length = b.Layout().Size - off
+	}
+	f, err := s.open(b, off, length)
+	if err != nil {
+		_ = b.Close() // a reference for reading: there is nothing to lose
+		return nil, nil, err
+	}
+	return f, func() { _ = b.Close() }, nil
+}
+
+func (s Served) open(b *store.Blob, off, length int64) (*os.File, error) {
+	if err := b.EnsureVerified(off, length); err != nil {
+		if errors.Is(err, piece.ErrMismatch) {
+			s.lost(b)
+		}
+		return nil, fmt.Errorf("%w: %w", piece.ErrAbsent, err)
+	}
+	return b.File()
+}
+
+// Groups implements transfer.Blobs.
+func (s Served) Groups(d digest.Digest, i piece.Index) ([]piece.Digest, error) {
+	b, err := s.peer.store.Get(d)
+	if err != nil {
+		return nil, err
+	}
+	defer b.Close()
+	return b.Groups(i)
+}
+
+// Suspect implements transfer.Blobs.
+func (s Served) Suspect(d digest.Digest, i piece.Index) error {
+	b, err := s.peer.store.Get(d)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	if !b.Recheck(i) {
+		s.lost(b)
+	}
+	return nil
+}
+
+// lost has a piece that was bad on the disk fetched again, or at least no longer announced.
+func (s Served) lost(b *store.Blob) {
+	s.peer.log.Warn("piece on disk was bad", "digest", b.Digest())
+	if t := s.peer.lookup(b.Digest()); t == nil || !t.post(t.resync) {
+		s.peer.announce(b.Digest())
+	}
+}
+
+// Watch implements transfer.Blobs. A seed that is asked for a blob it has not begins to fetch it.
+func (s Served) Watch(ctx context.Context, d digest.Digest, raw json.RawMessage) (transfer.Haves, error) {
+	p := s.peer
+	b, err := p.store.Get(d)
+	if err == nil && (b.Complete() || !p.cfg.Host.Seed || p.lookup(d) != nil) {
+		return b, nil
+	}
+	if err == nil {
+		_ = b.Close() // a reference for reading: there is nothing to lose
+	}
+	if !p.cfg.Host.Seed {
+		return nil, err
+	}
+	blob, err := decodeBlob(d.String(), raw)
+	if err != nil {
+		return nil, err
+	}
+	r, err := p.Open(ctx, blob, "")
+	if err != nil {
+		return nil, err
+	}
+	return followed{r}, nil
+}
+
+// followed keeps a seed's task alive for as long as somebody watches it.
+type followed struct{ *Reader }
+
+func (f followed) Have() *piece.Set         { return f.blob.Have() }
+func (f followed) Changed() <-chan struct{} { return f.blob.Changed() }
+
+// unreachableFor is how long a host that did not answer is passed over as a substitute for the scheduler.
+const unreachableFor = 5 * time.Second
+
+func (p *Peer) markUnreachable(addr string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.silent[addr] = time.Now()
+}
+
+func (p *Peer) unreachable(addr string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	at, ok := p.silent[addr]
+	if ok && time.Since(at) > unreachableFor {
+		delete(p.silent, addr)
+		return false
+	}
+	return ok
+}
+
+// isSeed reports whether the scheduler named the host at addr as a seed.
+func (p *Peer) isSeed(addr string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.ContainsFunc(p.seeds, func(h api.Host) bool { return h.Addr == addr })
+}
+
+// Seeds returns the addresses of the other seeds the scheduler named last.
+func (p *Peer) Seeds() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var out []string
+	for _, h := range p.seeds {
+		if h.ID != p.cfg.Host.ID {
+			out = append(out, h.Addr)
+		}
+	}
+	return out
+}

@@ -1,0 +1,356 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-project/shoal/peer/chunkmap"
+	"github.com/shoal-project/shoal/peer/dispatch"
+	"github.com/shoal-project/shoal/peer/piece"
+	"github.com/shoal-project/shoal/peer/store"
+	"github.com/shoal-project/shoal/scheduler/api"
+)
+
+// reportInterval is how often a task tells its scheduler what it gained.
+const reportInterval = 25 * time.Millisecond
+
+// task is the download of one blob. run is its loop: it owns every field below "loop", and others reach it through post.
+type task struct {
+	peer *Peer
+	blob Blob
+	refs int // readers and others that keep it alive; guarded by peer.mu
+
+	ready   chan struct{} // closed when st and openErr are set
+	openErr error
+	st      *store.Blob
+
+	mailMu sync.Mutex // guards mail, ended
+	mail   []func()
+	ended  bool
+	wake   chan struct{}
+
+	failMu sync.Mutex // guards failed, failCh
+	failed error
+	failCh chan struct{} // closed when failed is set
+
+	// loop
+	authorization string
+	cm            *chunkmap.Map
+	digests       []*piece.Digest // by piece; only for tasks without chunk map
+	planner       *dispatch.Planner
+	workers       sync.WaitGroup
+	readers       map[*Reader]piece.Index
+	neighbours    []api.Host // as last named by the scheduler
+	watches       map[dispatch.ParentID]context.CancelFunc
+	session       *api.Session // where the task is joined
+	have          *piece.Set   // as last reported
+	freshDigests  []api.PieceDigest
+	reading       bool // bytes arrived from the origin since the last report
+	reported      time.Time
+	moved         time.Time // when a piece came last, or somebody asked
+	left          time.Time // when a reference was given up last
+	lastResort    bool      // the origin is read without leases although a scheduler lives
+	unprepared    bool      // the blob was complete, and no more is: what it is verified against has to be learned
+}
+
+func newTask(p *Peer, b Blob, authorization string) *task {
+	return &task{peer: p, blob: b, authorization: authorization, ready: make(chan struct{}), wake: make(chan struct{}, 1),
+		failCh: make(chan struct{}), readers: map[*Reader]piece.Index{}, watches: map[dispatch.ParentID]context.CancelFunc{}}
+}
+
+// post has f run in the loop, soon; it never blocks. It reports whether the task still lives.
+func (t *task) post(f func()) bool {
+	t.mailMu.Lock()
+	defer t.mailMu.Unlock()
+	if t.ended {
+		return false
+	}
+	t.mail = append(t.mail, f)
+	select {
+	case t.wake <- struct{}{}:
+	default:
+	}
+	return true
+}
+
+// readMail runs what was posted.
+func (t *task) readMail() {
+	t.mailMu.Lock()
+	mail := t.mail
+	t.mail = nil
+	t.mailMu.Unlock()
+	for _, f := range mail {
+		f()
+	}
+}
+
+// release gives up a reference.
+func (t *task) release() {
+	t.peer.mu.Lock()
+	t.refs--
+	t.peer.mu.Unlock()
+	t.post(func() { t.left = time.Now() })
+}
+
+// abandon ends a task that was never run.
+func (t *task) abandon(err error) {
+	t.peer.mu.Lock()
+	delete(t.peer.tasks, t.blob.Digest)
+	t.peer.mu.Unlock()
+	t.openErr = fmt.Errorf("blob %s: %w", t.blob.Digest, err)
+	t.end()
+	close(t.ready)
+}
+
+// end refuses further mail.
+func (t *task) end() {
+	t.mailMu.Lock()
+	defer t.mailMu.Unlock()
+	t.ended, t.mail = true, nil
+}
+
+// fail tells the readers that no more is to be expected. A later piece or another try clears it.
+func (t *task) fail(err error) {
+	t.failMu.Lock()
+	defer t.failMu.Unlock()
+	if t.failed == nil {
+		t.failed = fmt.Errorf("blob %s: %w", t.blob.Digest, err)
+		close(t.failCh)
+		if !errors.Is(err, ErrClosed) {
+			t.peer.log.Warn("task fails", "digest", t.blob.Digest, "error", err)
+		}
+	}
+}
+
+func (t *task) unfail() {
+	t.failMu.Lock()
+	defer t.failMu.Unlock()
+	if t.failed != nil {
+		t.failed, t.failCh = nil, make(chan struct{})
+	}
+}
+
+// failure returns what ended the task for readers, and a channel that is closed when that happens.
+func (t *task) failure() (error, <-chan struct{}) {
+	t.failMu.Lock()
+	defer t.failMu.Unlock()
+	return t.failed, t.failCh
+}
+
+// run opens the store's blob and downloads what is missing until nobody needs the task any more.
+func (t *task) run(ctx context.Context) {
+	t.peer.metrics.tasks.Inc()
+	defer t.peer.metrics.tasks.Dec()
+	st, err := t.peer.store.Create(t.blob.Digest, t.blob.Size)
+	if err != nil {
+		t.abandon(err)
+		return
+	}
+	t.st = st
+	t.peer.metrics.fromCache.Add(float64(st.Held()))
+	t.have, t.moved, t.left = st.Have(), time.Now(), time.Now()
+	close(t.ready)
+	ctx, cancel := context.WithCancel(ctx)
+	t.prepare(ctx)
+	t.loop(ctx)
+	cancel()
+	t.workers.Wait()
+	t.close()
+}
+
+// prepare learns what the pieces are verified against, makes the planner, and joins at the scheduler.
+func (t *task) prepare(ctx context.Context) {
+	t.unprepared = false
+	if t.blob.Origin.Map != nil && !t.st.Complete() {
+		cm, err := t.peer.loadMap(ctx, t.blob, t.authorization)
+		if err != nil && ctx.Err() == nil {
+			t.peer.log.Warn("no chunk map, the blob is read in order", "digest", t.blob.Digest, "error", err)
+		}
+		t.cm = cm
+	}
+	layout := t.st.Layout()
+	cfg := t.peer.cfg.Dispatch
+	var known *piece.Set
+	if t.cm == nil {
+		cfg.SourceRuns, cfg.SourceBytes = 1, layout.Size // read as a whole or not at all
+		t.digests = make([]*piece.Digest, layout.Count())
+		if known = piece.NewSet(layout.Count()); layout.Count() == 1 {
+			known.AddAll()
+		}
+	}
+	t.session, t.moved = nil, time.Now()
+	t.planner = dispatch.New(cfg, layout, t.st.Have(), known, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())))
+	t.rehome()
+}
+
+// loop plans, waits for something to happen, and takes note of it.
+func (t *task) loop(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for ctx.Err() == nil && !t.finished() {
+		if t.unprepared {
+			t.prepare(ctx)
+		}
+		now := time.Now()
+		t.chooseMode(now)
+		t.tend(ctx)
+		t.planner.Readers(t.positions())
+		for _, r := range t.planner.Next(now) {
+			t.start(ctx, r)
+		}
+		t.report(now)
+		timer.Reset(t.wait(now))
+		select {
+		case <-t.wake:
+			t.readMail()
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// wait returns how long the loop may sleep when nothing happens.
+func (t *task) wait(now time.Time) time.Duration {
+	if t.planner.Missing() == 0 && len(t.watches) == 0 && !t.unreported() {
+		return 5 * time.Second
+	}
+	d := 250 * time.Millisecond
+	if t.unreported() {
+		d = reportInterval
+	}
+	if at := t.planner.NextWake(now); !at.IsZero() {
+		d = min(d, at.Sub(now))
+	}
+	return d
+}
+
+// finished reports, and settles under the peer's lock, that the task is needed no more. A seed goes on for as long as pieces
+// come, since it reads for others.
+func (t *task) finished() bool {
+	idle := t.left
+	if t.peer.cfg.Host.Seed {
+		idle = t.moved
+	}
+	if t.unreported() || (t.planner.Missing() > 0 && time.Since(idle) < t.peer.cfg.Grace) {
+		return false
+	}
+	t.peer.mu.Lock()
+	defer t.peer.mu.Unlock()
+	if t.refs > 0 {
+		return false
+	}
+	delete(t.peer.tasks, t.blob.Digest)
+	return true
+}
+
+func (t *task) close() {
+	t.peer.mu.Lock()
+	if t.peer.tasks[t.blob.Digest] == t {
+		delete(t.peer.tasks, t.blob.Digest)
+	}
+	t.peer.mu.Unlock()
+	t.fail(ErrClosed)
+	t.end()
+	if t.session != nil && t.have.Count() == 0 {
+		t.session.Send(api.Event{Leave: &api.Leave{Task: t.blob.Digest.String()}})
+	}
+	_ = t.st.Close() // a reference for reading: there is nothing to lose
+}
+
+// offer takes what a further reader brings: credentials, and perhaps the place of a chunk map.
+func (t *task) offer(b Blob, authorization string) {
+	if authorization != "" {
+		t.authorization = authorization
+	}
+	if t.blob.Origin.Registry == "" {
+		t.blob.Origin = b.Origin
+	}
+	t.moved = time.Now()
+	if err, _ := t.failure(); err != nil { // try again for the new reader
+		t.unfail()
+		t.session = nil
+		t.rehome()
+	}
+}
+
+// positions returns the piece each reader needs next.
+func (t *task) positions() []piece.Index {
+	out := make([]piece.Index, 0, len(t.readers))
+	for _, at := range t.readers {
+		out = append(out, at)
+	}
+	return out
+}
+
+// verifier returns the check that piece i must pass before it is stored; it returns the digests of the piece's groups. ok is
+// false when nothing is known to check against.
+func (t *task) verifier(i piece.Index) (check func(data []byte) ([]piece.Digest, error), ok bool) {
+	switch {
+	case t.cm != nil:
+		want := t.cm.PieceDigest(t.st.Layout(), i)
+		return func(data []byte) ([]piece.Digest, error) { return piece.Verify(i, data, want) }, true
+	case t.digests[i] != nil:
+		want := *t.digests[i]
+		return func(data []byte) ([]piece.Digest, error) { return piece.Verify(i, data, want) }, true
+	case len(t.digests) == 1: // the piece is the blob
+		return func(data []byte) ([]piece.Digest, error) {
+			return piece.HashGroups(data), verifyBlob(t.blob.Digest, t.blob.Digest.Algorithm().FromBytes(data))
+		}, true
+	default:
+		return nil, false
+	}
+}
+
+func verifyBlob(want, got digest.Digest) error {
+	if got != want {
+		return &piece.MismatchError{Unit: "blob", Want: want.Encoded(), Got: got.Encoded()}
+	}
+	return nil
+}
+
+// learn takes digests a scheduler relays. A digest does not change: the first one counts.
+func (t *task) learn(digests []api.PieceDigest) {
+	if t.cm != nil {
+		return
+	}
+	for _, d := range digests {
+		if d.Piece < 0 || d.Piece >= len(t.digests) || t.digests[d.Piece] != nil || len(d.Digest) != len(piece.Digest{}) {
+			continue
+		}
+		t.digests[d.Piece] = (*piece.Digest)(d.Digest)
+		t.planner.Know(piece.Index(d.Piece))
+	}
+}
+
+// got takes note of a piece that is now in the store.
+func (t *task) got(i piece.Index) {
+	t.planner.Got(i)
+	t.moved = time.Now()
+	t.unfail()
+}
+
+// resync compares the planner's view with the store's after a bad piece was dropped there.
+func (t *task) resync() {
+	now := t.st.Have()
+	for i := range piece.Index(now.Len()) {
+		if !now.Has(i) {
+			t.planner.Lost(i)
+		}
+	}
+	t.moved = time.Now()
+	t.unprepared = t.cm == nil && t.planner.Missing() > 0 && t.have.Full()
+}
+
+// storeFailed ends the task for its readers when the store cannot take pieces; they have other ways to the bytes.
+func (t *task) storeFailed(err error) {
+	if errors.Is(err, store.ErrNoSpace) {
+		err = fmt.Errorf("%w; free disk or lower store.max_percent, meanwhile the origin is read directly", err)
+	}
+	t.fail(err)
+}

@@ -1,0 +1,130 @@
+package mirror
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+const (
+	// Names of the Nydus project, by which an index tells its lazy variant and a manifest its bootstrap.
+	nydusArtifactType  = "application/vnd.nydus.image.manifest.v1+json"
+	nydusOSFeature     = "nydus.remoteimage.v1"
+	nydusBootstrapNote = "containerd.io/snapshot/nydus-bootstrap"
+
+	// learnTimeout bounds the look at an image's other variant, which the caller waits for.
+	learnTimeout = 3 * time.Second
+)
+
+// document is what an index and a manifest have in common with what is looked for here.
+type document struct {
+	Manifests []ocispec.Descriptor `json:"manifests"`
+	Config    *ocispec.Descriptor  `json:"config"`
+	Layers    []ocispec.Descriptor `json:"layers"`
+}
+
+// learn takes from a manifest that passes by what reading its blobs needs: their sizes, and the bootstrap layer with
+// their chunk maps, which stands in the Nydus variant beside a plain one. Nothing here can fail the answer.
+func (h *Handler) learn(ctx context.Context, req request, rec Record) {
+	var known bool
+	if h.records.get(bucketSiblings, "learned "+rec.Digest.String(), &known) {
+		return
+	}
+	var doc document
+	if json.Unmarshal(rec.Body, &doc) != nil {
+		return
+	}
+	if len(doc.Manifests) > 0 {
+		h.learnIndex(doc)
+	} else if !h.learnManifest(ctx, req, rec.Digest, doc) {
+		return
+	}
+	_ = h.records.put(bucketSiblings, "learned "+rec.Digest.String(), true) // not kept: learned again
+}
+
+// learnIndex notes which Nydus manifest stands beside which plain one.
+func (h *Handler) learnIndex(doc document) {
+	for _, lazy := range doc.Manifests {
+		if !isNydus(lazy) {
+			continue
+		}
+		for _, plain := range doc.Manifests {
+			if !isNydus(plain) && samePlatform(plain.Platform, lazy.Platform) {
+				_ = h.records.put(bucketSiblings, plain.Digest.String(), lazy.Digest) // not kept: no chunk map is known
+			}
+		}
+	}
+}
+
+func isNydus(d ocispec.Descriptor) bool {
+	return d.ArtifactType == nydusArtifactType || d.Platform != nil && slices.Contains(d.Platform.OSFeatures, nydusOSFeature)
+}
+
+func samePlatform(a, b *ocispec.Platform) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.OS == b.OS && a.Architecture == b.Architecture && a.Variant == b.Variant
+}
+
+// learnManifest notes the blobs of a manifest; it reports false when the other variant could not be looked at.
+func (h *Handler) learnManifest(ctx context.Context, req request, d digest.Digest, doc document) bool {
+	layers, bootstrap, complete := doc.Layers, findBootstrap(doc.Layers), true
+	var lazy digest.Digest
+	if bootstrap == nil && h.records.get(bucketSiblings, d.String(), &lazy) {
+		ctx, cancel := context.WithTimeout(ctx, learnTimeout)
+		defer cancel()
+		other, err := h.sibling(ctx, req, lazy)
+		complete = err == nil
+		if err != nil {
+			h.log.Warn("no look at the Nydus variant, blobs are read without chunk maps", "manifest", lazy, "error", err)
+		}
+		bootstrap = findBootstrap(other.Layers)
+		layers = append(layers, other.Layers...)
+	}
+	for _, l := range layers {
+		info := blobInfo{Size: l.Size}
+		if bootstrap == nil && h.records.get(bucketBlobs, blobKey(req, l.Digest), &info) {
+			continue // another image of the repository may know its chunk map
+		}
+		if bootstrap != nil && bootstrap.Digest != l.Digest {
+			info.MapLayer, info.MapSize = bootstrap.Digest, bootstrap.Size
+		}
+		_ = h.records.put(bucketBlobs, blobKey(req, l.Digest), info) // not kept: the origin is asked for the size
+	}
+	if doc.Config != nil {
+		_ = h.records.put(bucketBlobs, blobKey(req, doc.Config.Digest), blobInfo{Size: doc.Config.Size}) // likewise
+	}
+	return complete
+}
+
+// blobKey names a blob within its repository, since that is where its chunk map is.
+func blobKey(req request, d digest.Digest) string {
+	return req.Registry + "/" + req.Repository + "@" + d.String()
+}
+
+func (h *Handler) sibling(ctx context.Context, req request, d digest.Digest) (document, error) {
+	var doc document
+	req.Reference, req.header = d.String(), req.header.Clone()
+	req.header.Set("Accept", ocispec.MediaTypeImageManifest)
+	req.method = http.MethodGet
+	rec, err := h.manifest(ctx, req)
+	if err != nil {
+		return doc, err
+	}
+	return doc, json.Unmarshal(rec.Body, &doc)
+}
+
+func findBootstrap(layers []ocispec.Descriptor) *ocispec.Descriptor {
+	for i := range layers {
+		if layers[i].Annotations[nydusBootstrapNote] == "true" {
+			return &layers[i]
+		}
+	}
+	return nil
+}

@@ -1,0 +1,194 @@
+package mirror
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/singleflight"
+
+	"github.com/shoal-project/shoal/registry-mirror/upstream"
+)
+
+// Origin asks the origin registry. *upstream.Client is one.
+type Origin interface {
+	// Manifest returns the registry's answer to GET or HEAD of a manifest with the caller's header.
+	Manifest(ctx context.Context, ref upstream.Ref, method string, header http.Header) (*upstream.Response, error)
+	// Blob returns its answer to HEAD of a blob.
+	Blob(ctx context.Context, ref upstream.Ref, header http.Header) (*upstream.Response, error)
+}
+
+// BlobRef names a blob, its place, and, if known, where its chunk map is.
+type BlobRef struct {
+	Registry, Repository string
+	Digest               digest.Digest
+	Size                 int64         // bytes
+	MapLayer             digest.Digest // bootstrap layer in the same repository with the blob's chunk map; empty when there is none
+	MapSize              int64         // of that layer, in bytes
+}
+
+// Blobs opens blobs of the peer network.
+type Blobs interface {
+	// Open returns a reader of the blob and begins to fetch it. authorization is the caller's own, for the case that this host
+	// has to read the origin.
+	Open(ctx context.Context, ref BlobRef, authorization string) (Blob, error)
+}
+
+// Blob is an open blob. Only bytes that Await returned may be read from File.
+type Blob interface {
+	// Await blocks until verified bytes are at hand at off, and returns how many of length, at least one.
+	Await(ctx context.Context, off, length int64) (int64, error)
+	// File returns the file that holds the blob's bytes at their offsets.
+	File() (*os.File, error)
+	Close() error
+}
+
+// Cluster keeps what hosts tell each other of manifests, for times when the origin is down.
+type Cluster interface {
+	// Publish tells the seeds, soon and in the background.
+	Publish(Record)
+	// Lookup asks the seeds. The error says why none knew.
+	Lookup(ctx context.Context, q Query) (Record, error)
+}
+
+// Config configures a Handler. The zero value of each field means its default.
+type Config struct {
+	// DefaultRegistry is the origin of requests that name none with ?ns=. Empty refuses those.
+	DefaultRegistry string
+	// TagTTL is how long a tag is believed without asking the origin. Default 5 s.
+	TagTTL time.Duration
+	// VerdictTTL is how long accepted credentials are believed without asking the origin. Default 60 s.
+	VerdictTTL time.Duration
+	// StaleFor is how long tags and verdicts are believed while the origin is down. Default 24 h.
+	StaleFor time.Duration
+	// FirstByte is how long a blob's first bytes may take before the caller is sent to the origin. Default 5 s.
+	FirstByte time.Duration
+	// Stall is how long a stream may stand still before the caller is sent to the origin. Default 10 s.
+	Stall time.Duration
+	// RefuseFor is how long a blob that failed in mid-stream is refused. Default 60 s.
+	RefuseFor time.Duration
+	// Log is where fallbacks are reported; nil discards.
+	Log *slog.Logger
+	// Registerer takes the metrics; nil keeps them private.
+	Registerer prometheus.Registerer
+}
+
+func (c Config) withDefaults() Config {
+	c.TagTTL = cmp.Or(c.TagTTL, 5*time.Second)
+	c.VerdictTTL = cmp.Or(c.VerdictTTL, time.Minute)
+	c.StaleFor = cmp.Or(c.StaleFor, 24*time.Hour)
+	c.FirstByte = cmp.Or(c.FirstByte, 5*time.Second)
+	c.Stall = cmp.Or(c.Stall, 10*time.Second)
+	c.RefuseFor = cmp.Or(c.RefuseFor, time.Minute)
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+// Handler serves the pull side of the OCI distribution API. It is safe for concurrent use.
+type Handler struct {
+	cfg     Config
+	log     *slog.Logger
+	metrics *metrics
+	origin  Origin
+	blobs   Blobs
+	cluster Cluster
+	records *Records
+	flights singleflight.Group
+
+	mu      sync.Mutex // guards refused
+	refused map[digest.Digest]time.Time
+}
+
+// New returns a handler. cluster may be nil.
+func New(cfg Config, records *Records, origin Origin, blobs Blobs, cluster Cluster) *Handler {
+	h := &Handler{cfg: cfg.withDefaults(), records: records, origin: origin, blobs: blobs, cluster: cluster,
+		refused: map[digest.Digest]time.Time{}}
+	h.log = h.cfg.Log
+	h.metrics = newMetrics(cfg.Registerer)
+	return h
+}
+
+// request is a parsed request.
+type request struct {
+	upstream.Ref
+	kind   string // manifests or blobs
+	method string
+	header http.Header
+}
+
+func (r request) authorization() string { return r.header.Get("Authorization") }
+
+// ServeHTTP implements http.Handler.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		h.refuse(w, http.StatusMethodNotAllowed, "UNSUPPORTED", "this mirror is read-only; push to the origin")
+		return
+	}
+	if p := r.URL.Path; p == "/v2" || p == "/v2/" {
+		w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
+		w.WriteHeader(http.StatusOK)
+		return
+	}
+	req, err := h.parse(r)
+	if err != nil {
+		h.refuse(w, http.StatusNotFound, "NAME_UNKNOWN", err.Error())
+		return
+	}
+	if req.kind == "manifests" {
+		h.serveManifest(w, r, req)
+	} else {
+		h.serveBlob(w, r, req)
+	}
+}
+
+// parse reads /v2/NAME/manifests/REF?ns=REGISTRY and the same for blobs.
+func (h *Handler) parse(r *http.Request) (request, error) {
+	req := request{method: r.Method, header: r.Header}
+	path, ok := strings.CutPrefix(r.URL.Path, "/v2/")
+	if !ok {
+		return req, errors.New("not a path of the distribution API")
+	}
+	rest, reference, ok := cutLast(path)
+	if !ok {
+		return req, errors.New("not a path of the distribution API")
+	}
+	name, kind, ok := cutLast(rest)
+	if !ok || (kind != "manifests" && kind != "blobs") {
+		return req, fmt.Errorf("%s is not served here; ask the origin", r.URL.Path)
+	}
+	registry := cmp.Or(r.URL.Query().Get("ns"), h.cfg.DefaultRegistry)
+	if registry == "" {
+		return req, errors.New("the request names no registry: add ?ns=REGISTRY or set mirror.default_registry")
+	}
+	if strings.ContainsAny(registry, "/@?#% ") {
+		return req, fmt.Errorf("registry %q is not HOST or HOST:PORT", registry)
+	}
+	req.kind = kind
+	req.Ref = upstream.Ref{Registry: registry, Repository: name, Reference: reference}
+	if kind == "blobs" || strings.Contains(reference, ":") {
+		if _, err := digest.Parse(reference); err != nil {
+			return req, fmt.Errorf("digest %q: %w", reference, err)
+		}
+	}
+	return req, nil
+}
+
+// cutLast splits a path at its last slash; neither side may be empty.
+func cutLast(path string) (before, after string, ok bool) {
+	i := strings.LastIndexByte(path, '/')
+	if i <= 0 || i == len(path)-1 {
+		return "", "", false
+	}
+	return path[:i], path[i+1:], true
+}

@@ -1,0 +1,183 @@
+package mirror
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"go.etcd.io/bbolt"
+
+	"github.com/shoal-project/shoal/registry-mirror/upstream"
+)
+
+// Record is a manifest as the origin served it to somebody with these credentials at that time.
+type Record struct {
+	Registry   string        `json:"registry"`
+	Repository string        `json:"repository"`
+	Reference  string        `json:"reference"` // tag or digest
+	Digest     digest.Digest `json:"digest"`
+	MediaType  string        `json:"media_type"`
+	Body       []byte        `json:"body"`
+	Credential string        `json:"credential"` // as credential returns it
+	Checked    time.Time     `json:"checked"`
+}
+
+// Query asks for a record.
+type Query struct {
+	Registry, Repository, Reference, Credential string
+}
+
+// ErrUnknown is returned when there is no record of what is asked.
+var ErrUnknown = errors.New("not known here")
+
+// credential is what stands for an Authorization header in records: its hash. Of a caller without one it is the empty string.
+func credential(authorization string) string {
+	if authorization == "" {
+		return ""
+	}
+	sum := sha256.Sum256([]byte("shoal credential\x00" + authorization))
+	return hex.EncodeToString(sum[:])
+}
+
+// blobInfo is what manifests told of a blob.
+type blobInfo struct {
+	Size     int64         `json:"size"`
+	MapLayer digest.Digest `json:"map_layer,omitempty"`
+	MapSize  int64         `json:"map_size,omitempty"`
+}
+
+type manifestRecord struct {
+	MediaType string `json:"media_type"`
+	Body      []byte `json:"body"`
+}
+
+type tagRecord struct {
+	Digest  digest.Digest `json:"digest"`
+	Checked time.Time     `json:"checked"`
+}
+
+// Records is the mirror's memory, in one file: manifests by digest, tags, verdicts on credentials, and what manifests told of blobs.
+// It is safe for concurrent use.
+type Records struct{ db *bbolt.DB }
+
+var bucketManifests, bucketTags, bucketVerdicts, bucketBlobs, bucketSiblings = []byte("manifests"), []byte("tags"),
+	[]byte("verdicts"), []byte("blobs"), []byte("siblings")
+
+// OpenRecords opens or creates the file.
+func OpenRecords(path string) (*Records, error) {
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, NoSync: true}) // after a power failure all of it is asked anew
+	if err != nil {
+		return nil, fmt.Errorf("records %s: %w", path, err)
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		for _, b := range [][]byte{bucketManifests, bucketTags, bucketVerdicts, bucketBlobs, bucketSiblings} {
+			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		_ = db.Close() // it is of no use
+		return nil, fmt.Errorf("records %s: %w", path, err)
+	}
+	return &Records{db: db}, nil
+}
+
+// Close closes the file.
+func (r *Records) Close() error { return r.db.Close() }
+
+func (r *Records) put(bucket []byte, key string, value any) error {
+	data, err := json.Marshal(value)
+	if err != nil {
+		return err
+	}
+	return r.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucket).Put([]byte(key), data) })
+}
+
+func (r *Records) get(bucket []byte, key string, value any) bool {
+	found := false
+	_ = r.db.View(func(tx *bbolt.Tx) error { // fails only when closed: then nothing is known
+		data := tx.Bucket(bucket).Get([]byte(key))
+		found = data != nil && json.Unmarshal(data, value) == nil
+		return nil
+	})
+	return found
+}
+
+func tagKey(registry, repository, tag string) string { return registry + "/" + repository + ":" + tag }
+
+func verdictKey(registry, repository, credential string) string {
+	return registry + "/" + repository + "\x00" + credential
+}
+
+// store keeps a record: the manifest, the tag if the reference is one, and the verdict.
+func (r *Records) store(rec Record) error {
+	err := r.put(bucketManifests, rec.Digest.String(), manifestRecord{rec.MediaType, rec.Body})
+	if _, parseErr := digest.Parse(rec.Reference); parseErr != nil && err == nil {
+		err = r.put(bucketTags, tagKey(rec.Registry, rec.Repository, rec.Reference), tagRecord{rec.Digest, rec.Checked})
+	}
+	if err == nil {
+		err = r.accept(rec.Registry, rec.Repository, rec.Credential, rec.Checked)
+	}
+	return err
+}
+
+// accept notes that the origin accepted a credential for a repository.
+func (r *Records) accept(registry, repository, credential string, at time.Time) error {
+	var before time.Time
+	key := verdictKey(registry, repository, credential)
+	if r.get(bucketVerdicts, key, &before) && !at.After(before) {
+		return nil
+	}
+	return r.put(bucketVerdicts, key, at)
+}
+
+// revoke notes that the origin refused a credential.
+func (r *Records) revoke(registry, repository, credential string) error {
+	return r.db.Update(func(tx *bbolt.Tx) error {
+		return tx.Bucket(bucketVerdicts).Delete([]byte(verdictKey(registry, repository, credential)))
+	})
+}
+
+// accepted returns when the origin accepted the credential last; the zero time when it never did.
+func (r *Records) accepted(registry, repository, credential string) time.Time {
+	var at time.Time
+	r.get(bucketVerdicts, verdictKey(registry, repository, credential), &at)
+	return at
+}
+
+// lookup returns the record of a reference, if the credential was ever accepted for its repository. Checked is the older of the times of the
+// tag and of the verdict.
+func (r *Records) lookup(q Query) (Record, error) {
+	rec := Record{Registry: q.Registry, Repository: q.Repository, Reference: q.Reference, Credential: q.Credential}
+	rec.Checked = r.accepted(q.Registry, q.Repository, q.Credential)
+	if rec.Checked.IsZero() {
+		return Record{}, ErrUnknown
+	}
+	d, err := digest.Parse(q.Reference)
+	if err != nil {
+		var tag tagRecord
+		if !r.get(bucketTags, tagKey(q.Registry, q.Repository, q.Reference), &tag) {
+			return Record{}, ErrUnknown
+		}
+		d = tag.Digest
+		if tag.Checked.Before(rec.Checked) {
+			rec.Checked = tag.Checked
+		}
+	}
+	var m manifestRecord
+	if !r.get(bucketManifests, d.String(), &m) {
+		return Record{}, ErrUnknown
+	}
+	rec.Digest, rec.MediaType, rec.Body = d, m.MediaType, m.Body
+	return rec, nil
+}
+
+func (q Query) ref() upstream.Ref {
+	return upstream.Ref{Registry: q.Registry, Repository: q.Repository, Reference: q.Reference}
+}

@@ -1,0 +1,211 @@
+package api
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	// silence is how long the other side may say nothing before the session counts as dead.
+	silence = 3 * Beat
+	// batchDelay is how long events are gathered before they are sent.
+	batchDelay = 20 * time.Millisecond
+	// maxLine bounds one command, in bytes.
+	maxLine = 64 << 20
+)
+
+// Client talks to one scheduler. It is safe for concurrent use.
+type Client struct {
+	url   string
+	token string
+	http  *http.Client
+}
+
+// NewClient returns a client of the scheduler at url, such as http://10.0.0.1:7700.
+func NewClient(url, token string) *Client {
+	dialer := &net.Dialer{Timeout: time.Second}
+	return &Client{url: strings.TrimSuffix(url, "/"), token: token, http: &http.Client{Transport: &http.Transport{
+		DialContext: dialer.DialContext, MaxIdleConnsPerHost: 2, ResponseHeaderTimeout: silence,
+	}}}
+}
+
+// URL returns the address the client was made with.
+func (c *Client) URL() string { return c.url }
+
+// Handler takes what a scheduler says. Its methods are called one after the other, from the goroutine of Run, and must not block.
+type Handler interface {
+	// Opened is called when the session is live; the host now announces its tasks through s.
+	Opened(s *Session)
+	// Command is called for each command but signs of life.
+	Command(s *Session, c Command)
+}
+
+// Session is one live connection to a scheduler.
+type Session struct {
+	client *Client
+	id     string
+	wake   chan struct{}
+
+	mu     sync.Mutex // guards queue
+	queue  []Event
+	closed bool
+}
+
+// Send queues events; they leave in order, in batches. After the session has ended they are dropped, since the next one
+// begins with a full announcement. It never blocks.
+func (s *Session) Send(events ...Event) {
+	s.mu.Lock()
+	if !s.closed {
+		s.queue = append(s.queue, events...)
+	}
+	s.mu.Unlock()
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (s *Session) take() []Event {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := s.queue
+	s.queue = nil
+	return out
+}
+
+// Run opens a session for host and serves it until it breaks or ctx ends; the error says why. All that it started has ended when
+// it returns.
+func (c *Client) Run(ctx context.Context, host Host, h Handler) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	body, err := json.Marshal(host)
+	if err != nil {
+		return err
+	}
+	resp, err := c.post(ctx, "/v1/sessions", body)
+	if err != nil {
+		return fmt.Errorf("scheduler %s: %w", c.url, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return c.statusError(resp)
+	}
+	watchdog := time.AfterFunc(silence, func() { cancel(fmt.Errorf("scheduler %s: silent for %v", c.url, silence)) })
+	defer watchdog.Stop()
+	group, gctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		return c.read(gctx, resp.Body, h, func() { watchdog.Reset(silence) }, group)
+	})
+	err = group.Wait()
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	return err
+}
+
+func (c *Client) read(ctx context.Context, body io.Reader, h Handler, alive func(), group *errgroup.Group) error {
+	lines := bufio.NewScanner(body)
+	lines.Buffer(make([]byte, 0, 4<<10), maxLine)
+	var session *Session
+	for lines.Scan() {
+		alive()
+		var cmd Command
+		if err := json.Unmarshal(lines.Bytes(), &cmd); err != nil {
+			return fmt.Errorf("scheduler %s: command: %w", c.url, err)
+		}
+		switch {
+		case cmd.Welcome != nil && session == nil:
+			session = &Session{client: c, id: cmd.Welcome.Session, wake: make(chan struct{}, 1)}
+			defer session.close()
+			group.Go(func() error { return session.flush(ctx) })
+			h.Opened(session)
+		case session == nil:
+			return fmt.Errorf("scheduler %s: no welcome", c.url)
+		case cmd != (Command{}):
+			h.Command(session, cmd)
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return fmt.Errorf("scheduler %s: %w", c.url, err)
+	}
+	return fmt.Errorf("scheduler %s: session ended: %w", c.url, io.EOF)
+}
+
+func (s *Session) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed, s.queue = true, nil
+}
+
+// flush sends queued events soon after they came, and an empty batch as a sign of life when there are none.
+func (s *Session) flush(ctx context.Context) error {
+	beat := time.NewTicker(Beat)
+	defer beat.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-beat.C:
+		case <-s.wake:
+			select {
+			case <-time.After(batchDelay):
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		events := s.take()
+		if events == nil {
+			events = []Event{}
+		}
+		if err := s.post(ctx, events); err != nil {
+			return err
+		}
+	}
+}
+
+func (s *Session) post(ctx context.Context, events []Event) error {
+	body, err := json.Marshal(events)
+	if err != nil {
+		return err
+	}
+	resp, err := s.client.post(ctx, "/v1/sessions/"+s.id+"/events", body)
+	if err != nil {
+		return fmt.Errorf("scheduler %s: %w", s.client.url, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusNoContent {
+		return s.client.statusError(resp)
+	}
+	return nil
+}
+
+func (c *Client) post(ctx context.Context, path string, body []byte) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
+	}
+	return c.http.Do(req)
+}
+
+func (c *Client) statusError(resp *http.Response) error {
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, 512)) // best effort: the status alone says enough
+	if resp.StatusCode == http.StatusUnauthorized {
+		return fmt.Errorf("scheduler %s: wrong cluster token; give host and scheduler the same cluster.token_file", c.url)
+	}
+	return fmt.Errorf("scheduler %s: %s: %s", c.url, resp.Status, strings.TrimSpace(string(text)))
+}

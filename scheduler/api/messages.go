@@ -1,0 +1,136 @@
+// Package api is the wire between a host and a scheduler, both ends side by side.
+//
+// A host opens a session with POST /v1/sessions and keeps reading its answer: one JSON command a line, the first of which names
+// the session, and an empty one ({}) every half second so that either side notices the other's silence. The host sends its events in batches
+// with POST /v1/sessions/ID/events, a JSON array, empty when it has nothing to say. The end of the stream is the end of the
+// session: the scheduler then forgets what the host held, and the host announces everything anew when it comes back.
+//
+// Both carry "Authorization: Bearer TOKEN" with the token of the cluster.
+package api
+
+import "encoding/json"
+
+// Host describes a machine to the scheduler.
+type Host struct {
+	ID   string `json:"id"`
+	Addr string `json:"addr"` // host:port of its piece server
+	Zone string `json:"zone,omitempty"`
+	Rack string `json:"rack,omitempty"`
+	Seed bool   `json:"seed,omitempty"`
+}
+
+// Task describes a blob being distributed.
+type Task struct {
+	ID         string          `json:"id"` // digest of the blob
+	Pieces     int             `json:"pieces"`
+	PieceSize  int64           `json:"piece_size"`           // bytes
+	Sequential bool            `json:"sequential,omitempty"` // no chunk map: one host reads it in order
+	Origin     json.RawMessage `json:"origin,omitempty"`     // where to read it; the scheduler passes it on unread
+}
+
+// Run is the half-open range of pieces [Run[0], Run[1]).
+type Run [2]int
+
+// PieceDigest is the digest of a piece.
+type PieceDigest struct {
+	Piece  int    `json:"piece"`
+	Digest []byte `json:"digest"`
+}
+
+// Event is what a host tells; exactly one field is set.
+type Event struct {
+	Join     *Join        `json:"join,omitempty"`
+	Leave    *Leave       `json:"leave,omitempty"`
+	Progress *Progress    `json:"progress,omitempty"`
+	Failed   *LeaseFailed `json:"failed,omitempty"`
+	Stuck    *Stuck       `json:"stuck,omitempty"`
+}
+
+// Join announces a task the host holds pieces of or wants.
+type Join struct {
+	Task    Task          `json:"task"`
+	Have    []Run         `json:"have,omitempty"`
+	Wants   bool          `json:"wants,omitempty"`
+	Digests []PieceDigest `json:"digests,omitempty"` // counts from seeds only
+}
+
+// Leave ends the host's part in a task.
+type Leave struct {
+	Task string `json:"task"`
+}
+
+// Progress reports pieces gained and lost since the last report.
+type Progress struct {
+	Task    string        `json:"task"`
+	Gained  []Run         `json:"gained,omitempty"`
+	Lost    []Run         `json:"lost,omitempty"`
+	Reading bool          `json:"reading,omitempty"` // bytes arrived from the origin
+	Done    bool          `json:"done,omitempty"`
+	Digests []PieceDigest `json:"digests,omitempty"`
+}
+
+// LeaseFailed reports pieces the host could not read from the origin.
+type LeaseFailed struct {
+	Task    string `json:"task"`
+	Run     Run    `json:"run"`
+	Failure string `json:"failure"` // transient, denied, absent, corrupt
+	Text    string `json:"text"`
+}
+
+// Stuck reports pieces the host can get from nobody it knows.
+type Stuck struct {
+	Task string `json:"task"`
+	Runs []Run  `json:"runs"`
+}
+
+// Command is what the scheduler tells; at most one field is set, none is a sign of life.
+type Command struct {
+	Welcome    *Welcome    `json:"welcome,omitempty"`
+	Seeds      *Seeds      `json:"seeds,omitempty"`
+	Neighbours *Neighbours `json:"neighbours,omitempty"`
+	Lease      *Lease      `json:"lease,omitempty"`
+	Revoked    *Revoked    `json:"revoked,omitempty"`
+	Digests    *Digests    `json:"digests,omitempty"`
+	Failed     *Failed     `json:"failed,omitempty"`
+}
+
+// Welcome is the first command of a session.
+type Welcome struct {
+	Session string `json:"session"`
+}
+
+// Seeds lists the seeds of the cluster.
+type Seeds struct {
+	Hosts []Host `json:"hosts"`
+}
+
+// Neighbours replaces the list of peers to exchange a task's pieces with.
+type Neighbours struct {
+	Task  string `json:"task"`
+	Hosts []Host `json:"hosts"`
+}
+
+// Lease permits reading a run of pieces from the origin.
+type Lease struct {
+	Task Task `json:"task"`
+	Run  Run  `json:"run"`
+}
+
+// Revoked takes a lease back.
+type Revoked struct {
+	Task string `json:"task"`
+	Run  Run    `json:"run"`
+}
+
+// Digests tells piece digests of a sequential task.
+type Digests struct {
+	Task    string        `json:"task"`
+	Digests []PieceDigest `json:"digests"`
+}
+
+// Failed says that nobody can read the rest of a task from the origin now.
+type Failed struct {
+	Task    string `json:"task"`
+	Failure string `json:"failure"`
+	Text    string `json:"text"`
+}

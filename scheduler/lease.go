@@ -1,0 +1,339 @@
+package scheduler
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/shoal-project/shoal/scheduler/policy"
+)
+
+func (m *Machine) progress(now time.Time, ev Progress) {
+	t, me := m.find(ev.Host, ev.Task)
+	if me == nil {
+		return
+	}
+	if ev.Reading || len(ev.Gained) > 0 {
+		for _, l := range t.leases {
+			if l.to == me {
+				l.heard = now
+			}
+		}
+	}
+	m.lose(t, me, ev.Lost)
+	m.gain(t, me, ev.Gained)
+	if ev.Done {
+		me.wants = false
+	}
+	if fresh := m.learn(t, me.host, ev.Digests, leaseOf(t, me)); len(fresh) > 0 {
+		for _, other := range t.sorted() {
+			if other.wants && other != me {
+				m.send(other.host.ID, Digests{Task: t.ID, Digests: fresh})
+			}
+		}
+	}
+	m.settle(t)
+	m.grant(now, t)
+}
+
+func leaseOf(t *task, me *member) *lease {
+	for _, l := range t.leases {
+		if l.to == me {
+			return l
+		}
+	}
+	return nil
+}
+
+// learn takes piece digests from those who may vouch for them, a seed or the holder of the lease, and returns the new ones.
+func (m *Machine) learn(t *task, h *host, digests []PieceDigest, l *lease) []PieceDigest {
+	if !t.Sequential || (!h.Seed && l == nil) {
+		return nil
+	}
+	var fresh []PieceDigest
+	for _, d := range digests {
+		if d.Piece < 0 || d.Piece >= t.Pieces || t.digests[d.Piece] != nil {
+			continue
+		}
+		t.digests[d.Piece] = d.Digest
+		fresh = append(fresh, d)
+	}
+	return fresh
+}
+
+func (m *Machine) tellDigests(t *task, to HostID) {
+	var known []PieceDigest
+	for i, d := range t.digests {
+		if d != nil {
+			known = append(known, PieceDigest{Piece: i, Digest: d})
+		}
+	}
+	if len(known) > 0 {
+		m.send(to, Digests{Task: t.ID, Digests: known})
+	}
+}
+
+func (m *Machine) gain(t *task, me *member, runs []Run) {
+	for i := range pieces(t, runs) {
+		if !me.have.Test(uint(i)) {
+			me.have.Set(uint(i))
+			t.holders[i]++
+		}
+	}
+}
+
+func (m *Machine) lose(t *task, me *member, runs []Run) {
+	for i := range pieces(t, runs) {
+		if me.have.Test(uint(i)) {
+			me.have.Clear(uint(i))
+			t.holders[i]--
+			t.cursor = min(t.cursor, i)
+			me.wants = true
+		}
+	}
+}
+
+// pieces yields each piece of the runs that the task has.
+func pieces(t *task, runs []Run) func(func(int) bool) {
+	return func(yield func(int) bool) {
+		for _, r := range runs {
+			for i := max(r.First, 0); i < min(r.End, t.Pieces); i++ {
+				if !yield(i) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// settle ends the leases whose pieces are all held, by whomever.
+func (m *Machine) settle(t *task) {
+	m.dropLeases(t, func(l *lease) bool {
+		for i := l.run.First; i < l.run.End; i++ {
+			if t.holders[i] == 0 {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+func (m *Machine) dropLeases(t *task, drop func(*lease) bool) {
+	t.leases = slices.DeleteFunc(t.leases, func(l *lease) bool {
+		if !drop(l) {
+			return false
+		}
+		for i := l.run.First; i < l.run.End; i++ {
+			t.leased.Clear(uint(i))
+		}
+		t.cursor = min(t.cursor, l.run.First)
+		return true
+	})
+}
+
+// grant gives out leases until every idle piece has one or every possible reader has enough.
+func (m *Machine) grant(now time.Time, t *task) {
+	if !t.wanted() {
+		return
+	}
+	for {
+		run, ok := m.idleRun(t)
+		if !ok {
+			return
+		}
+		to := m.chooseReader(now, t)
+		if to == nil {
+			return
+		}
+		m.giveLease(now, t, to, run)
+	}
+}
+
+func (m *Machine) giveLease(now time.Time, t *task, to *member, run Run) {
+	t.refused = ""
+	t.leases = append(t.leases, &lease{to: to, run: run, heard: now})
+	for i := run.First; i < run.End; i++ {
+		t.leased.Set(uint(i))
+	}
+	m.send(to.host.ID, Lease{Task: t.Task, Run: run})
+}
+
+func (t *task) wanted() bool {
+	for _, me := range t.members {
+		if me.wants {
+			return true
+		}
+	}
+	return false
+}
+
+// idleRun returns the first run of pieces that nobody holds and nobody reads, as long as one lease may be. A sequential
+// task is read as a whole and only once at a time.
+func (m *Machine) idleRun(t *task) (Run, bool) {
+	idle := func(i int) bool { return t.holders[i] == 0 && !t.leased.Test(uint(i)) }
+	for t.cursor < t.Pieces && !idle(t.cursor) {
+		t.cursor++
+	}
+	if t.cursor == t.Pieces {
+		return Run{}, false
+	}
+	if t.Sequential {
+		return Run{0, t.Pieces}, len(t.leases) == 0
+	}
+	end, most := t.cursor, max(int(m.cfg.LeaseBytes/max(t.PieceSize, 1)), 1)
+	for end < t.Pieces && end-t.cursor < most && idle(end) {
+		end++
+	}
+	return Run{t.cursor, end}, true
+}
+
+// chooseReader picks the host that reads next: a seed, whether or not it is a member yet, else a member.
+func (m *Machine) chooseReader(now time.Time, t *task) *member {
+	load := map[HostID]int{}
+	for _, l := range t.leases {
+		load[l.to.host.ID]++
+	}
+	var (
+		hosts      []*host
+		candidates []policy.Candidate
+		seedsBusy  bool
+	)
+	for _, id := range slices.Sorted(maps.Keys(m.hosts)) {
+		h := m.hosts[id]
+		me := t.members[id]
+		if me == nil && !h.Seed || me != nil && (me.denied || now.Before(me.notBefore)) {
+			continue
+		}
+		if load[id] >= m.cfg.LeasesPerHost {
+			seedsBusy = seedsBusy || h.Seed
+			continue
+		}
+		candidates = append(candidates, policy.Candidate{Key: len(hosts), Load: load[id], Seed: h.Seed})
+		hosts = append(hosts, h)
+	}
+	i, ok := policy.Reader(candidates, m.rng)
+	if !ok || (seedsBusy && !hosts[i].Seed) {
+		return nil // a seed that works at its limit is worth waiting for
+	}
+	if me := t.members[hosts[i].ID]; me != nil {
+		return me
+	}
+	return m.draft(t, hosts[i])
+}
+
+// draft makes a seed a member of a task it has not heard of; the lease that follows tells it.
+func (m *Machine) draft(t *task, h *host) *member {
+	me := &member{host: h, have: newSet(t.Pieces), wants: true, neighbours: map[HostID]bool{}}
+	h.tasks[t.ID], t.members[h.ID] = me, me
+	for _, other := range t.sorted() {
+		if other.wants && other != me {
+			m.link(t, other)
+		}
+	}
+	return me
+}
+
+func (m *Machine) leaseFailed(now time.Time, ev LeaseFailed) {
+	t, me := m.find(ev.Host, ev.Task)
+	if me == nil {
+		return
+	}
+	m.dropLeases(t, func(l *lease) bool {
+		return l.to == me && l.run.First < ev.Run.End && ev.Run.First < l.run.End
+	})
+	if ev.Failure == FailureDenied || ev.Failure == FailureAbsent || ev.Failure == FailureCorrupt {
+		me.denied = true
+	} else {
+		me.notBefore = now.Add(m.cfg.RetryAfter)
+	}
+	t.refused = ev.Text
+	m.grant(now, t)
+	if _, idle := m.idleRun(t); idle && len(t.leases) == 0 {
+		m.tellFailed(t, ev.Failure)
+	}
+}
+
+func (m *Machine) tellFailed(t *task, f Failure) {
+	for _, me := range t.sorted() {
+		if me.wants {
+			m.send(me.host.ID, Failed{Task: t.ID, Failure: f, Text: t.refused})
+		}
+	}
+}
+
+// stuck lets a host that cannot reach the holders read the origin itself; pieces that are being read are left alone.
+func (m *Machine) stuck(now time.Time, ev Stuck) {
+	t, me := m.find(ev.Host, ev.Task)
+	if me == nil || me.denied || now.Before(me.notBefore) {
+		return
+	}
+	if t.Sequential {
+		if len(t.leases) == 0 {
+			m.giveLease(now, t, me, Run{0, t.Pieces})
+		}
+		return
+	}
+	var run Run
+	for i := range pieces(t, ev.Runs) {
+		if t.holders[i] == 0 || t.leased.Test(uint(i)) || me.have.Test(uint(i)) {
+			continue
+		}
+		if run.End != i && run.End > 0 {
+			m.giveLease(now, t, me, run)
+			run = Run{}
+		}
+		if run.End == 0 {
+			run.First = i
+		}
+		run.End = i + 1
+	}
+	if run.End > 0 {
+		m.giveLease(now, t, me, run)
+	}
+}
+
+// tick moves leases that went silent, and retries what had failed in passing.
+func (m *Machine) tick(now time.Time) {
+	for _, id := range slices.Sorted(maps.Keys(m.tasks)) {
+		t := m.tasks[id]
+		for _, l := range slices.Clone(t.leases) {
+			if now.Sub(l.heard) < m.cfg.LeaseSilence || !m.anotherReader(now, t, l.to) {
+				continue
+			}
+			l.to.notBefore = now.Add(4 * m.cfg.LeaseSilence)
+			m.dropLeases(t, func(x *lease) bool { return x == l })
+			m.send(l.to.host.ID, Revoked{Task: t.ID, Run: l.run})
+		}
+		m.grant(now, t)
+	}
+}
+
+// anotherReader reports whether somebody else could take a lease: a sole reader is slow rather than useless.
+func (m *Machine) anotherReader(now time.Time, t *task, not *member) bool {
+	for _, h := range m.hosts {
+		me := t.members[h.ID]
+		if h.ID != not.host.ID && (me != nil && !me.denied && !now.Before(me.notBefore) || me == nil && h.Seed) {
+			return true
+		}
+	}
+	return false
+}
+
+// Snapshot returns the state for the status page and for tests.
+func (m *Machine) Snapshot() Snapshot {
+	var s Snapshot
+	for _, id := range slices.Sorted(maps.Keys(m.hosts)) {
+		s.Hosts = append(s.Hosts, m.hosts[id].Host)
+	}
+	for _, id := range slices.Sorted(maps.Keys(m.tasks)) {
+		t := m.tasks[id]
+		ts := TaskSnapshot{ID: id, Pieces: t.Pieces, Leased: int(t.leased.Count()), Members: len(t.members)}
+		for _, n := range t.holders {
+			if n > 0 {
+				ts.Held++
+			}
+		}
+		s.Tasks = append(s.Tasks, ts)
+	}
+	return s
+}

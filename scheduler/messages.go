@@ -1,0 +1,155 @@
+package scheduler
+
+import "time"
+
+// Event is something that happened, as told to Step.
+type Event interface{ event() }
+
+// HostJoined says that a host opened a session. A host that was known before has lost its former state.
+type HostJoined struct{ Host Host }
+
+// HostLeft says that a host's session ended or fell silent.
+type HostLeft struct{ Host HostID }
+
+// TaskJoined says that a host takes part in a task: it holds some pieces and may want the others.
+type TaskJoined struct {
+	Host  HostID
+	Task  Task
+	Have  []Run
+	Wants bool // it is still fetching
+	// Digests are the piece digests the host knows; they count only from a seed, and only for sequential tasks.
+	Digests []PieceDigest
+}
+
+// TaskLeft says that a host no longer holds or wants the blob.
+type TaskLeft struct {
+	Host HostID
+	Task TaskID
+}
+
+// Progress says which pieces a host gained or lost, and that bytes arrived from the origin since it spoke last.
+type Progress struct {
+	Host         HostID
+	Task         TaskID
+	Gained, Lost []Run
+	// Reading is set while bytes arrive under a lease, also when no piece is complete yet.
+	Reading bool
+	// Done is set when the host has every piece.
+	Done bool
+	// Digests of pieces the host read from the origin under a lease of a sequential task.
+	Digests []PieceDigest
+}
+
+// PieceDigest is the digest of one piece.
+type PieceDigest struct {
+	Piece  int
+	Digest []byte
+}
+
+// Failure is the class of a lease that failed.
+type Failure string
+
+// The classes of failure. Any other value counts as FailureTransient.
+const (
+	FailureTransient Failure = "transient"
+	FailureDenied    Failure = "denied"  // these credentials; another host may succeed
+	FailureAbsent    Failure = "absent"  // the origin does not have the blob there
+	FailureCorrupt   Failure = "corrupt" // the origin's bytes have the wrong digest
+)
+
+// LeaseFailed says that a host could not read a run of pieces from the origin. Text is for people.
+type LeaseFailed struct {
+	Host    HostID
+	Task    TaskID
+	Run     Run
+	Failure Failure
+	Text    string
+}
+
+// Stuck says that a host still wants pieces and knows nobody it could get them from, although they may be held somewhere.
+type Stuck struct {
+	Host HostID
+	Task TaskID
+	Runs []Run
+}
+
+// Tick lets time pass; send one a few times a second.
+type Tick struct{}
+
+func (HostJoined) event()  {}
+func (HostLeft) event()    {}
+func (TaskJoined) event()  {}
+func (TaskLeft) event()    {}
+func (Progress) event()    {}
+func (LeaseFailed) event() {}
+func (Stuck) event()       {}
+func (Tick) event()        {}
+
+// Command is a message to one host.
+type Command struct {
+	To   HostID
+	Body Body
+}
+
+// Body is the content of a command.
+type Body interface{ command() }
+
+// Seeds lists all seeds of the cluster.
+type Seeds struct{ Hosts []Host }
+
+// Neighbours lists the peers to exchange the task's pieces with; it replaces the former list.
+type Neighbours struct {
+	Task  TaskID
+	Hosts []Host
+}
+
+// Lease lets a host read a run of pieces from the origin. The host may not know the task yet.
+type Lease struct {
+	Task Task
+	Run  Run
+}
+
+// Revoked takes back what was leased and not yet read; the pieces were given to somebody else.
+type Revoked struct {
+	Task TaskID
+	Run  Run
+}
+
+// Digests tells piece digests of a sequential task.
+type Digests struct {
+	Task    TaskID
+	Digests []PieceDigest
+}
+
+// Failed says that nobody in the cluster can read the rest of the task from the origin now. It is advice: pieces that
+// somebody holds are still exchanged.
+type Failed struct {
+	Task    TaskID
+	Failure Failure
+	Text    string
+}
+
+func (Seeds) command()      {}
+func (Neighbours) command() {}
+func (Lease) command()      {}
+func (Revoked) command()    {}
+func (Digests) command()    {}
+func (Failed) command()     {}
+
+// Snapshot is the state in a form for people and tests.
+type Snapshot struct {
+	Hosts []Host
+	Tasks []TaskSnapshot
+}
+
+// TaskSnapshot is the state of one task.
+type TaskSnapshot struct {
+	ID      TaskID
+	Pieces  int
+	Held    int // pieces with at least one holder
+	Leased  int // pieces under a lease
+	Members int
+}
+
+// NextTick is how often Tick is worth sending.
+const NextTick = 200 * time.Millisecond

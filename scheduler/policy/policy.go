@@ -1,0 +1,91 @@
+// Package policy scores candidates: whom a peer should have as a neighbour, and which host should read the origin.
+// All functions are pure; ties are broken by the caller's seeded random source, never by map order.
+package policy
+
+import (
+	"math/rand/v2"
+	"sort"
+)
+
+// Locality is where a host stands. Empty fields are one place of their own, so an unconfigured cluster is one zone.
+type Locality struct {
+	Zone, Rack string
+}
+
+// Distance ranks how far b is from a: 0 within a rack, 1 within a zone, 2 across zones.
+func Distance(a, b Locality) int {
+	switch {
+	case a.Zone != b.Zone:
+		return 2
+	case a.Rack != b.Rack:
+		return 1
+	default:
+		return 0
+	}
+}
+
+// Candidate is one host that may be chosen.
+type Candidate struct {
+	Key      int // the caller's, returned on choice
+	Distance int // as Distance
+	Load     int // links or leases it has already; fewer is better
+	Seed     bool
+}
+
+// Neighbours returns the keys of up to n candidates to link a peer with. Hosts of the same zone come first, those
+// with the fewest links before others, at random among equals: this builds a near-regular random graph, which spreads
+// pieces in a logarithmic number of steps. A border between zones is the scarce link: one seed is taken across it, other
+// hosts only when there is nobody else.
+func Neighbours(candidates []Candidate, n int, rng *rand.Rand) []int {
+	near, far := make([]Candidate, 0, len(candidates)), []Candidate(nil)
+	for _, c := range candidates {
+		if c.Distance < 2 {
+			near = append(near, c)
+		} else {
+			far = append(far, c)
+		}
+	}
+	var seeds []Candidate
+	for _, c := range far {
+		if c.Seed {
+			seeds = append(seeds, c)
+		}
+	}
+	chosen := take(near, n, rng)
+	across := take(seeds, min(n-len(chosen), 1), rng)
+	if len(chosen)+len(across) == 0 {
+		across = take(far, min(n, 2), rng)
+	}
+	return append(chosen, across...)
+}
+
+// Reader returns the key of the candidate that should read the origin next, the least loaded one at random among
+// equals, seeds before all others. ok is false when there is no candidate.
+func Reader(candidates []Candidate, rng *rand.Rand) (key int, ok bool) {
+	seeds := make([]Candidate, 0, len(candidates))
+	for _, c := range candidates {
+		if c.Seed {
+			seeds = append(seeds, c)
+		}
+	}
+	if len(seeds) > 0 {
+		candidates = seeds
+	}
+	chosen := take(candidates, 1, rng)
+	if len(chosen) == 0 {
+		return 0, false
+	}
+	return chosen[0], true
+}
+
+// take shuffles the candidates and returns the keys of the n with the least load.
+func take(candidates []Candidate, n int, rng *rand.Rand) []int {
+	rng.Shuffle(len(candidates), func(i, j int) { candidates[i], candidates[j] = candidates[j], candidates[i] })
+	sort.SliceStable(candidates, func(i, j int) bool { return candidates[i].Load < candidates[j].Load })
+	n = max(min(n, len(candidates)), 0)
+	keys := make([]int, 0, n)
+	for _, c := range candidates[:n] {
+		keys = append(keys, c.Key)
+	}
+	return keys
+}

@@ -1,0 +1,298 @@
+package scheduler
+
+import (
+	"cmp"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/bits-and-blooms/bitset"
+
+	"github.com/shoal-project/shoal/scheduler/policy"
+)
+
+// HostID names a host for as long as it lives; a restarted host may come back under the same one.
+type HostID string
+
+// TaskID names a task: the digest of the blob being distributed.
+type TaskID string
+
+// Host is what the cluster knows of a machine.
+type Host struct {
+	ID       HostID
+	Addr     string // where its piece server listens, host:port
+	Locality policy.Locality
+	Seed     bool
+}
+
+// Task is a blob being distributed. Hosts that speak of the same ID must agree on Pieces; who does not is ignored.
+type Task struct {
+	ID     TaskID
+	Pieces int
+	// PieceSize is in bytes; it decides how many pieces one lease covers.
+	PieceSize int64
+	// Sequential is set when no chunk map is known: one host reads the whole blob in order.
+	Sequential bool
+	// Origin is opaque to the scheduler and travels with each lease: where the blob is to be read.
+	Origin []byte
+}
+
+// Run is the half-open range of pieces [First, End).
+type Run struct{ First, End int }
+
+// Config tunes the machine. The zero value of each field means its default.
+type Config struct {
+	// Neighbours is how many peers one peer exchanges pieces with. Default 16.
+	Neighbours int
+	// LeaseBytes is the length of one lease in bytes, rounded to at least one piece. Default 4 MiB.
+	LeaseBytes int64
+	// LeasesPerHost is how many leases of one task one host may have at a time. Default 2.
+	LeasesPerHost int
+	// LeaseSilence is how long a lease may go without progress before it is given to another host. Default 3 s.
+	LeaseSilence time.Duration
+	// RetryAfter is how long a host is left alone after a lease failed there in passing. Default 1 s.
+	RetryAfter time.Duration
+}
+
+func (c Config) withDefaults() Config {
+	c.Neighbours = cmp.Or(c.Neighbours, 16)
+	c.LeaseBytes = cmp.Or(c.LeaseBytes, 4<<20)
+	c.LeasesPerHost = cmp.Or(c.LeasesPerHost, 2)
+	c.LeaseSilence = cmp.Or(c.LeaseSilence, 3*time.Second)
+	c.RetryAfter = cmp.Or(c.RetryAfter, time.Second)
+	return c
+}
+
+// Machine is the state of one scheduler. It is not safe for concurrent use.
+type Machine struct {
+	cfg   Config
+	rng   *rand.Rand
+	hosts map[HostID]*host
+	tasks map[TaskID]*task
+	out   []Command
+}
+
+type host struct {
+	Host
+	tasks map[TaskID]*member
+}
+
+// task holds what is known of one blob. Members are kept sorted by host for output that does not depend on map order.
+type task struct {
+	Task
+	members map[HostID]*member
+	holders []uint16       // per piece, members that hold it
+	leases  []*lease       // in the order they were given
+	leased  *bitset.BitSet // pieces under a lease
+	digests [][]byte       // per piece, only for sequential tasks; nil where unknown
+	cursor  int            // below it no piece is idle
+	refused string         // why the last possible reader could not read the origin
+}
+
+// member is one host's part in one task.
+type member struct {
+	host       *host
+	have       *bitset.BitSet
+	wants      bool
+	neighbours map[HostID]bool
+	denied     bool      // the origin refused this host for good
+	notBefore  time.Time // no lease before
+}
+
+// lease is the right of one member to read a run of pieces from the origin.
+type lease struct {
+	to    *member
+	run   Run
+	heard time.Time // of the last sign of progress
+}
+
+// New returns a machine that draws its random choices from rng.
+func New(cfg Config, rng *rand.Rand) *Machine {
+	return &Machine{cfg: cfg.withDefaults(), rng: rng, hosts: map[HostID]*host{}, tasks: map[TaskID]*task{}}
+}
+
+// Step takes one event at the given time, which must not go backwards, and returns the commands that follow from it, in
+// the order they are to be sent. An event that speaks of an unknown host or task has no effect.
+func (m *Machine) Step(now time.Time, ev Event) []Command {
+	m.out = nil
+	switch ev := ev.(type) {
+	case HostJoined:
+		m.hostJoined(now, ev)
+	case HostLeft:
+		m.hostLeft(now, ev.Host)
+	case TaskJoined:
+		m.taskJoined(now, ev)
+	case TaskLeft:
+		m.taskLeft(now, ev)
+	case Progress:
+		m.progress(now, ev)
+	case LeaseFailed:
+		m.leaseFailed(now, ev)
+	case Stuck:
+		m.stuck(now, ev)
+	case Tick:
+		m.tick(now)
+	}
+	return m.out
+}
+
+func (m *Machine) send(to HostID, c Body) { m.out = append(m.out, Command{To: to, Body: c}) }
+
+func (m *Machine) hostJoined(now time.Time, ev HostJoined) {
+	if _, ok := m.hosts[ev.Host.ID]; ok {
+		m.hostLeft(now, ev.Host.ID) // a new session of a restarted host: its old state is void
+	}
+	m.hosts[ev.Host.ID] = &host{Host: ev.Host, tasks: map[TaskID]*member{}}
+	m.tellSeeds()
+}
+
+func (m *Machine) hostLeft(now time.Time, id HostID) {
+	h := m.hosts[id]
+	if h == nil {
+		return
+	}
+	delete(m.hosts, id) // first, so that no lease goes back to it
+	for _, tid := range slices.Sorted(maps.Keys(h.tasks)) {
+		m.removeMember(now, m.tasks[tid], h.tasks[tid])
+	}
+	if h.Seed {
+		m.tellSeeds()
+	}
+}
+
+// tellSeeds sends everybody the list of seeds, which they fall back on when no scheduler lives.
+func (m *Machine) tellSeeds() {
+	var seeds []Host
+	for _, id := range slices.Sorted(maps.Keys(m.hosts)) {
+		if h := m.hosts[id]; h.Seed {
+			seeds = append(seeds, h.Host)
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(m.hosts)) {
+		m.send(id, Seeds{Hosts: seeds})
+	}
+}
+
+func (m *Machine) taskJoined(now time.Time, ev TaskJoined) {
+	h := m.hosts[ev.Host]
+	if h == nil || ev.Task.Pieces <= 0 {
+		return
+	}
+	t := m.tasks[ev.Task.ID]
+	if t == nil {
+		t = newTask(ev.Task)
+		m.tasks[t.ID] = t
+	}
+	if t.Pieces != ev.Task.Pieces {
+		return
+	}
+	if t.Sequential && !ev.Task.Sequential && len(t.leases) == 0 {
+		t.Sequential = false // somebody brought a chunk map
+	}
+	if len(ev.Task.Origin) > 0 {
+		t.Origin = ev.Task.Origin // the newest asker's view of where to read
+	}
+	me := h.tasks[t.ID]
+	if me == nil {
+		me = &member{host: h, have: newSet(t.Pieces), neighbours: map[HostID]bool{}}
+		h.tasks[t.ID], t.members[h.ID] = me, me
+	}
+	me.denied, me.notBefore = false, time.Time{}
+	m.lose(t, me, []Run{{0, t.Pieces}}) // what it says now replaces what it said before
+	m.gain(t, me, ev.Have)
+	me.wants = ev.Wants
+	m.learn(t, h, ev.Digests, nil)
+	m.link(t, me)
+	if t.Sequential && ev.Wants {
+		m.tellDigests(t, h.ID)
+	}
+	m.grant(now, t)
+}
+
+func newTask(spec Task) *task {
+	t := &task{Task: spec, members: map[HostID]*member{}, holders: make([]uint16, spec.Pieces),
+		leased: bitset.New(uint(spec.Pieces))}
+	t.digests = make([][]byte, spec.Pieces)
+	return t
+}
+
+func (m *Machine) taskLeft(now time.Time, ev TaskLeft) {
+	if t, me := m.find(ev.Host, ev.Task); me != nil {
+		m.removeMember(now, t, me)
+	}
+}
+
+// removeMember takes a member out; the pieces nobody else holds and the leases it had become idle again.
+func (m *Machine) removeMember(now time.Time, t *task, me *member) {
+	id := me.host.ID
+	delete(me.host.tasks, t.ID)
+	delete(t.members, id)
+	t.cursor = 0
+	for i, ok := me.have.NextSet(0); ok; i, ok = me.have.NextSet(i + 1) {
+		t.holders[i]--
+	}
+	m.dropLeases(t, func(l *lease) bool { return l.to == me })
+	if len(t.members) == 0 {
+		delete(m.tasks, t.ID)
+		return
+	}
+	for _, other := range t.sorted() {
+		if other.neighbours[id] {
+			delete(other.neighbours, id)
+			if other.wants {
+				m.link(t, other)
+			}
+		}
+	}
+	m.grant(now, t)
+}
+
+func (t *task) sorted() []*member {
+	out := slices.Collect(maps.Values(t.members))
+	slices.SortFunc(out, func(a, b *member) int { return cmp.Compare(a.host.ID, b.host.ID) })
+	return out
+}
+
+func (m *Machine) find(h HostID, id TaskID) (*task, *member) {
+	t := m.tasks[id]
+	if t == nil {
+		return nil, nil
+	}
+	return t, t.members[h]
+}
+
+// link gives a member as many neighbours as it may have and tells both sides.
+func (m *Machine) link(t *task, me *member) {
+	var candidates []policy.Candidate
+	members := t.sorted()
+	for i, other := range members {
+		if other == me || me.neighbours[other.host.ID] || (!me.wants && !other.wants) {
+			continue
+		}
+		candidates = append(candidates, policy.Candidate{Key: i, Load: len(other.neighbours), Seed: other.host.Seed,
+			Distance: policy.Distance(me.host.Locality, other.host.Locality)})
+	}
+	chosen := policy.Neighbours(candidates, m.cfg.Neighbours-len(me.neighbours), m.rng)
+	for _, i := range chosen {
+		other := members[i]
+		me.neighbours[other.host.ID], other.neighbours[me.host.ID] = true, true
+		m.tellNeighbours(t, other)
+	}
+	m.tellNeighbours(t, me)
+}
+
+func (m *Machine) tellNeighbours(t *task, me *member) {
+	if !me.wants {
+		return // it has everything; others come to it
+	}
+	hosts := make([]Host, 0, len(me.neighbours))
+	for _, id := range slices.Sorted(maps.Keys(me.neighbours)) {
+		if n := t.members[id]; n != nil {
+			hosts = append(hosts, n.host.Host)
+		}
+	}
+	m.send(me.host.ID, Neighbours{Task: t.ID, Hosts: hosts})
+}
+
+func newSet(pieces int) *bitset.BitSet { return bitset.New(uint(pieces)) }

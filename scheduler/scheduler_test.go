@@ -1,0 +1,367 @@
+package scheduler
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/shoal-project/shoal/scheduler/policy"
+)
+
+// cluster drives a machine the way the shell does, with hosts that obey at once, and keeps what they were told.
+type cluster struct {
+	*Machine
+	t          *testing.T
+	now        time.Time
+	leases     map[HostID][]Run
+	leaseOrder []Run
+	neighbours map[HostID][]HostID
+	digests    map[HostID]int
+	failed     map[HostID]string
+	revoked    map[HostID]int
+}
+
+const piece = 1 << 20
+
+func newCluster(t *testing.T) *cluster {
+	return &cluster{Machine: New(Config{}, rand.New(rand.NewPCG(1, 2))), t: t, now: time.Unix(0, 0),
+		leases: map[HostID][]Run{}, neighbours: map[HostID][]HostID{}, digests: map[HostID]int{},
+		failed: map[HostID]string{}, revoked: map[HostID]int{}}
+}
+
+func (c *cluster) do(events ...Event) {
+	c.t.Helper()
+	for _, ev := range events {
+		for _, cmd := range c.Step(c.now, ev) {
+			switch b := cmd.Body.(type) {
+			case Lease:
+				c.leases[cmd.To] = append(c.leases[cmd.To], b.Run)
+				c.leaseOrder = append(c.leaseOrder, b.Run)
+			case Neighbours:
+				var ids []HostID
+				for _, h := range b.Hosts {
+					ids = append(ids, h.ID)
+				}
+				c.neighbours[cmd.To] = ids
+			case Digests:
+				c.digests[cmd.To] += len(b.Digests)
+			case Failed:
+				c.failed[cmd.To] = b.Text
+			case Revoked:
+				c.revoked[cmd.To]++
+			}
+		}
+	}
+}
+
+func (c *cluster) after(d time.Duration, events ...Event) {
+	c.now = c.now.Add(d)
+	c.do(events...)
+}
+
+func host_(id string, seed bool, zone string) HostJoined {
+	return HostJoined{Host{ID: HostID(id), Addr: id + ":1", Seed: seed, Locality: policy.Locality{Zone: zone}}}
+}
+
+func blob(pieces int) Task { return Task{ID: "blob", Pieces: pieces, PieceSize: piece} }
+
+func join(id string, task Task, have ...Run) TaskJoined {
+	return TaskJoined{Host: HostID(id), Task: task, Have: have, Wants: true}
+}
+
+func TestOneSeedGetsEveryPieceOnceAndInOrder(t *testing.T) {
+	c := newCluster(t)
+	c.do(host_("seed", true, ""), host_("n1", false, ""), host_("n2", false, ""))
+	c.do(join("n1", blob(20)), join("n2", blob(20)))
+	if len(c.leases["seed"]) != 2 {
+		t.Fatalf("first leases: want 2 outstanding, got %v", c.leases["seed"])
+	}
+	for i := 0; i < len(c.leases["seed"]) && i < 100; i++ {
+		c.do(Progress{Host: "seed", Task: "blob", Gained: []Run{c.leases["seed"][i]}})
+	}
+	want := []Run{{0, 4}, {4, 8}, {8, 12}, {12, 16}, {16, 20}}
+	if d := cmp.Diff(want, c.leases["seed"]); d != "" {
+		t.Errorf("leases of the seed (-want +got):\n%s", d)
+	}
+	if n := len(c.leases["n1"]) + len(c.leases["n2"]); n != 0 {
+		t.Errorf("peers got %d leases although a seed lives", n)
+	}
+	if d := cmp.Diff([]HostID{"n1", "seed"}, c.neighbours["n2"]); d != "" {
+		t.Errorf("neighbours of n2 (-want +got):\n%s", d)
+	}
+}
+
+func TestSeedsShareTheOrigin(t *testing.T) {
+	c := newCluster(t)
+	c.do(host_("s1", true, ""), host_("s2", true, ""), host_("n1", false, ""), join("n1", blob(16)))
+	if len(c.leases["s1"]) != 2 || len(c.leases["s2"]) != 2 {
+		t.Errorf("want two leases each, got %v", c.leases)
+	}
+}
+
+func TestWithoutSeedsExactlyOnePeerReadsEachPiece(t *testing.T) {
+	c := newCluster(t)
+	c.do(host_("n1", false, ""), host_("n2", false, ""))
+	c.do(join("n1", blob(16)), join("n2", blob(16)))
+	seen := map[int]int{}
+	for _, runs := range c.leases {
+		for _, r := range runs {
+			for i := r.First; i < r.End; i++ {
+				seen[i]++
+			}
+		}
+	}
+	for i, n := range seen {
+		if n != 1 {
+			t.Errorf("piece %d leased %d times", i, n)
+		}
+	}
+	if len(seen) != 16 {
+		t.Errorf("%d pieces leased, want 16", len(seen))
+	}
+}
+
+func TestDeadSeedsLeasesMoveAndItsOnlyCopiesAreReadAgain(t *testing.T) {
+	c := newCluster(t)
+	c.do(host_("s1", true, ""), host_("n1", false, ""), join("n1", blob(8)))
+	c.do(Progress{Host: "s1", Task: "blob", Gained: []Run{{0, 2}}})
+	c.do(Progress{Host: "n1", Task: "blob", Gained: []Run{{0, 1}}})
+	c.do(HostLeft{Host: "s1"})
+	want := []Run{{1, 5}, {5, 8}}
+	if d := cmp.Diff(want, c.leases["n1"]); d != "" {
+		t.Errorf("leases of the surviving peer (-want +got):\n%s", d)
+	}
+	if len(c.neighbours["n1"]) != 0 {
+		t.Errorf("n1 still has neighbours %v", c.neighbours["n1"])
+	}
+}
+
+func TestSilentLeaseMovesOnlyWhenAnotherReaderExists(t *testing.T) {
+	for _, second := range []bool{false, true} {
+		t.Run(fmt.Sprintf("second seed %v", second), func(t *testing.T) {
+			c := newCluster(t)
+			c.do(host_("s1", true, ""), host_("n1", false, ""), join("n1", blob(4)))
+			c.do(LeaseFailed{Host: "n1", Task: "blob", Run: Run{0, 4}, Failure: FailureDenied}) // n1 may not read
+			if second {
+				c.do(host_("s2", true, ""))
+			}
+			c.after(2*time.Second, Progress{Host: "s1", Task: "blob", Reading: true})
+			c.after(2*time.Second, Tick{})
+			if len(c.revoked) != 0 {
+				t.Fatal("a lease that makes progress was revoked")
+			}
+			c.after(2*time.Second, Tick{})
+			if second != (len(c.leases["s2"]) == 1) || second != (c.revoked["s1"] == 1) {
+				t.Errorf("leases %v, revoked %v", c.leases, c.revoked)
+			}
+		})
+	}
+}
+
+func TestRefusedSeedHandsOverToAPeerWithCredentials(t *testing.T) {
+	c := newCluster(t)
+	c.do(host_("s1", true, ""), host_("n1", false, ""), join("n1", blob(2)))
+	c.do(LeaseFailed{Host: "s1", Task: "blob", Run: Run{0, 2}, Failure: FailureDenied, Text: "401"})
+	if d := cmp.Diff([]Run{{0, 2}}, c.leases["n1"]); d != "" {
+		t.Errorf("leases of n1 (-want +got):\n%s", d)
+	}
+	c.do(LeaseFailed{Host: "n1", Task: "blob", Run: Run{0, 2}, Failure: FailureDenied, Text: "401 too"})
+	if c.failed["n1"] != "401 too" {
+		t.Errorf("n1 was told %q", c.failed["n1"])
+	}
+	c.after(time.Minute, Tick{})
+	if len(c.leases["n1"]) != 1 {
+		t.Errorf("a host that was refused got a lease again")
+	}
+	c.do(join("n1", blob(2))) // asks anew, perhaps with other credentials
+	if len(c.leases["n1"]) != 2 {
+		t.Errorf("a host that asks again gets no lease")
+	}
+}
+
+func TestPassingFailureIsRetriedLater(t *testing.T) {
+	c := newCluster(t)
+	c.do(host_("s1", true, ""), host_("n1", false, ""), join("n1", blob(2)))
+	c.do(LeaseFailed{Host: "s1", Task: "blob", Run: Run{0, 2}, Failure: FailureTransient, Text: "503"})
+	if len(c.leases["n1"]) != 1 { // the peer is tried meanwhile
+		t.Fatalf("leases %v", c.leases)
+	}
+	c.do(LeaseFailed{Host: "n1", Task: "blob", Run: Run{0, 2}, Failure: FailureTransient, Text: "503"})
+	if c.failed["n1"] != "503" {
+		t.Errorf("n1 was told %q", c.failed["n1"])
+	}
+	c.after(time.Second, Tick{})
+	if len(c.leases["s1"]) != 2 {
+		t.Errorf("the seed was not asked again: %v", c.leases)
+	}
+}
+
+func TestSequentialTaskHasOneReaderWhoseDigestsAreRelayed(t *testing.T) {
+	c := newCluster(t)
+	spec := blob(10)
+	spec.Sequential = true
+	c.do(host_("s1", true, ""), host_("s2", true, ""), host_("n1", false, ""), host_("n2", false, ""))
+	c.do(join("n1", spec))
+	if d := cmp.Diff([]Run{{0, 10}}, c.leaseOrder); d != "" {
+		t.Fatalf("leases (-want +got):\n%s", d)
+	}
+	reader := HostID("s1")
+	if len(c.leases["s2"]) > 0 {
+		reader = "s2"
+	}
+	c.do(Progress{Host: "n1", Task: "blob", Gained: []Run{{9, 10}}, Digests: []PieceDigest{{9, []byte("lie")}}})
+	c.do(Progress{Host: reader, Task: "blob", Gained: []Run{{0, 2}}, Digests: []PieceDigest{{0, []byte("a")}, {1, []byte("b")}}})
+	if c.digests["n1"] != 2 {
+		t.Errorf("n1 was told %d digests, want 2", c.digests["n1"])
+	}
+	c.do(join("n2", spec))
+	if c.digests["n2"] != 2 {
+		t.Errorf("a late peer was told %d digests, want 2: a peer without lease cannot vouch", c.digests["n2"])
+	}
+}
+
+func TestStuckPeerReadsItself(t *testing.T) {
+	c := newCluster(t)
+	c.do(host_("s1", true, ""), host_("n1", false, ""), join("n1", blob(1)))
+	c.do(Progress{Host: "s1", Task: "blob", Gained: []Run{{0, 1}}, Done: true})
+	c.do(Stuck{Host: "n1", Task: "blob", Runs: []Run{{0, 1}}})
+	if d := cmp.Diff([]Run{{0, 1}}, c.leases["n1"]); d != "" {
+		t.Errorf("leases of the stuck peer (-want +got):\n%s", d)
+	}
+}
+
+func TestNeighboursStayInTheZone(t *testing.T) {
+	c := newCluster(t)
+	c.do(host_("sa", true, "a"))
+	for i := range 6 {
+		c.do(host_(fmt.Sprint("a", i), false, "a"), host_(fmt.Sprint("b", i), false, "b"))
+	}
+	for i := range 6 {
+		c.do(join(fmt.Sprint("a", i), blob(4)), join(fmt.Sprint("b", i), blob(4)))
+	}
+	for _, id := range []HostID{"b0", "b5"} {
+		for _, n := range c.neighbours[id] {
+			if n[0] == 'a' {
+				t.Errorf("%s has neighbour %s across the border that is no seed", id, n)
+			}
+		}
+	}
+	if !slices.Contains(c.neighbours["a0"], "sa") {
+		t.Errorf("a0 does not know the seed of its zone: %v", c.neighbours["a0"])
+	}
+}
+
+// TestEverybodyFinishes runs random clusters with dying hosts and failing origins and checks after each step that no
+// piece has two leases, and at the end that every survivor has everything.
+func TestEverybodyFinishes(t *testing.T) {
+	for seed := range uint64(200) {
+		simulate(t, seed)
+	}
+}
+
+func simulate(t *testing.T, seed uint64) {
+	rng := rand.New(rand.NewPCG(seed, 7))
+	m := New(Config{}, rand.New(rand.NewPCG(seed, 8)))
+	now := time.Unix(0, 0)
+	spec := blob(1 + rng.IntN(40))
+	type state struct {
+		have       map[int]bool
+		neighbours []Host
+		leases     []Run
+		joined     bool
+	}
+	hosts := map[HostID]*state{}
+	var order []HostID
+	step := func(ev Event) {
+		for _, cmd := range m.Step(now, ev) {
+			s := hosts[cmd.To]
+			if s == nil {
+				continue
+			}
+			switch b := cmd.Body.(type) {
+			case Lease:
+				s.leases = append(s.leases, b.Run)
+				s.joined = true
+			case Neighbours:
+				s.neighbours = b.Hosts
+			case Revoked:
+				s.leases = slices.DeleteFunc(s.leases, func(r Run) bool { return r == b.Run })
+			}
+		}
+		checkLeases(t, m, seed)
+	}
+	for i := range 2 + rng.IntN(8) {
+		id := HostID(fmt.Sprint("h", i))
+		order, hosts[id] = append(order, id), &state{have: map[int]bool{}}
+		step(HostJoined{Host{ID: id, Seed: i == 0 && rng.IntN(2) == 0}})
+	}
+	survivor := order[len(order)-1]
+	for round := 0; round < 2000; round++ {
+		now = now.Add(100 * time.Millisecond)
+		step(Tick{})
+		id := order[rng.IntN(len(order))]
+		s := hosts[id]
+		switch {
+		case s == nil:
+			continue
+		case !s.joined:
+			s.joined = true
+			step(join(string(id), spec))
+			continue
+		case id != survivor && rng.IntN(40) == 0:
+			delete(hosts, id)
+			step(HostLeft{Host: id})
+			continue
+		}
+		gained := map[int]bool{}
+		if len(s.leases) > 0 {
+			r := s.leases[0]
+			s.leases = s.leases[1:]
+			if rng.IntN(5) == 0 {
+				step(LeaseFailed{Host: id, Task: "blob", Run: r, Failure: FailureTransient})
+				continue
+			}
+			for i := r.First; i < r.End; i++ {
+				gained[i] = true
+			}
+		}
+		for _, n := range s.neighbours {
+			if other := hosts[n.ID]; other != nil {
+				for i := range other.have {
+					gained[i] = true
+				}
+			}
+		}
+		var runs []Run
+		for i := range gained {
+			if !s.have[i] {
+				s.have[i] = true
+				runs = append(runs, Run{i, i + 1})
+			}
+		}
+		step(Progress{Host: id, Task: "blob", Gained: runs, Done: len(s.have) == spec.Pieces})
+	}
+	for id, s := range hosts {
+		if s.joined && len(s.have) != spec.Pieces {
+			t.Fatalf("seed %d: %s ends with %d of %d pieces", seed, id, len(s.have), spec.Pieces)
+		}
+	}
+}
+
+func checkLeases(t *testing.T, m *Machine, seed uint64) {
+	for _, task := range m.tasks {
+		seen := map[int]bool{}
+		for _, l := range task.leases {
+			for i := l.run.First; i < l.run.End; i++ {
+				if seen[i] || !task.leased.Test(uint(i)) {
+					t.Fatalf("seed %d: piece %d has two leases or an unmarked one", seed, i)
+				}
+				seen[i] = true
+			}
+		}
+	}
+}

@@ -1,0 +1,192 @@
+// Package server is the shell around the scheduler's state machine: it keeps the sessions of the hosts, turns what they say into
+// events, lets time pass, and sends the commands. One mutex guards the machine, and nothing blocks under it: a host that
+// does not read its commands loses its session.
+package server
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	mathrand "math/rand/v2"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/shoal-project/shoal/scheduler"
+	"github.com/shoal-project/shoal/scheduler/api"
+	"github.com/shoal-project/shoal/scheduler/policy"
+)
+
+// Config configures a Server.
+type Config struct {
+	// Machine tunes the decisions.
+	Machine scheduler.Config
+	// Token admits hosts; empty admits everybody.
+	Token string
+	// HostSilence is how long a host may say nothing before it counts as dead. Default 2 s.
+	HostSilence time.Duration
+	// Log is where sessions are reported; nil discards.
+	Log *slog.Logger
+	// Registerer takes the metrics; nil keeps them private.
+	Registerer prometheus.Registerer
+}
+
+// queueLength is how many commands may wait for a host before it counts as stuck.
+const queueLength = 4096
+
+// Server is a scheduler. Handler and Run may be used concurrently; Run must be running for leases to move in time.
+type Server struct {
+	cfg     Config
+	log     *slog.Logger
+	metrics *metrics
+
+	mu       sync.Mutex // guards all below
+	machine  *scheduler.Machine
+	sessions map[string]*session           // by session id
+	byHost   map[scheduler.HostID]*session // the newest session of each host
+}
+
+type session struct {
+	id       string
+	host     scheduler.HostID
+	commands chan api.Command
+	heard    time.Time
+	ended    bool
+}
+
+// New returns a server with an empty state.
+func New(cfg Config) *Server {
+	cfg.HostSilence = cmp.Or(cfg.HostSilence, 2*time.Second)
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{cfg: cfg, log: cfg.Log, sessions: map[string]*session{}, byHost: map[scheduler.HostID]*session{}}
+	s.machine = scheduler.New(cfg.Machine, mathrand.New(mathrand.NewPCG(mathrand.Uint64(), mathrand.Uint64())))
+	s.metrics = newMetrics(cfg.Registerer)
+	return s
+}
+
+// Handler serves the hosts' API.
+func (s *Server) Handler() http.Handler { return api.NewHandler(s, s.cfg.Token) }
+
+// Run lets time pass until ctx ends, then ends all sessions.
+func (s *Server) Run(ctx context.Context) error {
+	tick := time.NewTicker(scheduler.NextTick)
+	defer tick.Stop()
+	for {
+		select {
+		case now := <-tick.C:
+			s.tick(now)
+		case <-ctx.Done():
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			for _, ses := range s.sessions {
+				s.endLocked(ses)
+			}
+			return nil
+		}
+	}
+}
+
+func (s *Server) tick(now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, ses := range s.sessions {
+		if now.Sub(ses.heard) > s.cfg.HostSilence {
+			s.log.Warn("host silent", "host", ses.host, "for", now.Sub(ses.heard))
+			s.dropLocked(now, ses)
+		}
+	}
+	s.stepLocked(now, scheduler.Tick{})
+	s.metrics.observe(s.machine.Snapshot())
+}
+
+// Open implements api.Backend.
+func (s *Server) Open(_ context.Context, h api.Host) (string, <-chan api.Command, func(), error) {
+	if h.ID == "" || h.Addr == "" {
+		return "", nil, nil, errors.New("a host needs an id and an address")
+	}
+	ses := &session{id: rand.Text(), host: scheduler.HostID(h.ID), commands: make(chan api.Command, queueLength)}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	ses.heard = now
+	if old := s.byHost[ses.host]; old != nil {
+		s.endLocked(old)
+	}
+	s.sessions[ses.id], s.byHost[ses.host] = ses, ses
+	s.stepLocked(now, scheduler.HostJoined{Host: scheduler.Host{ID: ses.host, Addr: h.Addr, Seed: h.Seed,
+		Locality: policy.Locality{Zone: h.Zone, Rack: h.Rack}}})
+	s.log.Info("host joined", "host", h.ID, "addr", h.Addr, "seed", h.Seed, "zone", h.Zone)
+	return ses.id, ses.commands, func() { s.gone(ses) }, nil
+}
+
+func (s *Server) gone(ses *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !ses.ended {
+		s.log.Info("host left", "host", ses.host)
+		s.dropLocked(time.Now(), ses)
+	}
+}
+
+// dropLocked ends a session and tells the machine that its host is gone.
+func (s *Server) dropLocked(now time.Time, ses *session) {
+	s.endLocked(ses)
+	if s.byHost[ses.host] == ses {
+		delete(s.byHost, ses.host)
+		s.stepLocked(now, scheduler.HostLeft{Host: ses.host})
+	}
+}
+
+func (s *Server) endLocked(ses *session) {
+	if ses.ended {
+		return
+	}
+	ses.ended = true
+	delete(s.sessions, ses.id)
+	close(ses.commands)
+}
+
+// Events implements api.Backend.
+func (s *Server) Events(id string, events []api.Event) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ses := s.sessions[id]
+	if ses == nil {
+		return api.ErrNoSession
+	}
+	ses.heard = time.Now()
+	for i, ev := range events {
+		e, ok := toEvent(ses.host, ev)
+		if !ok {
+			return fmt.Errorf("event %d has no known content", i)
+		}
+		s.metrics.events.Inc()
+		s.stepLocked(ses.heard, e)
+	}
+	return nil
+}
+
+func (s *Server) stepLocked(now time.Time, ev scheduler.Event) {
+	for _, cmd := range s.machine.Step(now, ev) {
+		ses := s.byHost[cmd.To]
+		if ses == nil || ses.ended {
+			continue
+		}
+		s.metrics.commands.Inc()
+		select {
+		case ses.commands <- toCommand(cmd.Body):
+		default:
+			s.log.Warn("host does not read its commands", "host", ses.host)
+			s.endLocked(ses) // its stream ends, gone reports the rest
+			delete(s.byHost, ses.host)
+			defer s.stepLocked(now, scheduler.HostLeft{Host: ses.host})
+		}
+	}
+}

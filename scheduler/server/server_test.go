@@ -1,0 +1,141 @@
+package server
+
+import (
+	"context"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/shoal-project/shoal/scheduler/api"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// hostFake is a host that records what it is told.
+type hostFake struct {
+	opened   chan *api.Session
+	commands chan api.Command
+}
+
+func (h *hostFake) Opened(s *api.Session)                 { h.opened <- s }
+func (h *hostFake) Command(_ *api.Session, c api.Command) { h.commands <- c }
+
+func newHost() *hostFake {
+	return &hostFake{opened: make(chan *api.Session, 4), commands: make(chan api.Command, 64)}
+}
+
+// start runs a server and returns its URL.
+func start(t *testing.T, cfg Config) string {
+	t.Helper()
+	s := New(cfg)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	web := httptest.NewServer(s.Handler())
+	t.Cleanup(func() {
+		cancel()
+		<-done
+		web.Close()
+	})
+	return web.URL
+}
+
+// connect runs a session until the test ends or stop is called.
+func connect(t *testing.T, url, token string, host api.Host) (h *hostFake, stop func() error) {
+	t.Helper()
+	h = newHost()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- api.NewClient(url, token).Run(ctx, host, h) }()
+	stopped := false
+	stop = func() error {
+		if stopped {
+			return nil
+		}
+		stopped = true
+		cancel()
+		return <-done
+	}
+	t.Cleanup(func() { _ = stop() })
+	return h, stop
+}
+
+func await[T any](t *testing.T, c <-chan T, what string, ok func(T) bool) T {
+	t.Helper()
+	deadline := time.After(10 * time.Second)
+	for {
+		select {
+		case v := <-c:
+			if ok(v) {
+				return v
+			}
+		case <-deadline:
+			t.Fatalf("no %s within 10 s", what)
+		}
+	}
+}
+
+func any_[T any](T) bool { return true }
+
+func task() api.Task {
+	return api.Task{ID: "sha256:x", Pieces: 4, PieceSize: 256 << 10, Origin: []byte(`{"a":1}`)}
+}
+
+func TestSeedIsLeasedWhatAPeerWants(t *testing.T) {
+	url := start(t, Config{Token: "secret"})
+	seed, stopSeed := connect(t, url, "secret", api.Host{ID: "seed", Addr: "seed:1", Seed: true})
+	await(t, seed.opened, "session of the seed", any_)
+	peer, _ := connect(t, url, "secret", api.Host{ID: "peer", Addr: "peer:1"})
+	session := await(t, peer.opened, "session of the peer", any_)
+	session.Send(api.Event{Join: &api.Join{Task: task(), Wants: true}})
+
+	lease := await(t, seed.commands, "lease", func(c api.Command) bool { return c.Lease != nil }).Lease
+	if lease.Run != (api.Run{0, 4}) || string(lease.Task.Origin) != `{"a":1}` {
+		t.Errorf("lease %+v", lease)
+	}
+	await(t, peer.commands, "neighbour", func(c api.Command) bool {
+		return c.Neighbours != nil && len(c.Neighbours.Hosts) == 1 && c.Neighbours.Hosts[0].Addr == "seed:1"
+	})
+	_ = stopSeed() // the seed dies: the peer itself reads
+	await(t, peer.commands, "lease after the seed's death", func(c api.Command) bool { return c.Lease != nil })
+}
+
+func TestSilentHostLosesItsSession(t *testing.T) {
+	s := New(Config{HostSilence: time.Second})
+	_, commands, closed, err := s.Open(t.Context(), api.Host{ID: "h", Addr: "h:1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.tick(time.Now())
+	await(t, commands, "list of seeds", any_)
+	s.tick(time.Now().Add(2 * time.Second))
+	if _, open := <-commands; open {
+		t.Error("the session of a silent host is still open")
+	}
+	closed()
+	if hosts := s.machine.Snapshot().Hosts; len(hosts) != 0 {
+		t.Errorf("hosts %v", hosts)
+	}
+}
+
+func TestWrongTokenIsNamed(t *testing.T) {
+	url := start(t, Config{Token: "secret"})
+	err := api.NewClient(url, "other").Run(t.Context(), api.Host{ID: "h", Addr: "h:1"}, newHost())
+	if err == nil || !strings.Contains(err.Error(), "token_file") {
+		t.Errorf("error %v does not name the way out", err)
+	}
+}
+
+func TestRestartedHostReplacesItsOldSession(t *testing.T) {
+	url := start(t, Config{})
+	first, stopFirst := connect(t, url, "", api.Host{ID: "h", Addr: "h:1"})
+	await(t, first.opened, "first session", any_)
+	second, _ := connect(t, url, "", api.Host{ID: "h", Addr: "h:2"})
+	session := await(t, second.opened, "second session", any_)
+	_ = stopFirst()
+	session.Send(api.Event{Join: &api.Join{Task: task(), Wants: true}})
+	await(t, second.commands, "lease in the second session", func(c api.Command) bool { return c.Lease != nil })
+}

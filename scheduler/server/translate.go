@@ -1,0 +1,81 @@
+package server
+
+import (
+	"github.com/shoal-project/shoal/scheduler"
+	"github.com/shoal-project/shoal/scheduler/api"
+)
+
+// toEvent turns what a host said into the machine's words; ok is false when it said nothing known.
+func toEvent(host scheduler.HostID, ev api.Event) (e scheduler.Event, ok bool) {
+	switch {
+	case ev.Join != nil:
+		j := ev.Join
+		return scheduler.TaskJoined{Host: host, Wants: j.Wants, Have: toRuns(j.Have), Digests: toDigests(j.Digests),
+			Task: scheduler.Task{ID: scheduler.TaskID(j.Task.ID), Pieces: j.Task.Pieces, PieceSize: j.Task.PieceSize,
+				Sequential: j.Task.Sequential, Origin: j.Task.Origin}}, true
+	case ev.Leave != nil:
+		return scheduler.TaskLeft{Host: host, Task: scheduler.TaskID(ev.Leave.Task)}, true
+	case ev.Progress != nil:
+		p := ev.Progress
+		return scheduler.Progress{Host: host, Task: scheduler.TaskID(p.Task), Gained: toRuns(p.Gained), Lost: toRuns(p.Lost),
+			Reading: p.Reading, Done: p.Done, Digests: toDigests(p.Digests)}, true
+	case ev.Failed != nil:
+		f := ev.Failed
+		return scheduler.LeaseFailed{Host: host, Task: scheduler.TaskID(f.Task), Run: scheduler.Run{First: f.Run[0], End: f.Run[1]},
+			Failure: scheduler.Failure(f.Failure), Text: f.Text}, true
+	case ev.Stuck != nil:
+		return scheduler.Stuck{Host: host, Task: scheduler.TaskID(ev.Stuck.Task), Runs: toRuns(ev.Stuck.Runs)}, true
+	default:
+		return nil, false
+	}
+}
+
+func toRuns(runs []api.Run) []scheduler.Run {
+	out := make([]scheduler.Run, 0, len(runs))
+	for _, r := range runs {
+		out = append(out, scheduler.Run{First: r[0], End: r[1]})
+	}
+	return out
+}
+
+func toDigests(digests []api.PieceDigest) []scheduler.PieceDigest {
+	out := make([]scheduler.PieceDigest, 0, len(digests))
+	for _, d := range digests {
+		out = append(out, scheduler.PieceDigest(d))
+	}
+	return out
+}
+
+func toCommand(b scheduler.Body) api.Command {
+	switch b := b.(type) {
+	case scheduler.Seeds:
+		return api.Command{Seeds: &api.Seeds{Hosts: fromHosts(b.Hosts)}}
+	case scheduler.Neighbours:
+		return api.Command{Neighbours: &api.Neighbours{Task: string(b.Task), Hosts: fromHosts(b.Hosts)}}
+	case scheduler.Lease:
+		return api.Command{Lease: &api.Lease{Run: fromRun(b.Run), Task: api.Task{ID: string(b.Task.ID), Pieces: b.Task.Pieces,
+			PieceSize: b.Task.PieceSize, Sequential: b.Task.Sequential, Origin: b.Task.Origin}}}
+	case scheduler.Revoked:
+		return api.Command{Revoked: &api.Revoked{Task: string(b.Task), Run: fromRun(b.Run)}}
+	case scheduler.Digests:
+		out := make([]api.PieceDigest, 0, len(b.Digests))
+		for _, d := range b.Digests {
+			out = append(out, api.PieceDigest(d))
+		}
+		return api.Command{Digests: &api.Digests{Task: string(b.Task), Digests: out}}
+	case scheduler.Failed:
+		return api.Command{Failed: &api.Failed{Task: string(b.Task), Failure: string(b.Failure), Text: b.Text}}
+	default:
+		return api.Command{}
+	}
+}
+
+func fromRun(r scheduler.Run) api.Run { return api.Run{r.First, r.End} }
+
+func fromHosts(hosts []scheduler.Host) []api.Host {
+	out := make([]api.Host, 0, len(hosts))
+	for _, h := range hosts {
+		out = append(out, api.Host{ID: string(h.ID), Addr: h.Addr, Zone: h.Locality.Zone, Rack: h.Locality.Rack, Seed: h.Seed})
+	}
+	return out
+}
