@@ -91,12 +91,12 @@ func dockerRegistry(t testing.TB, auth bool) string {
 func push(t testing.TB, registry, authorization string, data []byte) source.Blob {
 	t.Helper()
 	b := source.Blob{Registry: registry, Repository: "team/model", Digest: digest.FromBytes(data), Size: int64(len(data))}
-	location := send(t, http.MethodPost, "http://"+registry+"/v2/"+b.Repository+"/blobs/uploads/", authorization, nil, http.StatusAccepted)
-	send(t, http.MethodPut, location+"&digest="+b.Digest.String(), authorization, data, http.StatusCreated)
+	location := send(t, http.MethodPost, "http://"+registry+"/v2/"+b.Repository+"/blobs/uploads/", authorization, nil)
+	send(t, http.MethodPut, location+"&digest="+b.Digest.String(), authorization, data)
 	return b
 }
 
-func send(t testing.TB, method, target, authorization string, body []byte, want int) (location string) {
+func send(t testing.TB, method, target, authorization string, body []byte) (location string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, target, bytes.NewReader(body))
 	if err != nil {
@@ -112,16 +112,17 @@ func send(t testing.TB, method, target, authorization string, body []byte, want 
 	}
 	defer http.DefaultClient.CloseIdleConnections()
 	defer resp.Body.Close()
-	if resp.StatusCode != want {
+	if resp.StatusCode >= 300 {
 		text, _ := io.ReadAll(resp.Body)
 		t.Fatalf("%s %s: %s %s", method, target, resp.Status, text)
 	}
 	return resp.Header.Get("Location")
 }
 
-func fetchAll(t testing.TB, s *source.Source, b source.Blob, off, length int64, authorization string) ([]byte, error) {
+// fetchAll reads the range of an offset and a length.
+func fetchAll(t testing.TB, s *source.Source, b source.Blob, r [2]int64, authorization string) ([]byte, error) {
 	t.Helper()
-	body, err := s.Fetch(t.Context(), b, off, length, authorization)
+	body, err := s.Fetch(t.Context(), b, r[0], r[1], authorization)
 	if err != nil {
 		return nil, err
 	}
@@ -133,14 +134,14 @@ func TestDockerRegistryServesRanges(t *testing.T) {
 	b := push(t, dockerRegistry(t, false), "", content)
 	s := newSource(t, source.Config{})
 	for _, r := range [][2]int64{{0, b.Size}, {0, 1}, {12345, 300_000}, {b.Size - 1, 1}} {
-		got, err := fetchAll(t, s, b, r[0], r[1], "")
+		got, err := fetchAll(t, s, b, r, "")
 		if err != nil || !bytes.Equal(got, content[r[0]:r[0]+r[1]]) {
 			t.Errorf("range %v: %d bytes, error %v", r, len(got), err)
 		}
 	}
 	missing := b
 	missing.Digest = digest.FromString("nothing")
-	_, err := fetchAll(t, s, missing, 0, 1, "")
+	_, err := fetchAll(t, s, missing, [2]int64{0, 1}, "")
 	refused, ok := errors.AsType[*source.StatusError](err)
 	if !ok || refused.Status != http.StatusNotFound || !errors.Is(err, piece.ErrAbsent) {
 		t.Errorf("missing blob: %v", err)
@@ -167,7 +168,7 @@ func TestDockerRegistryWithUsersNeedsCredentials(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			s := newSource(t, source.Config{Keychain: c.keychain})
 			for range 2 { // the second time with what was learnt
-				got, err := fetchAll(t, s, b, 100, 1000, c.authorization)
+				got, err := fetchAll(t, s, b, [2]int64{100, 1000}, c.authorization)
 				if !errors.Is(err, c.want) || err == nil && !bytes.Equal(got, content[100:1100]) {
 					t.Errorf("%d bytes, error %v, want %v", len(got), err, c.want)
 				}

@@ -74,7 +74,7 @@ func TestFetchReturnsExactlyTheRange(t *testing.T) {
 	for _, size := range []int64{b.Size, 0} { // known and not known
 		b.Size = size
 		for _, r := range [][2]int64{{0, int64(len(content))}, {0, 1}, {1000, 5000}, {int64(len(content)) - 1, 1}} {
-			got, err := fetchAll(t, s, b, r[0], r[1], "")
+			got, err := fetchAll(t, s, b, r, "")
 			if err != nil || !bytes.Equal(got, content[r[0]:r[0]+r[1]]) {
 				t.Errorf("size %d, range %v: %d bytes, error %v", size, r, len(got), err)
 			}
@@ -131,7 +131,7 @@ func TestFaultyRegistryFailsInItsClass(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := newSource(t, source.Config{Patience: 200 * time.Millisecond, Stall: 100 * time.Millisecond})
-			_, err := fetchAll(t, s, blobAt(registry(t, c.handler)), 0, 1000, "")
+			_, err := fetchAll(t, s, blobAt(registry(t, c.handler)), [2]int64{0, 1000}, "")
 			for _, want := range c.want {
 				if !errors.Is(err, want) {
 					t.Errorf("error %v, want %v", err, want)
@@ -149,11 +149,11 @@ func TestFaultyRegistryFailsInItsClass(t *testing.T) {
 func TestRegistryWithoutRangesIsReadFromTheStart(t *testing.T) {
 	s := newSource(t, source.Config{})
 	b := blobAt(registry(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(content) }))
-	got, err := fetchAll(t, s, b, 0, 1000, "")
+	got, err := fetchAll(t, s, b, [2]int64{0, 1000}, "")
 	if err != nil || !bytes.Equal(got, content[:1000]) {
 		t.Errorf("from 0: %d bytes, error %v", len(got), err)
 	}
-	if _, err := fetchAll(t, s, b, 1, 1000, ""); !errors.Is(err, source.ErrRangeIgnored) || !errors.Is(err, piece.ErrTransient) {
+	if _, err := fetchAll(t, s, b, [2]int64{1, 1000}, ""); !errors.Is(err, source.ErrRangeIgnored) || !errors.Is(err, piece.ErrTransient) {
 		t.Errorf("from 1: %v", err)
 	}
 }
@@ -199,7 +199,7 @@ func TestCredentialsStayWithTheirHost(t *testing.T) {
 		seen <- r.Header.Get("Authorization")
 		http.Redirect(w, r, "http://"+storage+"/signed", http.StatusTemporaryRedirect)
 	}))
-	got, err := fetchAll(t, newSource(t, source.Config{}), b, 10, 20, "Bearer mine")
+	got, err := fetchAll(t, newSource(t, source.Config{}), b, [2]int64{10, 20}, "Bearer mine")
 	if err != nil || !bytes.Equal(got, content[10:30]) {
 		t.Fatalf("%q, error %v", got, err)
 	}
@@ -253,21 +253,21 @@ func TestTokenIsFetchedOnceAndAgainWhenRefused(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
-			if _, err := fetchAll(t, s, b, 5, 50, ""); err != nil {
+			if _, err := fetchAll(t, s, b, [2]int64{5, 50}, ""); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 	wg.Wait()
 	server.revoke()
-	if got, err := fetchAll(t, s, b, 5, 50, ""); err != nil || !bytes.Equal(got, content[5:55]) {
+	if got, err := fetchAll(t, s, b, [2]int64{5, 50}, ""); err != nil || !bytes.Equal(got, content[5:55]) {
 		t.Errorf("after the token was revoked: %q, %v", got, err)
 	}
 	ask := `the, "registry" repository:team/model:pull reader`
 	if diff := cmp.Diff([]string{ask, ask}, server.asked); diff != "" {
 		t.Errorf("token server was asked (-want +got):\n%s", diff)
 	}
-	if _, err := fetchAll(t, s, b, 5, 50, "Bearer of another"); !errors.Is(err, piece.ErrDenied) {
+	if _, err := fetchAll(t, s, b, [2]int64{5, 50}, "Bearer of another"); !errors.Is(err, piece.ErrDenied) {
 		t.Errorf("the caller's own bad token: %v, want ErrDenied", err)
 	}
 	if len(server.asked) != 2 {
@@ -278,7 +278,7 @@ func TestTokenIsFetchedOnceAndAgainWhenRefused(t *testing.T) {
 func TestTokenServersRefusalHasItsClass(t *testing.T) {
 	for status, want := range map[int]error{401: piece.ErrDenied, 403: piece.ErrDenied, 503: piece.ErrTransient} {
 		server := &tokenRegistry{refuse: status}
-		if _, err := fetchAll(t, newSource(t, source.Config{}), blobAt(registry(t, server.ServeHTTP)), 0, 1, ""); !errors.Is(err, want) {
+		if _, err := fetchAll(t, newSource(t, source.Config{}), blobAt(registry(t, server.ServeHTTP)), [2]int64{0, 1}, ""); !errors.Is(err, want) {
 			t.Errorf("%d: error %v, want %v", status, err, want)
 		}
 	}
@@ -348,10 +348,10 @@ func TestCAFileMakesAPrivateRegistryTrusted(t *testing.T) {
 	}
 	trusting := newEndpoints(t, map[string]source.RegistryConfig{host: {CAFile: ca}})
 	b := blobAt(host)
-	if _, err := fetchAll(t, newSource(t, at(trusting)), b, 0, 10, ""); err != nil {
+	if _, err := fetchAll(t, newSource(t, at(trusting)), b, [2]int64{0, 10}, ""); err != nil {
 		t.Errorf("with the CA file: %v", err)
 	}
-	if _, err := fetchAll(t, newSource(t, at(newEndpoints(t, nil))), b, 0, 10, ""); !errors.Is(err, piece.ErrTransient) {
+	if _, err := fetchAll(t, newSource(t, at(newEndpoints(t, nil))), b, [2]int64{0, 10}, ""); !errors.Is(err, piece.ErrTransient) {
 		t.Errorf("without: %v", err)
 	}
 
