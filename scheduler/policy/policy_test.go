@@ -1,0 +1,89 @@
+package policy
+
+import (
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func rng() *rand.Rand { return rand.New(rand.NewPCG(5, 6)) }
+
+func TestDistance(t *testing.T) {
+	here := Locality{Zone: "a", Rack: "1"}
+	for _, tc := range []struct {
+		other Locality
+		want  int
+	}{{here, 0}, {Locality{Zone: "a", Rack: "2"}, 1}, {Locality{Zone: "b", Rack: "1"}, 2}} {
+		if got := Distance(here, tc.other); got != tc.want {
+			t.Errorf("distance to %+v: %d, want %d", tc.other, got, tc.want)
+		}
+	}
+}
+
+func TestNeighbours(t *testing.T) {
+	for name, tc := range map[string]struct {
+		candidates []Candidate
+		n          int
+		want       []int // sorted
+	}{
+		"nobody":                        {nil, 4, []int{}},
+		"no room":                       {[]Candidate{{Key: 1}}, 0, []int{}},
+		"room taken back":               {[]Candidate{{Key: 1}}, -3, []int{}},
+		"the least linked first":        {[]Candidate{{Key: 1, Load: 9}, {Key: 2, Load: 1}, {Key: 3, Load: 5}}, 2, []int{2, 3}},
+		"own zone before others":        {[]Candidate{{Key: 1, Distance: 2}, {Key: 2}}, 4, []int{2}},
+		"one seed across the border":    {[]Candidate{{Key: 1, Distance: 2, Seed: true}, {Key: 2, Distance: 2, Seed: true, Load: 3}, {Key: 3}}, 4, []int{1, 3}},
+		"others only for want of seeds": {[]Candidate{{Key: 1, Distance: 2}, {Key: 2, Distance: 2}, {Key: 3, Distance: 2}}, 1, []int{1}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := Neighbours(tc.candidates, tc.n, rng())
+			slices.Sort(got)
+			if name == "others only for want of seeds" {
+				if len(got) != 1 {
+					t.Errorf("got %v, want one", got)
+				}
+				return
+			}
+			if d := cmp.Diff(tc.want, got); d != "" {
+				t.Errorf("neighbours (-want +got):\n%s", d)
+			}
+		})
+	}
+}
+
+func TestNeighboursAreSpreadAmongEquals(t *testing.T) {
+	seen := map[int]bool{}
+	r := rng()
+	for range 200 {
+		candidates := make([]Candidate, 10)
+		for i := range candidates {
+			candidates[i].Key = i
+		}
+		for _, k := range Neighbours(candidates, 1, r) {
+			seen[k] = true
+		}
+	}
+	if len(seen) != 10 {
+		t.Errorf("only %d of 10 equal candidates were ever chosen", len(seen))
+	}
+}
+
+func TestReader(t *testing.T) {
+	for name, tc := range map[string]struct {
+		candidates []Candidate
+		want       int
+		ok         bool
+	}{
+		"nobody":                {nil, 0, false},
+		"a seed before a peer":  {[]Candidate{{Key: 1}, {Key: 2, Seed: true, Load: 7}}, 2, true},
+		"the least loaded seed": {[]Candidate{{Key: 1, Seed: true, Load: 2}, {Key: 2, Seed: true, Load: 1}}, 2, true},
+		"a peer without seeds":  {[]Candidate{{Key: 4}}, 4, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got, ok := Reader(tc.candidates, rng()); got != tc.want || ok != tc.ok {
+				t.Errorf("got %d, %v, want %d, %v", got, ok, tc.want, tc.ok)
+			}
+		})
+	}
+}
