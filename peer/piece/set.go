@@ -1,7 +1,6 @@
 package piece
 
 import (
-	"encoding/base64"
 	"fmt"
 	"iter"
 	"math/bits"
@@ -113,9 +112,4 @@ func SetFromBytes(n int, bitmap []byte) (*Set, error) {
 		return nil, fmt.Errorf("bitmap of %d pieces: bits set behind the last piece", n)
 	}
 	return s, nil
-}
-
-// MarshalText returns the bitmap in base64, for JSON messages. The number of indices travels beside it.
-func (s *Set) MarshalText() ([]byte, error) {
-	return []byte(base64.StdEncoding.EncodeToString(s.Bytes())), nil
 }
