@@ -258,7 +258,7 @@ func (d *demo) inferNydusd(ctx context.Context, i int) (inference, error) {
 	if err != nil {
 		return inference{}, err
 	}
-	return d.infer(ctx, i, "nydusd", cluster.Container{Rootfs: root, Args: []string{"python3", demoProgram}})
+	return d.infer(ctx, i, "nydusd", cluster.Container{Rootfs: root, Args: []string{"/usr/bin/python3", demoProgram}})
 }
 
 // infer runs a container on a node and reads its answer.

@@ -99,8 +99,9 @@ type Container struct {
 
 // RunContainer runs a container to its end on the host's network and returns what it printed.
 func (c *Containerd) RunContainer(ctx context.Context, spec Container) (string, error) {
-	// No cgroup: hosts without all controllers can run it too, and nothing of it stays behind.
-	args := []string{"run", "--rm", "--net-host", "--cgroup", ""}
+	// No cgroup: hosts without all controllers can run it too, and nothing of it stays behind. A state folder of our own:
+	// runc's is shared by all containerds of the machine, and so would be the containers' names.
+	args := []string{"run", "--rm", "--net-host", "--cgroup", "", "--runc-root", filepath.Join(c.dir, "runc")}
 	for _, m := range spec.Mounts {
 		args = append(args, "--mount", m)
 	}

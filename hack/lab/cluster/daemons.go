@@ -87,15 +87,19 @@ func (c *Cluster) StartNode(ctx context.Context, cfg NodeConfig) (*Node, error) 
 		schedulers = append(schedulers, s.URL())
 	}
 	registries := map[string]any{}
+	mirror := map[string]any{"listen": "127.0.0.1:" + mirrorPort}
 	for _, r := range cfg.Registries {
 		registries[r.Addr()] = map[string]any{"plain_http": true}
+		if mirror["default_registry"] == nil { // nydusd does not say whose blob it asks for
+			mirror["default_registry"] = r.Addr()
+		}
 	}
 	n := &Node{host: host}
 	n.config, err = c.writeConfig(host, "node", map[string]any{
 		"name":       cfg.Name,
 		"data_dir":   n.DataDir(),
 		"seed":       cfg.Seed,
-		"mirror":     map[string]any{"listen": "127.0.0.1:" + mirrorPort},
+		"mirror":     mirror,
 		"peer":       map[string]any{"listen": "0.0.0.0:" + peerPort, "advertise": host.Addr + ":" + peerPort, "zone": cfg.Zone},
 		"admin":      map[string]any{"listen": "127.0.0.1:" + adminPort},
 		"schedulers": schedulers,
