@@ -6,8 +6,9 @@ import (
 	"io"
 	"io/fs"
 
-	"github.com/shoal-project/shoal/registry-mirror/hosts"
 	"github.com/urfave/cli/v2"
+
+	"github.com/shoal-project/shoal/registry-mirror/hosts"
 )
 
 const mirrorHelp = `containerd asks the node's mirror first for every image, and the registry itself when the mirror does not answer.

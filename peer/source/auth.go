@@ -122,7 +122,8 @@ func (t *tokens) answer(ctx context.Context, r request, c challenge) (string, ti
 	return "", 0, &StatusError{Status: http.StatusUnauthorized, Text: fmt.Sprintf("challenge %q is not understood", c.scheme)}
 }
 
-// exchange asks the registry's token server.
+// exchange asks the registry's token server. A server named by a private address literal other than the registry's own is
+// refused: a challenge must not send us to the neighbours.
 func exchange(ctx context.Context, registry name.Registry, r request, auth authn.Authenticator, c challenge) (string, time.Duration, error) {
 	scope := c.parameters["scope"]
 	if scope == "" {

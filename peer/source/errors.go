@@ -11,9 +11,9 @@ import (
 )
 
 var (
-	// ErrStalled: the registry sent nothing for the stall time. It is piece.ErrTransient.
+	// ErrStalled means that the registry sent nothing for the stall time. It is piece.ErrTransient.
 	ErrStalled = fmt.Errorf("registry stalled: %w", piece.ErrTransient)
-	// ErrRangeIgnored: the registry answers a range behind the blob's start with the whole blob. Only Fetch from 0 works
+	// ErrRangeIgnored means that the registry answers a range behind the blob's start with the whole blob. Only Fetch from 0 works
 	// there. It is piece.ErrTransient.
 	ErrRangeIgnored = fmt.Errorf("registry ignores ranges: %w", piece.ErrTransient)
 )

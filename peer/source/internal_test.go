@@ -36,7 +36,7 @@ func TestChallengesAreParsed(t *testing.T) {
 func FuzzChallenge(f *testing.F) {
 	f.Add(`Bearer realm="a",b=c`)
 	f.Add(`Basic a="\`)
-	f.Fuzz(func(t *testing.T, line string) {
+	f.Fuzz(func(_ *testing.T, line string) {
 		resp := &http.Response{Header: http.Header{"Www-Authenticate": {line}}, Request: &http.Request{URL: &url.URL{Scheme: "https"}}}
 		parseChallenge(resp) // must end, and not panic
 	})

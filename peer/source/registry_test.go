@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/opencontainers/go-digest"
+
 	"github.com/shoal-project/shoal/peer/piece"
 	"github.com/shoal-project/shoal/peer/source"
 )
@@ -53,7 +54,7 @@ func dockerRegistry(t testing.TB, auth bool) string {
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(program, "serve", file) //nolint:noctx // killed below, before the folder goes
+	cmd := exec.Command(program, "serve", file) // killed below, before the folder goes
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -133,7 +133,7 @@ func (s *Source) cause(outer, watched context.Context, err error) error {
 	switch {
 	case outer.Err() != nil:
 		return fmt.Errorf("%w: %w", context.Cause(outer), err)
-	case context.Cause(watched) == ErrStalled:
+	case errors.Is(context.Cause(watched), ErrStalled):
 		s.metrics.stalls.Inc()
 		return ErrStalled
 	}

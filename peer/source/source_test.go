@@ -21,9 +21,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/opencontainers/go-digest"
+	"go.uber.org/goleak"
+
 	"github.com/shoal-project/shoal/peer/piece"
 	"github.com/shoal-project/shoal/peer/source"
-	"go.uber.org/goleak"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -127,7 +128,9 @@ func TestFaultyRegistryFailsInItsClass(t *testing.T) {
 		{"other size", send(206, map[string]string{"Content-Range": "bytes 0-999/5000", "Content-Length": "1000"}, 1000, nil), []error{piece.ErrTransient}},
 		{"no range", send(206, map[string]string{"Content-Length": "1000"}, 1000, nil), []error{piece.ErrTransient}},
 		{"whole blob of another size", send(200, map[string]string{"Content-Length": "2000"}, 2000, nil), []error{piece.ErrTransient}},
-		{"redirects for ever", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, 307) }, []error{piece.ErrTransient}},
+		{"redirects for ever", func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, r.URL.Path, http.StatusTemporaryRedirect)
+		}, []error{piece.ErrTransient}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := newSource(t, source.Config{Patience: 200 * time.Millisecond, Stall: 100 * time.Millisecond})

@@ -8,10 +8,11 @@ import (
 	"sync"
 	"testing"
 
+	"go.uber.org/goleak"
+
 	"github.com/shoal-project/shoal/peer/piece"
 	"github.com/shoal-project/shoal/peer/store"
 	"github.com/shoal-project/shoal/peer/store/storetest"
-	"go.uber.org/goleak"
 )
 
 const writerEnv = "SHOAL_TEST_STORE_WRITER"

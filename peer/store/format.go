@@ -4,8 +4,9 @@ import (
 	"encoding/binary"
 	"fmt"
 
-	"github.com/shoal-project/shoal/peer/piece"
 	"github.com/zeebo/blake3"
+
+	"github.com/shoal-project/shoal/peer/piece"
 )
 
 // The index file, little endian:

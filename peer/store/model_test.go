@@ -9,10 +9,11 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
+	"pgregory.net/rapid"
+
 	"github.com/shoal-project/shoal/peer/piece"
 	"github.com/shoal-project/shoal/peer/store"
 	"github.com/shoal-project/shoal/peer/store/storetest"
-	"pgregory.net/rapid"
 )
 
 // model is the store as a plain map, and the real one beside it. It has three possible blobs and no quota.

@@ -5,8 +5,9 @@ import (
 	"fmt"
 
 	"github.com/opencontainers/go-digest"
-	"github.com/shoal-project/shoal/peer/piece"
 	"golang.org/x/sys/unix"
+
+	"github.com/shoal-project/shoal/peer/piece"
 )
 
 var (

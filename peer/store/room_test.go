@@ -9,10 +9,11 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
 	"github.com/shoal-project/shoal/peer/piece"
 	"github.com/shoal-project/shoal/peer/store"
 	"github.com/shoal-project/shoal/peer/store/storetest"
-	"golang.org/x/sys/unix"
 )
 
 // fillOne puts a blob of n bytes into s.

@@ -13,8 +13,9 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/shoal-project/shoal/peer/piece"
 	"golang.org/x/sys/unix"
+
+	"github.com/shoal-project/shoal/peer/piece"
 )
 
 // DefaultMaxPercent is used when Config.MaxPercent is zero.
@@ -52,6 +53,7 @@ type Store struct {
 	cfg     Config
 	log     *slog.Logger
 	metrics *metrics
+	buffers sync.Pool // of *[piece.GroupSize]byte
 
 	mu     sync.Mutex // guards the fields below and, of each entry, phase, settled, refs, lastUse and session
 	closed bool
@@ -79,7 +81,7 @@ func Open(dir string, cfg Config) (*Store, error) {
 		return nil, errors.Join(fmt.Errorf("store %s: %w", filepath.Clean(dir), err), root.Close())
 	}
 	s := &Store{root: root, lock: lock, cfg: cfg, log: cmp.Or(cfg.Log, slog.New(slog.DiscardHandler)),
-		blobs: map[digest.Digest]*entry{}}
+		blobs: map[digest.Digest]*entry{}, buffers: sync.Pool{New: newGroupBuffer}}
 	s.metrics = newMetrics(cfg.Registerer, s)
 	if err := s.load(); err != nil {
 		return nil, errors.Join(fmt.Errorf("store %s: %w", filepath.Clean(dir), err), s.Close())

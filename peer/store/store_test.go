@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/shoal-project/shoal/peer/piece"
 	"github.com/shoal-project/shoal/peer/store"
 	"github.com/shoal-project/shoal/peer/store/storetest"

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"sync"
 
 	"github.com/shoal-project/shoal/peer/piece"
 )
@@ -50,7 +49,9 @@ func (b *Blob) verify(i piece.Index, force bool) error {
 	if verified && !force {
 		return nil
 	}
-	err := b.session.check(e.layout, i)
+	buf := b.store.buffers.Get().(*[piece.GroupSize]byte)
+	err := b.session.check(e.layout, i, buf)
+	b.store.buffers.Put(buf)
 	_, length := e.layout.Range(i)
 	b.store.metrics.verified.Add(float64(length))
 	if err == nil {
@@ -64,17 +65,14 @@ func (b *Blob) verify(i piece.Index, force bool) error {
 	return errors.Join(fmt.Errorf("%s: %w", e.digest, err), b.session.mark(i, piece.Digest{}))
 }
 
-// groupBuffers holds buffers of one group each.
-var groupBuffers = sync.Pool{New: func() any { return new([piece.GroupSize]byte) }}
+func newGroupBuffer() any { return new([piece.GroupSize]byte) }
 
-// check hashes piece i as it is on disk, group by group.
-func (s *session) check(l piece.Layout, i piece.Index) error {
+// check hashes piece i as it is on disk, group by group, with buf to read into.
+func (s *session) check(l piece.Layout, i piece.Index, buf *[piece.GroupSize]byte) error {
 	groups, err := s.readGroups(l, i)
 	if err != nil {
 		return unreadable(i, err)
 	}
-	buf := groupBuffers.Get().(*[piece.GroupSize]byte)
-	defer groupBuffers.Put(buf)
 	first, count := l.GroupRange(i)
 	for g := range count {
 		off := int64(first+g) * piece.GroupSize

@@ -17,6 +17,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/shoal-project/shoal/peer/piece"
 )
 
@@ -34,11 +35,11 @@ const (
 )
 
 var (
-	// ErrBusy: the peer has no upload slot free. It is piece.ErrTransient; the peer is well.
+	// ErrBusy means that the peer has no upload slot free. It is piece.ErrTransient; the peer is well.
 	ErrBusy = fmt.Errorf("peer is busy: %w", piece.ErrTransient)
-	// ErrStalled: the peer sent nothing for the stall time. It is piece.ErrTransient; the peer may hang.
+	// ErrStalled means that the peer sent nothing for the stall time. It is piece.ErrTransient; the peer may hang.
 	ErrStalled = fmt.Errorf("peer stalled: %w", piece.ErrTransient)
-	// ErrProtocol: the answer is not one to the question asked. It is piece.ErrTransient; asking again is of little use.
+	// ErrProtocol means that the answer is not one to the question asked. It is piece.ErrTransient; asking again is of little use.
 	ErrProtocol = fmt.Errorf("peer broke the protocol: %w", piece.ErrTransient)
 )
 
@@ -242,7 +243,7 @@ func (c *Client) do(ctx context.Context, r call, read func(resp *http.Response, 
 		return nil
 	case ctx.Err() != nil:
 		return fmt.Errorf("%w: %w", context.Cause(ctx), err)
-	case context.Cause(watched) == ErrStalled:
+	case errors.Is(context.Cause(watched), ErrStalled):
 		c.metrics.stalls.Inc()
 		return fmt.Errorf("%w: nothing for %s", ErrStalled, stall)
 	case errors.Is(err, piece.ErrAbsent), errors.Is(err, piece.ErrDenied), errors.Is(err, piece.ErrTransient):

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
 	"github.com/shoal-project/shoal/peer/piece"
 	"github.com/shoal-project/shoal/peer/transfer"
 )

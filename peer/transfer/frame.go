@@ -159,8 +159,9 @@ func (f *frameReader) decode(kind byte, payload []byte) (Have, error) {
 	return Have{}, fmt.Errorf("%w: type %d with %d bytes is not expected here", errFrame, kind, len(payload))
 }
 
+// noEOF makes an end where more was due an error that says so.
 func noEOF(err error) error {
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
 	}
 	return err

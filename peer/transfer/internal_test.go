@@ -12,8 +12,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/shoal-project/shoal/peer/piece"
 	"pgregory.net/rapid"
+
+	"github.com/shoal-project/shoal/peer/piece"
 )
 
 // readerFrom records in what shape the body reaches net/http.
@@ -81,7 +82,7 @@ func TestFramesTurnOneSetIntoTheOther(t *testing.T) {
 		var known *piece.Set
 		for {
 			have, err := frames.next()
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				break
 			}
 			if err != nil {

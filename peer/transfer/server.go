@@ -18,6 +18,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/shoal-project/shoal/peer/piece"
 )
 

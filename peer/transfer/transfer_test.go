@@ -12,11 +12,12 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+	"go.uber.org/goleak"
+
 	"github.com/shoal-project/shoal/peer/piece"
 	"github.com/shoal-project/shoal/peer/store"
 	"github.com/shoal-project/shoal/peer/store/storetest"
 	"github.com/shoal-project/shoal/peer/transfer"
-	"go.uber.org/goleak"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

@@ -27,7 +27,7 @@ const (
 	backupName = "hosts.toml.before-shoal"
 )
 
-// ErrCertificates: a folder has certificates that containerd would no longer read once there is a hosts.toml.
+// ErrCertificates means that a folder has certificates that containerd would no longer read once there is a hosts.toml.
 var ErrCertificates = errors.New("certificates without a hosts.toml")
 
 // Config says what to put where. The zero Config is the default mirror for all registries.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/pelletier/go-toml/v2"
+
 	"github.com/shoal-project/shoal/registry-mirror/hosts"
 )
 

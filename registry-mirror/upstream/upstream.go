@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
 	"github.com/shoal-project/shoal/peer/piece"
 )
 
@@ -26,14 +27,16 @@ const (
 	digestHeader = "Docker-Content-Digest"
 )
 
-// ErrTooLarge: the registry sent more than MaxManifest bytes for a manifest.
+// ErrTooLarge means that the registry sent more than MaxManifest bytes for a manifest.
 var ErrTooLarge = errors.New("manifest is larger than 4 MiB")
 
-// passed are the caller's headers that mean the same to the origin as to the mirror.
-var passed = []string{"Accept", "Authorization", "User-Agent"}
+// passed returns the caller's headers that mean the same to the origin as to the mirror.
+func passed() []string { return []string{"Accept", "Authorization", "User-Agent"} }
 
-// kept are the headers of an answer that a caller needs to go on.
-var kept = []string{"WWW-Authenticate", "Retry-After", "Docker-Distribution-Api-Version"}
+// kept returns the headers of an answer that a caller needs to go on.
+func kept() []string {
+	return []string{"WWW-Authenticate", "Retry-After", "Docker-Distribution-Api-Version"}
+}
 
 // Config describes a Client.
 type Config struct {
@@ -135,7 +138,7 @@ func (c *Client) do(ctx context.Context, ref Ref, kind, method string, header ht
 	if err != nil {
 		return nil, err
 	}
-	for _, key := range passed {
+	for _, key := range passed() {
 		if values := header.Values(key); len(values) > 0 {
 			req.Header[key] = values
 		}
@@ -181,7 +184,7 @@ func classify(outer, limited context.Context, err error) error {
 
 func read(resp *http.Response, ref Ref, kind string) (*Response, error) {
 	out := &Response{Status: resp.StatusCode, Size: -1, Header: http.Header{}}
-	for _, key := range kept {
+	for _, key := range kept() {
 		if values := resp.Header.Values(key); len(values) > 0 {
 			out.Header[http.CanonicalHeaderKey(key)] = values
 		}

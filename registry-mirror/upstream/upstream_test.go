@@ -4,8 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"io"
-	"log"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -16,9 +15,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/opencontainers/go-digest"
+	"go.uber.org/goleak"
+
 	"github.com/shoal-project/shoal/peer/piece"
 	"github.com/shoal-project/shoal/registry-mirror/upstream"
-	"go.uber.org/goleak"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -64,7 +64,7 @@ func reply(status int, header map[string]string, body []byte) http.Handler {
 }
 
 func TestRegistryAnswersByTagAndDigest(t *testing.T) {
-	origin := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	origin := registry.New(registry.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)))
 	put := httptest.NewRequest(http.MethodPut, "/v2/team/model/manifests/v1", bytes.NewReader(manifest))
 	put.Header.Set("Content-Type", indexType)
 	rec := httptest.NewRecorder()
