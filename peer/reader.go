@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 
+	"github.com/shoal-project/shoal/peer/dispatch"
 	"github.com/shoal-project/shoal/peer/piece"
 	"github.com/shoal-project/shoal/peer/store"
 )
@@ -41,7 +42,7 @@ func (r *Reader) Complete() bool { return r.blob.Complete() }
 func (r *Reader) File() (*os.File, error) { return r.blob.File() }
 
 // Await blocks until bytes at off are held and verified and returns how many of [off, off+length) are, at least one. It
-// raises the priority of the pieces it waits for. It fails when ctx ends, or when nobody can deliver them.
+// raises the priority of these pieces, of a long range those ahead of off. It fails when ctx ends, or when nobody can deliver them.
 func (r *Reader) Await(ctx context.Context, off, length int64) (int64, error) {
 	l := r.blob.Layout()
 	if off < 0 || length <= 0 || off+length > l.Size {
@@ -62,13 +63,13 @@ func (r *Reader) Await(ctx context.Context, off, length int64) (int64, error) {
 			continue
 		}
 		if !told {
-			at := l.At(off)
-			if !r.task.post(func() { r.task.readers[r] = at }) {
+			first, end := l.Span(off, length)
+			if !r.task.post(func() { r.task.readers[r] = dispatch.Run{First: first, End: end} }) {
 				return 0, fmt.Errorf("blob %s: %w", r.blob.Digest(), ErrClosed)
 			}
 			told = true
 		}
-		failed, failing := r.task.failure()
+		failing, failed := r.task.failure()
 		if failed != nil {
 			return 0, failed
 		}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -45,7 +47,7 @@ type task struct {
 	digests       []*piece.Digest // by piece; only for tasks without chunk map
 	planner       *dispatch.Planner
 	workers       sync.WaitGroup
-	readers       map[*Reader]piece.Index
+	readers       map[*Reader]dispatch.Run
 	neighbours    []api.Host // as last named by the scheduler
 	watches       map[dispatch.ParentID]context.CancelFunc
 	session       *api.Session // where the task is joined
@@ -61,7 +63,7 @@ type task struct {
 
 func newTask(p *Peer, b Blob, authorization string) *task {
 	return &task{peer: p, blob: b, authorization: authorization, ready: make(chan struct{}), wake: make(chan struct{}, 1),
-		failCh: make(chan struct{}), readers: map[*Reader]piece.Index{}, watches: map[dispatch.ParentID]context.CancelFunc{}}
+		failCh: make(chan struct{}), readers: map[*Reader]dispatch.Run{}, watches: map[dispatch.ParentID]context.CancelFunc{}}
 }
 
 // post has f run in the loop, soon; it never blocks. It reports whether the task still lives.
@@ -122,7 +124,9 @@ func (t *task) fail(err error) {
 	if t.failed == nil {
 		t.failed = fmt.Errorf("blob %s: %w", t.blob.Digest, err)
 		close(t.failCh)
-		t.peer.log.Warn("task fails", "digest", t.blob.Digest, "error", err)
+		if !errors.Is(err, ErrClosed) {
+			t.peer.log.Warn("task fails", "digest", t.blob.Digest, "error", err)
+		}
 	}
 }
 
@@ -135,10 +139,10 @@ func (t *task) unfail() {
 }
 
 // failure returns what ended the task for readers, and a channel that is closed when that happens.
-func (t *task) failure() (error, <-chan struct{}) {
+func (t *task) failure() (failing <-chan struct{}, err error) {
 	t.failMu.Lock()
 	defer t.failMu.Unlock()
-	return t.failed, t.failCh
+	return t.failCh, t.failed
 }
 
 // run opens the store's blob and downloads what is missing until nobody needs the task any more.
@@ -198,7 +202,7 @@ func (t *task) loop(ctx context.Context) {
 		now := time.Now()
 		t.chooseMode(now)
 		t.tend(ctx)
-		t.planner.Readers(t.positions())
+		t.planner.Readers(t.spans())
 		for _, r := range t.planner.Next(now) {
 			t.start(ctx, r)
 		}
@@ -270,21 +274,15 @@ func (t *task) offer(b Blob, authorization string) {
 		t.blob.Origin = b.Origin
 	}
 	t.moved = time.Now()
-	if err, _ := t.failure(); err != nil { // try again for the new reader
+	if _, err := t.failure(); err != nil { // try again for the new reader
 		t.unfail()
 		t.session = nil
 		t.rehome()
 	}
 }
 
-// positions returns the piece each reader needs next.
-func (t *task) positions() []piece.Index {
-	out := make([]piece.Index, 0, len(t.readers))
-	for _, at := range t.readers {
-		out = append(out, at)
-	}
-	return out
-}
+// spans returns what each reader waits for.
+func (t *task) spans() []dispatch.Run { return slices.Collect(maps.Values(t.readers)) }
 
 // verifier returns the check that piece i must pass before it is stored; it returns the digests of the piece's groups. ok is
 // false when nothing is known to check against.

@@ -34,12 +34,12 @@ func (e *answerError) Error() string { return e.text }
 // fromOrigin turns the origin's refusal into ours. 429 becomes 503, since containerd would only repeat it.
 func fromOrigin(resp *upstream.Response) *answerError {
 	e := &answerError{status: resp.Status, header: resp.Header, text: "the origin answered " + http.StatusText(resp.Status)}
-	switch {
-	case resp.Status == http.StatusUnauthorized:
+	switch resp.Status {
+	case http.StatusUnauthorized:
 		e.code = "UNAUTHORIZED"
-	case resp.Status == http.StatusForbidden:
+	case http.StatusForbidden:
 		e.code = "DENIED"
-	case resp.Status == http.StatusNotFound:
+	case http.StatusNotFound:
 		e.code = "MANIFEST_UNKNOWN"
 	default:
 		e.code, e.status = "UNAVAILABLE", http.StatusServiceUnavailable

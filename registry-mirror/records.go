@@ -64,8 +64,14 @@ type tagRecord struct {
 // It is safe for concurrent use.
 type Records struct{ db *bbolt.DB }
 
-var bucketManifests, bucketTags, bucketVerdicts, bucketBlobs, bucketSiblings = []byte("manifests"), []byte("tags"),
-	[]byte("verdicts"), []byte("blobs"), []byte("siblings")
+// Buckets of the file, each a map from a string to JSON.
+const (
+	bucketManifests = "manifests" // digest → manifestRecord
+	bucketTags      = "tags"      // tagKey → tagRecord
+	bucketVerdicts  = "verdicts"  // verdictKey → time of the last acceptance
+	bucketBlobs     = "blobs"     // blobKey → blobInfo
+	bucketSiblings  = "siblings"  // digest of a plain manifest → that of the Nydus one beside it; "learned " + digest → true
+)
 
 // OpenRecords opens or creates the file.
 func OpenRecords(path string) (*Records, error) {
@@ -74,8 +80,8 @@ func OpenRecords(path string) (*Records, error) {
 		return nil, fmt.Errorf("records %s: %w", path, err)
 	}
 	err = db.Update(func(tx *bbolt.Tx) error {
-		for _, b := range [][]byte{bucketManifests, bucketTags, bucketVerdicts, bucketBlobs, bucketSiblings} {
-			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
+		for _, b := range []string{bucketManifests, bucketTags, bucketVerdicts, bucketBlobs, bucketSiblings} {
+			if _, err := tx.CreateBucketIfNotExists([]byte(b)); err != nil {
 				return err
 			}
 		}
@@ -91,18 +97,18 @@ func OpenRecords(path string) (*Records, error) {
 // Close closes the file.
 func (r *Records) Close() error { return r.db.Close() }
 
-func (r *Records) put(bucket []byte, key string, value any) error {
+func (r *Records) put(bucket string, key string, value any) error {
 	data, err := json.Marshal(value)
 	if err != nil {
 		return err
 	}
-	return r.db.Batch(func(tx *bbolt.Tx) error { return tx.Bucket(bucket).Put([]byte(key), data) })
+	return r.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket([]byte(bucket)).Put([]byte(key), data) })
 }
 
-func (r *Records) get(bucket []byte, key string, value any) bool {
+func (r *Records) get(bucket string, key string, value any) bool {
 	found := false
 	_ = r.db.View(func(tx *bbolt.Tx) error { // fails only when closed: then nothing is known
-		data := tx.Bucket(bucket).Get([]byte(key))
+		data := tx.Bucket([]byte(bucket)).Get([]byte(key))
 		found = data != nil && json.Unmarshal(data, value) == nil
 		return nil
 	})
@@ -139,8 +145,8 @@ func (r *Records) accept(registry, repository, credential string, at time.Time) 
 
 // revoke notes that the origin refused a credential.
 func (r *Records) revoke(registry, repository, credential string) error {
-	return r.db.Batch(func(tx *bbolt.Tx) error {
-		return tx.Bucket(bucketVerdicts).Delete([]byte(verdictKey(registry, repository, credential)))
+	return r.db.Update(func(tx *bbolt.Tx) error {
+		return tx.Bucket([]byte(bucketVerdicts)).Delete([]byte(verdictKey(registry, repository, credential)))
 	})
 }
 

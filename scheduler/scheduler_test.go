@@ -63,7 +63,7 @@ func (c *cluster) after(d time.Duration, events ...Event) {
 	c.do(events...)
 }
 
-func host_(id string, seed bool, zone string) HostJoined {
+func hostJoins(id string, seed bool, zone string) HostJoined {
 	return HostJoined{Host{ID: HostID(id), Addr: id + ":1", Seed: seed, Locality: policy.Locality{Zone: zone}}}
 }
 
@@ -75,7 +75,7 @@ func join(id string, task Task, have ...Run) TaskJoined {
 
 func TestOneSeedGetsEveryPieceOnceAndInOrder(t *testing.T) {
 	c := newCluster(t)
-	c.do(host_("seed", true, ""), host_("n1", false, ""), host_("n2", false, ""))
+	c.do(hostJoins("seed", true, ""), hostJoins("n1", false, ""), hostJoins("n2", false, ""))
 	c.do(join("n1", blob(20)), join("n2", blob(20)))
 	if len(c.leases["seed"]) != 2 {
 		t.Fatalf("first leases: want 2 outstanding, got %v", c.leases["seed"])
@@ -97,7 +97,7 @@ func TestOneSeedGetsEveryPieceOnceAndInOrder(t *testing.T) {
 
 func TestSeedsShareTheOrigin(t *testing.T) {
 	c := newCluster(t)
-	c.do(host_("s1", true, ""), host_("s2", true, ""), host_("n1", false, ""), join("n1", blob(16)))
+	c.do(hostJoins("s1", true, ""), hostJoins("s2", true, ""), hostJoins("n1", false, ""), join("n1", blob(16)))
 	if len(c.leases["s1"]) != 2 || len(c.leases["s2"]) != 2 {
 		t.Errorf("want two leases each, got %v", c.leases)
 	}
@@ -105,7 +105,7 @@ func TestSeedsShareTheOrigin(t *testing.T) {
 
 func TestWithoutSeedsExactlyOnePeerReadsEachPiece(t *testing.T) {
 	c := newCluster(t)
-	c.do(host_("n1", false, ""), host_("n2", false, ""))
+	c.do(hostJoins("n1", false, ""), hostJoins("n2", false, ""))
 	c.do(join("n1", blob(16)), join("n2", blob(16)))
 	seen := map[int]int{}
 	for _, runs := range c.leases {
@@ -127,7 +127,7 @@ func TestWithoutSeedsExactlyOnePeerReadsEachPiece(t *testing.T) {
 
 func TestDeadSeedsLeasesMoveAndItsOnlyCopiesAreReadAgain(t *testing.T) {
 	c := newCluster(t)
-	c.do(host_("s1", true, ""), host_("n1", false, ""), join("n1", blob(8)))
+	c.do(hostJoins("s1", true, ""), hostJoins("n1", false, ""), join("n1", blob(8)))
 	c.do(Progress{Host: "s1", Task: "blob", Gained: []Run{{0, 2}}})
 	c.do(Progress{Host: "n1", Task: "blob", Gained: []Run{{0, 1}}})
 	c.do(HostLeft{Host: "s1"})
@@ -144,10 +144,10 @@ func TestSilentLeaseMovesOnlyWhenAnotherReaderExists(t *testing.T) {
 	for _, second := range []bool{false, true} {
 		t.Run(fmt.Sprintf("second seed %v", second), func(t *testing.T) {
 			c := newCluster(t)
-			c.do(host_("s1", true, ""), host_("n1", false, ""), join("n1", blob(4)))
+			c.do(hostJoins("s1", true, ""), hostJoins("n1", false, ""), join("n1", blob(4)))
 			c.do(LeaseFailed{Host: "n1", Task: "blob", Run: Run{0, 4}, Failure: FailureDenied}) // n1 may not read
 			if second {
-				c.do(host_("s2", true, ""))
+				c.do(hostJoins("s2", true, ""))
 			}
 			c.after(2*time.Second, Progress{Host: "s1", Task: "blob", Reading: true})
 			c.after(2*time.Second, Tick{})
@@ -164,7 +164,7 @@ func TestSilentLeaseMovesOnlyWhenAnotherReaderExists(t *testing.T) {
 
 func TestRefusedSeedHandsOverToAPeerWithCredentials(t *testing.T) {
 	c := newCluster(t)
-	c.do(host_("s1", true, ""), host_("n1", false, ""), join("n1", blob(2)))
+	c.do(hostJoins("s1", true, ""), hostJoins("n1", false, ""), join("n1", blob(2)))
 	c.do(LeaseFailed{Host: "s1", Task: "blob", Run: Run{0, 2}, Failure: FailureDenied, Text: "401"})
 	if d := cmp.Diff([]Run{{0, 2}}, c.leases["n1"]); d != "" {
 		t.Errorf("leases of n1 (-want +got):\n%s", d)
@@ -185,7 +185,7 @@ func TestRefusedSeedHandsOverToAPeerWithCredentials(t *testing.T) {
 
 func TestPassingFailureIsRetriedLater(t *testing.T) {
 	c := newCluster(t)
-	c.do(host_("s1", true, ""), host_("n1", false, ""), join("n1", blob(2)))
+	c.do(hostJoins("s1", true, ""), hostJoins("n1", false, ""), join("n1", blob(2)))
 	c.do(LeaseFailed{Host: "s1", Task: "blob", Run: Run{0, 2}, Failure: FailureTransient, Text: "503"})
 	if len(c.leases["n1"]) != 1 { // the peer is tried meanwhile
 		t.Fatalf("leases %v", c.leases)
@@ -204,7 +204,7 @@ func TestSequentialTaskHasOneReaderWhoseDigestsAreRelayed(t *testing.T) {
 	c := newCluster(t)
 	spec := blob(10)
 	spec.Sequential = true
-	c.do(host_("s1", true, ""), host_("s2", true, ""), host_("n1", false, ""), host_("n2", false, ""))
+	c.do(hostJoins("s1", true, ""), hostJoins("s2", true, ""), hostJoins("n1", false, ""), hostJoins("n2", false, ""))
 	c.do(join("n1", spec))
 	if d := cmp.Diff([]Run{{0, 10}}, c.leaseOrder); d != "" {
 		t.Fatalf("leases (-want +got):\n%s", d)
@@ -226,7 +226,7 @@ func TestSequentialTaskHasOneReaderWhoseDigestsAreRelayed(t *testing.T) {
 
 func TestStuckPeerReadsItself(t *testing.T) {
 	c := newCluster(t)
-	c.do(host_("s1", true, ""), host_("n1", false, ""), join("n1", blob(1)))
+	c.do(hostJoins("s1", true, ""), hostJoins("n1", false, ""), join("n1", blob(1)))
 	c.do(Progress{Host: "s1", Task: "blob", Gained: []Run{{0, 1}}, Done: true})
 	c.do(Stuck{Host: "n1", Task: "blob", Runs: []Run{{0, 1}}})
 	if d := cmp.Diff([]Run{{0, 1}}, c.leases["n1"]); d != "" {
@@ -236,9 +236,9 @@ func TestStuckPeerReadsItself(t *testing.T) {
 
 func TestNeighboursStayInTheZone(t *testing.T) {
 	c := newCluster(t)
-	c.do(host_("sa", true, "a"))
+	c.do(hostJoins("sa", true, "a"))
 	for i := range 6 {
-		c.do(host_(fmt.Sprint("a", i), false, "a"), host_(fmt.Sprint("b", i), false, "b"))
+		c.do(hostJoins(fmt.Sprint("a", i), false, "a"), hostJoins(fmt.Sprint("b", i), false, "b"))
 	}
 	for i := range 6 {
 		c.do(join(fmt.Sprint("a", i), blob(4)), join(fmt.Sprint("b", i), blob(4)))

@@ -74,7 +74,7 @@ type Planner struct {
 	parents  map[ParentID]*parent
 	banned   map[ParentID]bool
 	avail    []uint16 // per piece, parents that hold it
-	readers  []piece.Index
+	readers  []Run
 	leases   []Run
 	reading  []Run
 	self     bool
@@ -177,8 +177,8 @@ func (p *Planner) Reachable() bool {
 	return false
 }
 
-// Readers replaces the positions of those who wait: the piece each needs next.
-func (p *Planner) Readers(at []piece.Index) { p.readers = at }
+// Readers replaces what is waited for: from the piece that each reader needs next to the last one it will read.
+func (p *Planner) Readers(spans []Run) { p.readers = spans }
 
 // Lease permits reading a run from the origin.
 func (p *Planner) Lease(run Run) { p.leases = append(p.leases, run) }
@@ -234,7 +234,7 @@ func (p *Planner) nextPiece(now time.Time) (*parent, piece.Index, bool) {
 		}
 	}
 	for _, par := range idle {
-		if i, ok := p.rarest(par); ok {
+		if i, ok := p.rarest(par, Run{0, piece.Index(p.layout.Count())}); ok {
 			return par, i, true
 		}
 	}
@@ -250,22 +250,24 @@ func (p *Planner) open(i piece.Index) bool {
 	return !asked
 }
 
+// demanded picks among the pieces that readers wait for: the rarest within Config.Window ahead of each. Not the very next
+// one: readers of the same blob stand at the same place, and would all take the same piece from its only holder.
+// A reader of a short range has a short span, and gets just that.
 func (p *Planner) demanded(par *parent) (piece.Index, bool) {
 	ahead := piece.Index(max(p.cfg.Window/max(p.layout.PieceSize, 1), 1))
-	for _, at := range p.readers {
-		for i := at; i < at+ahead && int(i) < p.layout.Count(); i++ {
-			if par.have.Has(i) && p.open(i) {
-				return i, true
-			}
+	for _, r := range p.readers {
+		if i, ok := p.rarest(par, Run{r.First, min(r.End, r.First+ahead)}); ok {
+			return i, true
 		}
 	}
 	return 0, false
 }
 
-func (p *Planner) rarest(par *parent) (best piece.Index, ok bool) {
+// rarest picks the piece of a run that a parent can give and that the fewest parents hold, at random among equals.
+func (p *Planner) rarest(par *parent, run Run) (best piece.Index, ok bool) {
 	ties := 0
-	for i := range par.have.All() {
-		if !p.open(i) {
+	for i := max(run.First, 0); i < run.End && int(i) < p.layout.Count(); i++ {
+		if !par.have.Has(i) || !p.open(i) {
 			continue
 		}
 		switch {
@@ -295,9 +297,8 @@ func (p *Planner) nextSource() (Run, bool) {
 		_, asked := p.inFlight[i]
 		return !p.have.Has(i) && !asked && (p.avail[i] == 0 || !p.known.Has(i)) && !p.isRead(i)
 	}
-	starts := append(slices.Clone(p.readers), 0)
-	for _, at := range starts {
-		for i := at; int(i) < p.layout.Count(); i++ {
+	for _, from := range p.starts() {
+		for i := from; int(i) < p.layout.Count(); i++ {
 			if !free(i) {
 				continue
 			}
@@ -309,6 +310,15 @@ func (p *Planner) nextSource() (Run, bool) {
 		}
 	}
 	return Run{}, false
+}
+
+// starts returns where to look for pieces to read from the origin: where readers wait, then from the beginning.
+func (p *Planner) starts() []piece.Index {
+	out := make([]piece.Index, 0, len(p.readers)+1)
+	for _, r := range p.readers {
+		out = append(out, r.First)
+	}
+	return append(out, 0)
 }
 
 func (p *Planner) isRead(i piece.Index) bool {
@@ -373,8 +383,8 @@ func (p *Planner) Stuck(now time.Time) []Run {
 	most := max(int(p.cfg.SourceBytes/max(p.layout.PieceSize, 1)), 1)
 	var runs []Run
 	seen := map[piece.Index]bool{}
-	for _, at := range append(slices.Clone(p.readers), 0) {
-		for i := at; int(i) < p.layout.Count() && len(seen) < most; i++ {
+	for _, from := range p.starts() {
+		for i := from; int(i) < p.layout.Count() && len(seen) < most; i++ {
 			if p.have.Has(i) || seen[i] {
 				continue
 			}

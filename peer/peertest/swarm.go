@@ -183,7 +183,9 @@ func NewSwarm(t testing.TB) *Swarm {
 	s.url = web.URL
 	s.Scheduler = &Process{kill: sync.OnceFunc(func() {
 		cancel()
-		<-done
+		if err := <-done; err != nil {
+			t.Errorf("scheduler: %v", err)
+		}
 		web.CloseClientConnections()
 		web.Close()
 	})}
@@ -247,7 +249,7 @@ func (s *Swarm) Host(options ...Option) *Host {
 	must(err)
 	wire, err := transfer.NewClient(transfer.ClientConfig{})
 	must(err)
-	var handler http.Handler = http.NotFoundHandler()
+	handler := http.NotFoundHandler()
 	web := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { handler.ServeHTTP(w, r) }))
 	h.Addr = web.Listener.Addr().String()
 	c.peer.Host.ID, c.peer.Host.Addr = fmt.Sprint("host-", s.hosts), h.Addr
@@ -269,7 +271,9 @@ func (s *Swarm) Host(options ...Option) *Host {
 	h.kill = sync.OnceFunc(func() {
 		web.CloseClientConnections()
 		cancel()
-		<-done
+		if err := <-done; err != nil {
+			s.t.Errorf("peer: %v", err)
+		}
 		wire.Close()
 		web.CloseClientConnections()
 		web.Close()

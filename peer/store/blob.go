@@ -45,8 +45,9 @@ func (b *Blob) Complete() bool { _, complete := b.entry.progress(); return compl
 // take the channel first, then look, then wait.
 func (b *Blob) Changed() <-chan struct{} { return b.entry.watch() }
 
-// Write stores piece i, whose bytes the caller has verified and whose group digests are groups. Writing a piece that is
-// held does nothing. On ErrNoSpace, after everything evictable is gone, the piece is not held. The slices are not kept.
+// Write stores piece i, whose bytes the caller has verified and whose group digests are groups. Writing the same piece
+// again does nothing; other bytes replace what is held, so that the last word of who verifies counts. On ErrNoSpace,
+// after everything evictable is gone, the piece is not held. The slices are not kept.
 func (b *Blob) Write(i piece.Index, data []byte, groups []piece.Digest) error {
 	e := b.entry
 	if i < 0 || int(i) >= e.layout.Count() {
@@ -58,13 +59,15 @@ func (b *Blob) Write(i piece.Index, data []byte, groups []piece.Digest) error {
 	if _, count := e.layout.GroupRange(i); len(groups) != count {
 		return fmt.Errorf("piece %d of %s: %d group digests, want %d", i, e.digest, len(groups), count)
 	}
-	if e.has(i) {
+	root := piece.Root(groups)
+	if b.holds(i, root) {
 		return nil
 	}
 	defer e.lockPiece(i)()
-	if e.has(i) {
+	if b.holds(i, root) {
 		return nil
 	}
+	e.remove(i)
 	err := b.session.writePiece(e.layout, i, data, groups)
 	for b.store.retryAfterEviction(err) {
 		err = b.session.writePiece(e.layout, i, data, groups)
@@ -80,6 +83,15 @@ func (b *Blob) Write(i piece.Index, data []byte, groups []piece.Digest) error {
 	}
 	b.store.metrics.written.Add(float64(len(data)))
 	return nil
+}
+
+// holds reports whether piece i is held with this digest.
+func (b *Blob) holds(i piece.Index, root piece.Digest) bool {
+	if !b.entry.has(i) {
+		return false
+	}
+	marked, err := b.session.marked(i)
+	return err == nil && marked == root
 }
 
 // File returns an open file on the blob's bytes, made on the first call; it is valid until Close. Each Blob has its own,
@@ -208,8 +220,16 @@ func (s *session) close() error {
 	return errors.Join(errs...)
 }
 
-// writePiece puts the bytes, then their group digests, then the piece digest on disk, which is what makes it held.
+// writePiece puts the bytes, then their group digests, then the piece digest on disk, which is what makes it held. What was
+// there before is unmarked first, so that no mixture of the two can be held.
 func (s *session) writePiece(l piece.Layout, i piece.Index, data []byte, groups []piece.Digest) error {
+	if before, err := s.marked(i); err != nil {
+		return err
+	} else if before != (piece.Digest{}) {
+		if err := s.mark(i, piece.Digest{}); err != nil {
+			return err
+		}
+	}
 	off, _ := l.Range(i)
 	if _, err := s.data.WriteAt(data, off); err != nil {
 		return err
@@ -225,6 +245,12 @@ func (s *session) writePiece(l piece.Layout, i piece.Index, data []byte, groups 
 func (s *session) mark(i piece.Index, d piece.Digest) error {
 	_, err := s.index.WriteAt(d[:], headerSize+int64(i)*digestSize)
 	return err
+}
+
+// marked returns the digest of piece i in the index; zero when it is not held.
+func (s *session) marked(i piece.Index) (d piece.Digest, err error) {
+	_, err = s.index.ReadAt(d[:], headerSize+int64(i)*digestSize)
+	return d, err
 }
 
 func (s *session) readGroups(l piece.Layout, i piece.Index) ([]piece.Digest, error) {

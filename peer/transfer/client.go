@@ -8,9 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
-	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -109,7 +109,7 @@ func (c *Client) Piece(ctx context.Context, addr string, d digest.Digest, off in
 		return nil
 	}
 	header := http.Header{"Range": {fmt.Sprintf("bytes=%d-%d", off, off+int64(len(buf))-1)}}
-	err := c.do(ctx, c.cfg.Stall, http.MethodGet, addr, "/v1/blobs/"+d.String(), header, nil,
+	err := c.do(ctx, call{addr: addr, path: "/v1/blobs/" + d.String(), header: header},
 		func(resp *http.Response, progress func()) error {
 			if err := checkRange(resp, off, int64(len(buf))); err != nil {
 				return err
@@ -158,7 +158,7 @@ func readFull(r io.Reader, buf []byte, progress func()) (int, error) {
 // Groups returns the group digests of piece i, as the peer claims them.
 func (c *Client) Groups(ctx context.Context, addr string, d digest.Digest, i piece.Index) ([]piece.Digest, error) {
 	var groups []piece.Digest
-	err := c.do(ctx, c.cfg.Stall, http.MethodGet, addr, "/v1/blobs/"+d.String()+"/groups?piece="+strconv.Itoa(int(i)), nil, nil,
+	err := c.do(ctx, call{addr: addr, path: "/v1/blobs/" + d.String() + "/groups?piece=" + strconv.Itoa(int(i))},
 		func(resp *http.Response, progress func()) error {
 			const size = int64(len(piece.Digest{}))
 			n := resp.ContentLength
@@ -182,8 +182,8 @@ func (c *Client) Groups(ctx context.Context, addr string, d digest.Digest, i pie
 
 // Suspect tells the peer that it sent piece i with the wrong digest; it verifies the piece on its disk.
 func (c *Client) Suspect(ctx context.Context, addr string, d digest.Digest, i piece.Index) error {
-	path := "/v1/blobs/" + d.String() + "/suspect?piece=" + strconv.Itoa(int(i))
-	err := c.do(ctx, c.cfg.Stall, http.MethodPost, addr, path, nil, nil, func(*http.Response, func()) error { return nil })
+	err := c.do(ctx, call{method: http.MethodPost, addr: addr, path: "/v1/blobs/" + d.String() + "/suspect?piece=" + strconv.Itoa(int(i))},
+		func(*http.Response, func()) error { return nil })
 	if err != nil {
 		return fmt.Errorf("suspect piece %d of %s at %s: %w", i, d, addr, err)
 	}
@@ -192,11 +192,12 @@ func (c *Client) Suspect(ctx context.Context, addr string, d digest.Digest, i pi
 
 // Watch tells the peer of a task and calls fn with each frame of what it holds, the first one with everything. It
 // returns, always with an error, when the stream breaks, when no frame came for ClientConfig.Silence, when fn returns an
-// error (that one), or when ctx ends.
+// error (that one), or when ctx ends. fn must return well within that time: the next frame is awaited meanwhile.
 func (c *Client) Watch(ctx context.Context, addr string, d digest.Digest, spec json.RawMessage, fn func(Have) error) error {
 	header := http.Header{"Content-Type": {"application/json"}}
 	var fnErr error
-	err := c.do(ctx, c.cfg.Silence, http.MethodPost, addr, "/v1/tasks/"+d.String()+"/haves", header, spec,
+	path := "/v1/tasks/" + d.String() + "/haves"
+	err := c.do(ctx, call{method: http.MethodPost, addr: addr, path: path, header: header, body: spec, stall: c.cfg.Silence},
 		func(resp *http.Response, progress func()) error {
 			frames := newFrameReader(resp.Body)
 			for {
@@ -216,17 +217,24 @@ func (c *Client) Watch(ctx context.Context, addr string, d digest.Digest, spec j
 	return fmt.Errorf("watch %s at %s: %w", d, addr, err)
 }
 
-// do sends a request and hands a good answer to read, which calls progress whenever bytes came; nothing for stall is
-// ErrStalled. Every error has a class of piece, except that of an ended ctx.
-func (c *Client) do(ctx context.Context, stall time.Duration, method, addr, path string, header http.Header, body []byte,
-	read func(resp *http.Response, progress func()) error,
-) error {
+// call is one request to a peer. An empty method is GET, no stall is that of the client.
+type call struct {
+	method, addr, path string
+	header             http.Header
+	body               []byte
+	stall              time.Duration
+}
+
+// do sends a request and hands a good answer to read, which calls progress whenever bytes came; nothing for the stall time
+// is ErrStalled. Every error has a class of piece, except that of an ended ctx.
+func (c *Client) do(ctx context.Context, r call, read func(resp *http.Response, progress func()) error) error {
+	stall := cmp.Or(r.stall, c.cfg.Stall)
 	watched, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	watchdog := time.AfterFunc(stall, func() { cancel(ErrStalled) })
 	defer watchdog.Stop()
 
-	err := c.exchange(watched, method, addr, path, header, body, func(resp *http.Response) error {
+	err := c.exchange(watched, r, func(resp *http.Response) error {
 		return read(resp, func() { watchdog.Reset(stall) })
 	})
 	switch {
@@ -243,20 +251,12 @@ func (c *Client) do(ctx context.Context, stall time.Duration, method, addr, path
 	return fmt.Errorf("%w: %w", piece.ErrTransient, err)
 }
 
-func (c *Client) exchange(ctx context.Context, method, addr, path string, header http.Header, body []byte,
-	read func(*http.Response) error,
-) error {
-	target, err := url.Parse("http://" + addr + path)
+func (c *Client) exchange(ctx context.Context, r call, read func(*http.Response) error) error {
+	req, err := http.NewRequestWithContext(ctx, r.method, "http://"+r.addr+r.path, bytes.NewReader(r.body))
 	if err != nil {
 		return err
 	}
-	req, err := http.NewRequestWithContext(ctx, method, target.String(), bytes.NewReader(body))
-	if err != nil {
-		return err
-	}
-	for key, values := range header {
-		req.Header[key] = values
-	}
+	maps.Copy(req.Header, r.header)
 	if c.cfg.Token != "" {
 		req.Header.Set("Authorization", "Bearer "+c.cfg.Token)
 	}

@@ -78,7 +78,7 @@ func await[T any](t *testing.T, c <-chan T, what string, ok func(T) bool) T {
 	}
 }
 
-func any_[T any](T) bool { return true }
+func whatever[T any](T) bool { return true }
 
 func task() api.Task {
 	return api.Task{ID: "sha256:x", Pieces: 4, PieceSize: 256 << 10, Origin: []byte(`{"a":1}`)}
@@ -87,9 +87,9 @@ func task() api.Task {
 func TestSeedIsLeasedWhatAPeerWants(t *testing.T) {
 	url := start(t, Config{Token: "secret"})
 	seed, stopSeed := connect(t, url, "secret", api.Host{ID: "seed", Addr: "seed:1", Seed: true})
-	await(t, seed.opened, "session of the seed", any_)
+	await(t, seed.opened, "session of the seed", whatever)
 	peer, _ := connect(t, url, "secret", api.Host{ID: "peer", Addr: "peer:1"})
-	session := await(t, peer.opened, "session of the peer", any_)
+	session := await(t, peer.opened, "session of the peer", whatever)
 	session.Send(api.Event{Join: &api.Join{Task: task(), Wants: true}})
 
 	lease := await(t, seed.commands, "lease", func(c api.Command) bool { return c.Lease != nil }).Lease
@@ -110,7 +110,7 @@ func TestSilentHostLosesItsSession(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.tick(time.Now())
-	await(t, commands, "list of seeds", any_)
+	await(t, commands, "list of seeds", whatever)
 	s.tick(time.Now().Add(2 * time.Second))
 	if _, open := <-commands; open {
 		t.Error("the session of a silent host is still open")
@@ -132,9 +132,9 @@ func TestWrongTokenIsNamed(t *testing.T) {
 func TestRestartedHostReplacesItsOldSession(t *testing.T) {
 	url := start(t, Config{})
 	first, stopFirst := connect(t, url, "", api.Host{ID: "h", Addr: "h:1"})
-	await(t, first.opened, "first session", any_)
+	await(t, first.opened, "first session", whatever)
 	second, _ := connect(t, url, "", api.Host{ID: "h", Addr: "h:2"})
-	session := await(t, second.opened, "second session", any_)
+	session := await(t, second.opened, "second session", whatever)
 	_ = stopFirst()
 	session.Send(api.Event{Join: &api.Join{Task: task(), Wants: true}})
 	await(t, second.commands, "lease in the second session", func(c api.Command) bool { return c.Lease != nil })

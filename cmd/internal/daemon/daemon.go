@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -38,7 +39,8 @@ func newAdmin(version string) *admin {
 	return a
 }
 
-func (a *admin) register(mux *http.ServeMux) {
+// register adds the administrative routes; profiles only where the listener is for administrators alone.
+func (a *admin) register(mux *http.ServeMux, profiles bool) {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		if !a.ready.Load() {
 			http.Error(w, "not ready", http.StatusServiceUnavailable)
@@ -46,6 +48,10 @@ func (a *admin) register(mux *http.ServeMux) {
 		}
 		_, _ = w.Write([]byte("ok\n")) // the caller may have left
 	})
+	if profiles {
+		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	}
 	mux.Handle("GET /metrics", promhttp.HandlerFor(a.registry, promhttp.HandlerOpts{Registry: a.registry}))
 }
 
@@ -84,6 +90,8 @@ func serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger
 		log.Warn("streams cut at shutdown", "after", drainTime)
 		err = server.Close()
 	}
-	<-ended
+	if servedErr := <-ended; err == nil && !errors.Is(servedErr, http.ErrServerClosed) {
+		return servedErr
+	}
 	return err
 }

@@ -55,7 +55,7 @@ func RunNode(ctx context.Context, cfg config.Node, version string, w io.Writer) 
 	if err := n.open(ctx); err != nil {
 		return err
 	}
-	n.log.Info("node ready", "mirror", n.mirrorListener.Addr().String(), "peer", cfg.Peer.Advertise, "admin",
+	n.log.Info("node ready", "mirror", n.mirrorListener.Addr().String(), "peer", n.cfg.Peer.Advertise, "admin",
 		n.adminListener.Addr().String(), "schedulers", cfg.Schedulers, "seed", cfg.Seed, "version", version)
 	n.admin.ready.Store(true)
 	err := n.run(ctx)
@@ -79,7 +79,7 @@ func (n *node) open(ctx context.Context) error {
 		if n.pieceListener, err = listen(ctx, "peer.listen", n.cfg.Peer.Listen); err != nil {
 			return err
 		}
-		if n.cfg.Peer.Advertise, err = advertised(n.cfg, n.pieceListener.Addr()); err != nil {
+		if n.cfg.Peer.Advertise, err = advertised(ctx, n.cfg, n.pieceListener.Addr()); err != nil {
 			return err
 		}
 	}
@@ -170,7 +170,7 @@ func (n *node) run(ctx context.Context) error {
 		below.Go(func() error { return serve(belowCtx, n.pieceListener, n.piece, n.component("transfer")) })
 	}
 	adm := http.NewServeMux()
-	n.admin.register(adm)
+	n.admin.register(adm, true)
 	below.Go(func() error { return serve(belowCtx, n.adminListener, adm, n.log) })
 
 	front, frontCtx := errgroup.WithContext(ctx)
@@ -220,7 +220,7 @@ func (n *node) close() {
 
 // advertised returns the address other hosts reach the piece server at: the configured one, or the one this host has on the way to its
 // first scheduler.
-func advertised(cfg config.Node, bound net.Addr) (string, error) {
+func advertised(ctx context.Context, cfg config.Node, bound net.Addr) (string, error) {
 	if cfg.Peer.Advertise != "" {
 		return cfg.Peer.Advertise, nil
 	}
@@ -235,7 +235,7 @@ func advertised(cfg config.Node, bound net.Addr) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("schedulers: %w", err)
 	}
-	conn, err := net.Dial("udp", net.JoinHostPort(u.Hostname(), "9")) // sends nothing, only chooses a route
+	conn, err := new(net.Dialer).DialContext(ctx, "udp", net.JoinHostPort(u.Hostname(), "9")) // sends nothing, only chooses a route
 	if err != nil {
 		return "", fmt.Errorf("no route to scheduler %s: %w; set peer.advertise", cfg.Schedulers[0], err)
 	}

@@ -25,7 +25,7 @@ func RunScheduler(ctx context.Context, cfg config.Scheduler, version string, w i
 	adm := newAdmin(version)
 	s := server.New(server.Config{Token: token, Log: log.With("component", "scheduler"), Registerer: adm.registry})
 	mux := http.NewServeMux()
-	adm.register(mux)
+	adm.register(mux, false)
 	mux.Handle("/v1/", s.Handler())
 	log.Info("scheduler ready", "listen", l.Addr().String(), "version", version)
 	adm.ready.Store(true)

@@ -27,6 +27,7 @@ func Run(t *testing.T, open Open) {
 		{"PiecesWrittenInAnyOrderMakeACompleteBlob", anyOrder},
 		{"MissingPieceIsAbsent", missingPiece},
 		{"WritingTwiceChangesNothing", writeTwice},
+		{"OtherBytesReplaceThePiece", otherBytes},
 		{"WriteOfTheWrongShapeIsRefused", wrongShape},
 		{"OtherSizeIsRefused", otherSize},
 		{"EmptyBlobIsComplete", emptyBlob},
@@ -138,6 +139,22 @@ func writeTwice(t *testing.T, s *store.Store) {
 	WritePiece(t, again, data, 2)
 	if got := b.Have().Count(); got != 1 || b.Held() != piece.GroupSize {
 		t.Errorf("holds %d pieces of %d bytes", got, b.Held())
+	}
+}
+
+// otherBytes is a blob whose origin lied at first: its pieces cannot be verified one by one.
+func otherBytes(t *testing.T, s *store.Store) {
+	data, d := sample()
+	lie, _ := Content(9, len(data))
+	b := create(t, s, d, len(data))
+	WritePiece(t, b, lie, 1)
+	WritePiece(t, b, data, 1)
+	got := make([]byte, piece.GroupSize)
+	if _, err := b.ReadAt(got, piece.GroupSize); err != nil || !bytes.Equal(got, data[piece.GroupSize:2*piece.GroupSize]) {
+		t.Errorf("the bytes written last are not read back, error %v", err)
+	}
+	if !b.Recheck(1) || b.Held() != piece.GroupSize {
+		t.Errorf("held %v, %d bytes", b.Has(1), b.Held())
 	}
 }
 

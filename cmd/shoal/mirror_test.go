@@ -1,0 +1,104 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// shoal runs the command line and returns what it printed.
+func shoal(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, talk bytes.Buffer
+	code = run(t.Context(), append([]string{"shoal"}, args...), &out, &talk)
+	return code, out.String(), talk.String()
+}
+
+func TestMirrorConfigureShowsThenWritesThenRemoves(t *testing.T) {
+	dir := t.TempDir()
+	certs, config := filepath.Join(dir, "certs"), filepath.Join(dir, "config.toml")
+	if err := os.WriteFile(config, fmt.Appendf(nil, "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.registry]\nconfig_path = %q\n", certs), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(certs, "10.0.0.1:5000", "hosts.toml")
+	args := []string{"mirror", "configure", "--certs-dir", certs, "--containerd-config", config, "--plain-http", "10.0.0.1:5000", "--mirror", "http://127.0.0.1:7799"}
+
+	code, out, talk := shoal(t, append(args, "--dry-run")...)
+	if code != exitOK || !strings.Contains(out, "+server = \"http://10.0.0.1:5000\"\n+[host.\"http://127.0.0.1:7799\"]") || talk != "" {
+		t.Errorf("dry run: exit %d\n%s%s", code, out, talk)
+	}
+	if _, err := os.Stat(certs); err == nil {
+		t.Error("the dry run wrote")
+	}
+	if code, out, talk := shoal(t, args...); code != exitOK || out != "" || talk != file+": written\n" {
+		t.Errorf("configure: exit %d\n%s%s", code, out, talk)
+	}
+	if code, _, talk := shoal(t, args...); code != exitOK || talk != file+": nothing to do: already configured\n" {
+		t.Errorf("configure again: exit %d\n%s", code, talk)
+	}
+	if code, _, talk := shoal(t, "mirror", "remove", "--certs-dir", certs); code != exitOK || talk != file+": removed\n" {
+		t.Errorf("remove: exit %d\n%s", code, talk)
+	}
+	if code, _, talk := shoal(t, "mirror", "remove", "--certs-dir", certs); code != exitOK || !strings.Contains(talk, "no file below") {
+		t.Errorf("remove again: exit %d\n%s", code, talk)
+	}
+}
+
+func TestMirrorConfigureTellsWhenContainerdDoesNotRead(t *testing.T) {
+	dir := t.TempDir()
+	code, _, talk := shoal(t, "mirror", "configure", "--certs-dir", dir, "--containerd-config", filepath.Join(dir, "none.toml"))
+	if code != exitOK || !strings.Contains(talk, "config_path = \""+dir) || !strings.Contains(talk, "restart containerd once") {
+		t.Errorf("exit %d\n%s", code, talk)
+	}
+}
+
+func TestMirrorRefusesInOneLine(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "_default"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "_default", "hosts.toml"), []byte("server = \n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"mirror", "start"}, exitUsage, `"start"`},
+		{[]string{"mirror", "configure", "docker.io"}, exitUsage, `"docker.io"`},
+		{[]string{"mirror", "configure", "--registry", "a/b"}, exitUsage, `"a/b"`},
+		{[]string{"mirror", "configure", "--mirror", "127.0.0.1:7701"}, exitUsage, "want http://HOST:PORT"},
+		{[]string{"mirror", "configure", "--certs", "x"}, exitUsage, "certs"},
+		{[]string{"mirror", "configure", "--certs-dir", dir}, exitFailure, filepath.Join(dir, "_default/hosts.toml")},
+		{[]string{"mirror", "configure", "--certs-dir", file}, exitFailure, file},
+		{[]string{"mirror", "remove", "--certs-dir", file}, exitFailure, file},
+	} {
+		code, _, talk := shoal(t, c.args...)
+		if code != c.code || !strings.Contains(talk, c.want) || strings.Count(strings.TrimSpace(talk), "\n") > 0 {
+			t.Errorf("%v: exit %d, want %d with %q in one line:\n%s", c.args, code, c.code, c.want, talk)
+		}
+	}
+}
+
+func TestMirrorAloneShowsItsCommands(t *testing.T) {
+	code, out, _ := shoal(t, "mirror")
+	if code != exitOK || !strings.Contains(out, "configure") || !strings.Contains(out, "remove") {
+		t.Errorf("exit %d\n%s", code, out)
+	}
+}
+
+func TestPermissionErrorSaysWhatToDo(t *testing.T) {
+	err := needRoot(&fs.PathError{Op: "open", Path: "/etc/containerd", Err: fs.ErrPermission})
+	if !strings.Contains(err.Error(), "/etc/containerd") || !strings.Contains(err.Error(), "as root") {
+		t.Errorf("error %v", err)
+	}
+}

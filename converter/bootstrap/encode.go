@@ -1,0 +1,408 @@
+package bootstrap
+
+import (
+	"cmp"
+	"encoding/binary"
+	"fmt"
+	"math"
+	"math/bits"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// placed is an inode with its place in the bootstrap.
+type placed struct {
+	n       *Inode
+	parent  *placed
+	names   []string    // of a directory, in byte order
+	kids    []*placed   // of a directory, in the order of names
+	data    []byte      // a symbolic link's target
+	size    int64       // as stat(2) shows it
+	xattrs  []byte      // encoded
+	offset  int64       // of the inode
+	block   int64       // offset of the data blocks, if it has some
+	nlink   uint32      // names, or 2 + subfolders
+	ino     uint32      // numbered from 1 in order of placement
+	layout  uint16      // of the data
+	entries []*dirBlock // of a directory
+}
+
+// dirBlock is one block of a directory: the entries from first to before end. Names are a directory's own, with . and ..
+type dirBlock struct{ first, end, used int }
+
+type encoder struct {
+	img    *Image
+	inodes []*placed // in order of placement, root first
+	seen   map[*Inode]*placed
+	out    []byte
+	meta   int64 // offset of nid 0
+	blobs  int64 // offset of the blob table
+	chunks int64 // offset of the chunk table
+}
+
+// Encode returns the bootstrap of an image. Equal images have equal bootstraps. The error is ErrUnsupported if the format
+// has no way to express the image, and ErrInvalid if the image contradicts itself.
+func Encode(img *Image) ([]byte, error) {
+	e := &encoder{img: img, seen: map[*Inode]*placed{}}
+	if err := e.check(); err != nil {
+		return nil, err
+	}
+	root, err := e.collect(img.Root, nil, 0)
+	if err != nil {
+		return nil, err
+	}
+	e.place()
+	e.out = make([]byte, roundUp(e.chunks+int64(chunkEntrySize*len(img.Chunks)), blockSize))
+	e.writeSuper(root)
+	e.writeBlobs()
+	for _, p := range e.inodes {
+		e.writeInode(p)
+	}
+	e.writeChunks()
+	return e.out, nil
+}
+
+func (e *encoder) check() error {
+	img := e.img
+	if bits.OnesCount32(img.ChunkSize) != 1 || img.ChunkSize < minChunkSize || img.ChunkSize > maxChunkSize {
+		return fmt.Errorf("chunk size %d: %w", img.ChunkSize, ErrInvalid)
+	}
+	if len(img.Blobs) > maxDevices {
+		return fmt.Errorf("%d blobs, at most %d: %w", len(img.Blobs), maxDevices, ErrUnsupported)
+	}
+	for i := range img.Blobs {
+		b := &img.Blobs[i]
+		if b.Digest.Algorithm() != digest.SHA256 || b.Digest.Validate() != nil {
+			return fmt.Errorf("blob %d: digest %q: %w", i, b.Digest, ErrUnsupported)
+		}
+		if b.TableOffset > MaxBlobSize || b.DeviceSize > maxDeviceSize || b.ChunkCount > maxChunksPerBlob {
+			return fmt.Errorf("blob %s: %d bytes, %d chunks: %w", b.Digest, b.Size, b.ChunkCount, ErrUnsupported)
+		}
+	}
+	for i := range img.Chunks {
+		c := &img.Chunks[i]
+		if int(c.Blob) >= len(img.Blobs) || c.DeviceOffset%blockSize != 0 || c.Size == 0 || c.Size > img.ChunkSize ||
+			c.Length == 0 || c.Length > maxChunkSize || c.Offset < 0 || c.DeviceOffset < 0 || c.Index >= img.Blobs[c.Blob].ChunkCount {
+			return fmt.Errorf("chunk %d: %+v: %w", i, *c, ErrInvalid)
+		}
+	}
+	if img.Root == nil || !img.Root.IsDir() {
+		return fmt.Errorf("no root directory: %w", ErrInvalid)
+	}
+	return nil
+}
+
+// collect visits the tree, parents first, and lists each inode once.
+func (e *encoder) collect(n *Inode, parent *placed, depth int) (*placed, error) {
+	if p, ok := e.seen[n]; ok {
+		if n.IsDir() {
+			return nil, fmt.Errorf("a directory has two names: %w", ErrInvalid)
+		}
+		p.nlink++
+		return p, nil
+	}
+	if depth > maxDepth {
+		return nil, fmt.Errorf("more than %d levels of directories: %w", maxDepth, ErrUnsupported)
+	}
+	p := &placed{n: n, parent: cmp.Or(parent, nil), nlink: 1, ino: uint32(len(e.inodes) + 1)}
+	if parent == nil {
+		p.parent = p
+	}
+	e.seen[n] = p
+	e.inodes = append(e.inodes, p)
+	var err error
+	if p.xattrs, err = encodeXattrs(n.Xattrs); err != nil {
+		return nil, err
+	}
+	switch n.Type() {
+	case TypeRegular:
+		p.size = n.Size
+		return p, e.checkFile(n)
+	case TypeSymlink:
+		if len(n.Link) == 0 || len(n.Link) > maxLink || strings.ContainsRune(n.Link, 0) {
+			return nil, fmt.Errorf("symbolic link to %q: %w", n.Link, ErrUnsupported)
+		}
+		p.data, p.size = []byte(n.Link), int64(len(n.Link))
+	case TypeDir:
+		return p, e.collectDir(p, depth)
+	case TypeChar, TypeBlock, TypeFIFO, TypeSocket:
+	default:
+		return nil, fmt.Errorf("mode %o: %w", n.Mode, ErrInvalid)
+	}
+	return p, nil
+}
+
+func (e *encoder) collectDir(p *placed, depth int) error {
+	p.nlink = 2
+	p.names = p.n.Names()
+	for _, name := range p.names {
+		if name == "" || name == "." || name == ".." || len(name) > maxName || strings.ContainsAny(name, "/\x00") {
+			return fmt.Errorf("file name %q: %w", name, ErrUnsupported)
+		}
+		kid, err := e.collect(p.n.Children[name], p, depth+1)
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		if kid.n.IsDir() {
+			p.nlink++
+		}
+		p.kids = append(p.kids, kid)
+	}
+	p.names, p.kids = append([]string{".", ".."}, p.names...), append([]*placed{p, p.parent}, p.kids...)
+	order := make([]int, len(p.names))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int { return strings.Compare(p.names[a], p.names[b]) })
+	names, kids := make([]string, len(order)), make([]*placed, len(order))
+	for i, j := range order {
+		names[i], kids[i] = p.names[j], p.kids[j]
+	}
+	p.names, p.kids = names, kids
+	// A block is never filled to its last byte: nydusd would read the last name beyond it.
+	block := &dirBlock{}
+	for i, name := range p.names {
+		if block.used+direntSize+len(name) >= blockSize {
+			p.entries = append(p.entries, block)
+			block = &dirBlock{first: i}
+		}
+		block.used += direntSize + len(name)
+		block.end = i + 1
+	}
+	p.entries = append(p.entries, block)
+	p.size = int64(len(p.entries)-1)*blockSize + int64(block.used)
+	return nil
+}
+
+// checkFile makes sure that the chunks of a regular file are what its size demands.
+func (e *encoder) checkFile(n *Inode) error {
+	size := int64(e.img.ChunkSize)
+	if n.Size < 0 || int64(len(n.Chunks)) != (n.Size+size-1)/size {
+		return fmt.Errorf("file of %d bytes with %d chunks: %w", n.Size, len(n.Chunks), ErrInvalid)
+	}
+	for i, at := range n.Chunks {
+		if int(at) >= len(e.img.Chunks) || int64(e.img.Chunks[at].Size) != min(size, n.Size-int64(i)*size) {
+			return fmt.Errorf("file of %d bytes: chunk %d: %w", n.Size, i, ErrInvalid)
+		}
+	}
+	return nil
+}
+
+// place decides the offset of everything.
+func (e *encoder) place() {
+	e.blobs = roundUp(deviceTableOffset+int64(deviceSlotSize*len(e.img.Blobs)), blockSize)
+	e.meta = roundUp(e.blobs+int64(blobEntrySize*len(e.img.Blobs)), blockSize)
+	pos := e.meta + slotSize // nid 0 is no valid inode
+	for _, p := range e.inodes {
+		head := inodeExtended + int64(len(p.xattrs))
+		tail := int64(0)
+		switch {
+		case p.n.Type() == TypeRegular:
+			p.layout = layoutChunks
+			head = roundUp(head, chunkAddrSize) + int64(chunkAddrSize*len(p.n.Chunks))
+		case p.size > 0 && head+p.size <= blockSize:
+			p.layout, tail = layoutInline, p.size
+			// The kernel wants inline data within one block.
+			if pos%blockSize+head+tail > blockSize {
+				pos = roundUp(pos, blockSize)
+			}
+		}
+		p.offset = pos
+		pos = roundUp(pos+head+tail, slotSize)
+	}
+	pos = roundUp(pos, blockSize)
+	for _, p := range e.inodes {
+		if p.layout == layoutPlain && p.size > 0 {
+			p.block = pos
+			pos += roundUp(p.size, blockSize)
+		}
+	}
+	e.chunks = pos
+}
+
+func (e *encoder) nid(p *placed) uint64 { return uint64(p.offset-e.meta) >> slotBits }
+
+func (e *encoder) writeSuper(root *placed) {
+	le, b := binary.LittleEndian, e.out
+	le.PutUint32(b[sbMagic:], superMagic)
+	le.PutUint32(b[sbFeatureCompat:], compatRAFS)
+	b[sbBlockBits] = blockBits
+	le.PutUint16(b[sbRootNid:], uint16(e.nid(root)))
+	le.PutUint64(b[sbInos:], uint64(len(e.inodes)))
+	if len(e.img.Blobs) > 0 {
+		le.PutUint32(b[sbBlocks:], uint32(len(b)/blockSize))
+	}
+	le.PutUint32(b[sbMetaBlock:], uint32(e.meta/blockSize))
+	le.PutUint32(b[sbFeatureIncompat:], incompatWanted)
+	le.PutUint16(b[sbDevices:], uint16(len(e.img.Blobs)))
+	le.PutUint16(b[sbDeviceSlot:], deviceTableOffset/deviceSlotSize)
+
+	flags := uint64(flagBlake3 | flagUIDGID)
+	compress := uint64(flagCompressNone)
+	for i := range e.img.Blobs {
+		if e.img.Blobs[i].Compressor == Zstd {
+			compress = flagCompressZstd
+		}
+	}
+	for _, p := range e.inodes {
+		if len(p.xattrs) > 0 {
+			flags |= flagXattr
+		}
+	}
+	le.PutUint64(b[extFlags:], flags|compress)
+	le.PutUint64(b[extBlobTable:], uint64(e.blobs))
+	le.PutUint32(b[extBlobTableSize:], uint32(blobEntrySize*len(e.img.Blobs)))
+	le.PutUint32(b[extChunkSize:], e.img.ChunkSize)
+	le.PutUint64(b[extChunkTable:], uint64(e.chunks))
+	le.PutUint64(b[extChunkTableSize:], uint64(chunkEntrySize*len(e.img.Chunks)))
+}
+
+func (e *encoder) writeBlobs() {
+	le := binary.LittleEndian
+	mapped := int64(len(e.out) / blockSize)
+	for i := range e.img.Blobs {
+		blob := &e.img.Blobs[i]
+		mapped = roundUp(mapped, deviceMappedAlignment)
+		slot := e.out[deviceTableOffset+deviceSlotSize*i:]
+		copy(slot, blob.Digest.Encoded())
+		le.PutUint32(slot[deviceBlocks:], uint32(blob.DeviceSize/blockSize))
+		if mapped <= math.MaxUint32 { // of use to single-device mounts only
+			le.PutUint32(slot[deviceMapped:], uint32(mapped))
+		}
+		mapped += blob.DeviceSize / blockSize
+
+		b := e.out[e.blobs+int64(blobEntrySize*i):]
+		copy(b, blob.Digest.Encoded())
+		le.PutUint32(b[blobIndex:], uint32(i))
+		le.PutUint32(b[blobChunkSize:], e.img.ChunkSize)
+		le.PutUint32(b[blobChunkCount:], blob.ChunkCount)
+		le.PutUint32(b[blobCompressor:], uint32(blob.Compressor))
+		le.PutUint32(b[blobDigester:], uint32(blob.Digester))
+		le.PutUint32(b[blobFeatures:], cmp.Or(blob.Features, featuresOurs))
+		le.PutUint64(b[blobSize:], uint64(blob.Size))
+		le.PutUint64(b[blobDeviceSize:], uint64(blob.DeviceSize))
+		le.PutUint64(b[blobTableOffset:], uint64(blob.TableOffset))
+		le.PutUint64(b[blobTableCompressedLen:], tableEntrySize*uint64(blob.ChunkCount))
+		le.PutUint64(b[blobTableLen:], tableEntrySize*uint64(blob.ChunkCount))
+	}
+}
+
+func (e *encoder) writeInode(p *placed) {
+	le, in, n := binary.LittleEndian, e.out[p.offset:], p.n
+	le.PutUint16(in[inodeFormat:], 1|p.layout<<1)
+	if len(p.xattrs) > 0 {
+		le.PutUint16(in[inodeXattrCount:], uint16((len(p.xattrs)-xattrHeaderSize)/xattrEntrySize+1))
+	}
+	le.PutUint16(in[inodeMode:], uint16(n.Mode))
+	le.PutUint64(in[inodeSize:], uint64(p.size))
+	le.PutUint32(in[inodeIno:], p.ino)
+	le.PutUint32(in[inodeUID:], n.UID)
+	le.PutUint32(in[inodeGID:], n.GID)
+	le.PutUint64(in[inodeMtime:], uint64(n.Mtime))
+	le.PutUint32(in[inodeMtimeNsec:], n.MtimeNsec)
+	le.PutUint32(in[inodeNlink:], p.nlink)
+	copy(in[inodeExtended:], p.xattrs)
+	body := inodeExtended + int64(len(p.xattrs))
+
+	data := in[body:]
+	if p.block > 0 {
+		data = e.out[p.block:]
+		le.PutUint32(in[inodeUnion:], uint32(p.block/blockSize))
+	}
+	switch n.Type() {
+	case TypeRegular:
+		le.PutUint32(in[inodeUnion:], chunkFormatIndex|e.chunkBits(n))
+		for i, at := range n.Chunks {
+			c := &e.img.Chunks[at]
+			addr := in[roundUp(body, chunkAddrSize)+int64(chunkAddrSize*i):]
+			le.PutUint16(addr, uint16(c.Index))
+			le.PutUint16(addr[2:], uint16(c.Index>>16)<<8|uint16(c.Blob+1))
+			le.PutUint32(addr[4:], uint32(c.DeviceOffset/blockSize))
+		}
+	case TypeSymlink:
+		copy(data, p.data)
+	case TypeDir:
+		for i, block := range p.entries {
+			e.writeDirBlock(p, block, data[blockSize*i:])
+		}
+	case TypeChar, TypeBlock:
+		le.PutUint32(in[inodeUnion:], encodeDevice(n.Major, n.Minor))
+	}
+}
+
+// chunkBits returns how far above a block, as a power of two, the kernel may map the file at once: all of it if its chunks
+// follow each other on one device.
+func (e *encoder) chunkBits(n *Inode) uint32 {
+	size := uint64(e.img.ChunkSize)
+	contiguous := len(n.Chunks) > 1
+	for i := 1; i < len(n.Chunks) && contiguous; i++ {
+		a, b := &e.img.Chunks[n.Chunks[i-1]], &e.img.Chunks[n.Chunks[i]]
+		contiguous = a.Blob == b.Blob && a.DeviceOffset+int64(a.Size) == b.DeviceOffset
+	}
+	if contiguous {
+		size = 1 << bits.Len64(uint64(n.Size)-1)
+	}
+	return min(uint32(bits.TrailingZeros64(size)-blockBits), chunkFormatBits)
+}
+
+func (e *encoder) writeDirBlock(p *placed, block *dirBlock, out []byte) {
+	le := binary.LittleEndian
+	nameOff := direntSize * (block.end - block.first)
+	for i := block.first; i < block.end; i++ {
+		entry := out[direntSize*(i-block.first):]
+		le.PutUint64(entry, e.nid(p.kids[i]))
+		le.PutUint16(entry[direntNameOff:], uint16(nameOff))
+		entry[direntType] = direntTypeOf(p.kids[i].n.Type())
+		copy(out[nameOff:], p.names[i])
+		nameOff += len(p.names[i])
+	}
+}
+
+func (e *encoder) writeChunks() {
+	le := binary.LittleEndian
+	for i := range e.img.Chunks {
+		c, b := &e.img.Chunks[i], e.out[e.chunks+int64(chunkEntrySize*i):]
+		copy(b, c.Digest[:])
+		le.PutUint32(b[chunkBlob:], c.Blob)
+		if c.Compressed() {
+			le.PutUint32(b[chunkFlags:], chunkIsCompressed)
+		}
+		le.PutUint32(b[chunkLength:], c.Length)
+		le.PutUint32(b[chunkSize:], c.Size)
+		le.PutUint64(b[chunkOffset:], uint64(c.Offset))
+		le.PutUint64(b[chunkDeviceOffset:], uint64(c.DeviceOffset))
+		le.PutUint64(b[chunkFileOffset:], uint64(c.FileOffset))
+		le.PutUint32(b[chunkIndex:], c.Index)
+	}
+}
+
+func direntTypeOf(mode uint32) byte {
+	switch mode {
+	case TypeRegular:
+		return 1
+	case TypeDir:
+		return 2
+	case TypeChar:
+		return 3
+	case TypeBlock:
+		return 4
+	case TypeFIFO:
+		return 5
+	case TypeSocket:
+		return 6
+	case TypeSymlink:
+		return 7
+	}
+	return 0
+}
+
+// encodeDevice is the kernel's new_encode_dev.
+func encodeDevice(major, minor uint32) uint32 {
+	return minor&0xff | major<<8 | minor&^0xff<<12
+}
+
+func decodeDevice(dev uint32) (major, minor uint32) {
+	return dev & 0xfff00 >> 8, dev&0xff | dev>>12&0xfff00
+}

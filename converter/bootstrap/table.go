@@ -1,0 +1,85 @@
+package bootstrap
+
+import (
+	"encoding/binary"
+	"fmt"
+)
+
+// Table returns the chunk table of a blob and its header, which are appended to the blob's data at offset, where the data
+// ends. It is version 1 of the format: 16 bytes a chunk. The chunks are all those of the blob in the order of their index.
+func Table(offset int64, chunks []Chunk) []byte {
+	out := make([]byte, 0, tableEntrySize*len(chunks)+tableHeaderSize)
+	out = appendEntries(out, chunks)
+	return append(out, tableHeader(offset, len(chunks))...)
+}
+
+// Meta returns the same as a file of its own, as the bootstrap layer carries it under the name image/<blob>.blob.meta: the
+// table padded to 4 KiB, then the header.
+func Meta(offset int64, chunks []Chunk) []byte {
+	size := roundUp(int64(tableEntrySize*len(chunks)), blockSize)
+	out := appendEntries(make([]byte, 0, size+tableHeaderSize), chunks)
+	return append(out[:size:size+tableHeaderSize], tableHeader(offset, len(chunks))...)
+}
+
+// MetaName returns the name of a blob's table in the tar of the bootstrap layer.
+func MetaName(b *Blob) string { return "image/" + b.Digest.Encoded() + ".blob.meta" }
+
+func appendEntries(out []byte, chunks []Chunk) []byte {
+	le := binary.LittleEndian
+	for i := range chunks {
+		c := &chunks[i]
+		size, length := uint64(c.Size)-1, uint64(c.Length)-1
+		out = le.AppendUint64(out, (size&sizeLowMask)<<sizeLowShift|(size&sizeHighMask)>>sizeHighDevice|uint64(c.DeviceOffset))
+		out = le.AppendUint64(out, (length&sizeLowMask)<<sizeLowShift|(length&sizeHighMask)<<sizeHighCompressed|uint64(c.Offset))
+	}
+	return out
+}
+
+func tableHeader(offset int64, count int) []byte {
+	le := binary.LittleEndian
+	h := make([]byte, tableHeaderSize)
+	le.PutUint32(h, tableMagic)
+	le.PutUint32(h[tableFeatures:], featuresOurs)
+	le.PutUint32(h[tableEntries:], uint32(count))
+	le.PutUint64(h[tableOffset:], uint64(offset))
+	le.PutUint64(h[tableCompressedLen:], uint64(tableEntrySize*count))
+	le.PutUint64(h[tableLen:], uint64(tableEntrySize*count))
+	le.PutUint32(h[tableMagic2:], tableMagic)
+	return h
+}
+
+// DecodeMeta is the inverse of Meta for untrusted bytes. The chunks have no digests and no file offsets, which stand in
+// the bootstrap only. It also returns the offset of the table in the blob.
+func DecodeMeta(data []byte) (offset int64, chunks []Chunk, err error) {
+	le := binary.LittleEndian
+	if len(data) < tableHeaderSize || len(data)%blockSize != 0 {
+		return 0, nil, fmt.Errorf("blob.meta of %d bytes: %w", len(data), ErrInvalid)
+	}
+	h := data[len(data)-tableHeaderSize:]
+	if le.Uint32(h) != tableMagic || le.Uint32(h[tableMagic2:]) != tableMagic {
+		return 0, nil, fmt.Errorf("blob.meta without its magic: %w", ErrInvalid)
+	}
+	if f := le.Uint32(h[tableFeatures:]); f&(featuresForeign|featureV2) != 0 || f&featureAligned == 0 {
+		return 0, nil, fmt.Errorf("blob.meta with features %#x: %w", f, ErrUnsupported)
+	}
+	count, length, at := uint64(le.Uint32(h[tableEntries:])), le.Uint64(h[tableLen:]), le.Uint64(h[tableOffset:])
+	if length != count*tableEntrySize || uint64(roundUp(int64(length&(1<<40-1)), blockSize)) != uint64(len(data)-tableHeaderSize) ||
+		at > MaxBlobSize || count > maxChunksPerBlob {
+		return 0, nil, fmt.Errorf("blob.meta of %d chunks in %d bytes at %d: %w", count, length, at, ErrInvalid)
+	}
+	chunks = make([]Chunk, count)
+	for i := range chunks {
+		device, stored := le.Uint64(data[tableEntrySize*i:]), le.Uint64(data[tableEntrySize*i+8:])
+		chunks[i] = Chunk{
+			Index:        uint32(i),
+			DeviceOffset: int64(device & deviceOffsetMask),
+			Size:         uint32(device>>sizeLowShift|device<<sizeHighDevice&sizeHighMask) + 1,
+			Offset:       int64(stored & storedOffsetMask),
+			Length:       uint32(stored>>sizeLowShift|stored>>sizeHighCompressed&sizeHighMask) + 1,
+		}
+		if c := &chunks[i]; c.Offset+int64(c.Length) > int64(at) {
+			return 0, nil, fmt.Errorf("blob.meta: chunk %d reaches behind the data: %w", i, ErrInvalid)
+		}
+	}
+	return int64(at), chunks, nil
+}

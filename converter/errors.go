@@ -1,0 +1,99 @@
+package converter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"syscall"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+	"github.com/shoal-project/shoal/converter/source"
+)
+
+// Every error of Convert that a user can do something about is of one of these classes.
+var (
+	// ErrConfig: a flag is wrong.
+	ErrConfig = errors.New("wrong setting")
+	// ErrSource: the model or the base image is missing, unreadable, hostile or of another platform.
+	ErrSource = errors.New("unusable source")
+	// ErrRegistry: a registry refused or could not be reached.
+	ErrRegistry = errors.New("registry")
+	// ErrVerify: bytes did not have the digest they should.
+	ErrVerify = errors.New("verification")
+)
+
+// classified gives an error a class without a word of its own in the text.
+type classified struct {
+	class error
+	err   error
+}
+
+func (e *classified) Error() string        { return e.err.Error() }
+func (e *classified) Unwrap() error        { return e.err }
+func (e *classified) Is(target error) bool { return target == e.class }
+
+func classify(class error, format string, args ...any) error {
+	return &classified{class, fmt.Errorf(format, args...)}
+}
+
+// sourceError gives the errors of package source their class; those of a registry are translated.
+func sourceError(ref string, err error) error {
+	if errors.Is(err, source.ErrBase) || errors.Is(err, source.ErrModel) {
+		return &classified{ErrSource, err}
+	}
+	if terr, ok := errors.AsType[*transport.Error](err); ok && terr.StatusCode == http.StatusNotFound {
+		return classify(ErrSource, "base image %s does not exist: the registry does not know it; check --base", ref)
+	}
+	return registryError("read base image "+ref, ref, err)
+}
+
+// registryError says in one line what a registry did not do, why, and what helps.
+func registryError(doing, ref string, err error) error {
+	if err == nil || errors.Is(err, context.Canceled) {
+		return err
+	}
+	if _, ok := errors.AsType[*classified](err); ok {
+		return err // it was not the registry
+	}
+	host := ref
+	if r, perr := name.ParseReference(ref); perr == nil {
+		host = r.Context().RegistryStr()
+	}
+	if terr, ok := errors.AsType[*transport.Error](err); ok {
+		if advice, known := statusAdvice(terr.StatusCode, host); known {
+			return classify(ErrRegistry, "%s: %s", doing, advice)
+		}
+		return classify(ErrRegistry, "%s: %s answered %d %s", doing, host, terr.StatusCode, http.StatusText(terr.StatusCode))
+	}
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return classify(ErrRegistry, "%s: nobody listens on %s; is the registry running, and the name right?", doing, host)
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return classify(ErrRegistry, "%s: %s closed the connection; run again, what is uploaded is kept (%v)", doing, host, err)
+	}
+	if dns, ok := errors.AsType[*net.DNSError](err); ok {
+		return classify(ErrRegistry, "%s: %s cannot be resolved: %w", doing, host, dns)
+	}
+	return classify(ErrRegistry, "%s: %s: %w; run again, what is uploaded is kept", doing, host, err)
+}
+
+func statusAdvice(status int, host string) (string, bool) {
+	switch {
+	case status == http.StatusUnauthorized:
+		return fmt.Sprintf("%s wants credentials (401); log in with docker login, podman login or skopeo login", host), true
+	case status == http.StatusForbidden:
+		return fmt.Sprintf("%s forbids it (403); these credentials lack the right, ask its owner or choose another repository", host), true
+	case status == http.StatusNotFound:
+		return fmt.Sprintf("%s does not know the repository (404); create it there, or check its name", host), true
+	case status == http.StatusRequestEntityTooLarge:
+		return fmt.Sprintf("%s or a proxy before it refuses a blob of this size (413); raise its limit (nginx: client_max_body_size)", host), true
+	case status == http.StatusTooManyRequests:
+		return fmt.Sprintf("%s limits requests (429); run again later, what is uploaded is kept", host), true
+	case status >= http.StatusInternalServerError:
+		return fmt.Sprintf("%s is in trouble (%d); look at its log and run again, what is uploaded is kept", host, status), true
+	}
+	return "", false
+}

@@ -1,0 +1,371 @@
+package converter
+
+import (
+	"archive/tar"
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"path"
+	"strings"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/shoal-project/shoal/converter/bootstrap"
+	"github.com/shoal-project/shoal/converter/image"
+	"github.com/shoal-project/shoal/converter/source"
+	"github.com/shoal-project/shoal/peer/chunkmap"
+)
+
+const (
+	// frameworkCompressor is how the chunks of the base's files are stored in the Nydus variant.
+	frameworkCompressor = bootstrap.Zstd
+	// maxBaseLayer bounds the bytes one base layer unpacks to, so that a small file cannot keep a machine busy for ever.
+	maxBaseLayer = 256 << 30
+
+	whiteoutPrefix = ".wh."
+	opaqueMark     = ".wh..wh..opq"
+	aufsPrefix     = ".wh..wh."
+	xattrPrefix    = "SCHILY.xattr."
+)
+
+// frameworkLayer reads one base layer: its bytes are verified, its files merged and packed, both blobs uploaded.
+func (b *build) frameworkLayer(ctx context.Context, i int) error {
+	desc := b.base.Manifest.Layers[i]
+	b.cfg.Progress.Step(fmt.Sprintf("read base layer %d of %d", i+1, len(b.base.Manifest.Layers)))
+	mediaType, err := source.LayerMediaType(desc.MediaType)
+	if err != nil {
+		return &classified{ErrSource, err}
+	}
+	l := image.Layer{DiffID: digest.Digest(b.base.DiffIDs[i].String()), Descriptor: ocispec.Descriptor{
+		MediaType: mediaType, Digest: digest.Digest(desc.Digest.String()), Size: desc.Size,
+	}}
+	b.plainBase = append(b.plainBase, l)
+	b.record("base", l, "")
+	file, err := os.CreateTemp(b.temp, "layer-")
+	if err != nil {
+		return fmt.Errorf("temporary file: %w", err)
+	}
+	blob, ok, err := b.packLayer(ctx, desc, l, file)
+	if cerr := file.Close(); err == nil && cerr != nil {
+		err = fmt.Errorf("temporary file: %w", cerr)
+	}
+	if err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return b.layerError(i, desc, err)
+	}
+	if ok {
+		nydus := image.BlobLayer(blob.Digest, blob.Size)
+		b.framework = append(b.framework, nydus)
+		b.record("framework", nydus, "")
+		b.upload(ctx, &blobLayer{desc: nydus.Descriptor, open: func() io.ReadCloser { return &lazyFile{path: file.Name()} }},
+			func() { _ = os.Remove(file.Name()) }) // the folder goes too
+	}
+	original, err := b.base.ImageLayer(desc)
+	if err != nil {
+		return sourceError(b.cfg.Base, err)
+	}
+	b.upload(ctx, original, nil)
+	return nil
+}
+
+// layerError names the layer and tells whether its source or its content is at fault.
+func (b *build) layerError(i int, desc v1.Descriptor, err error) error {
+	err = fmt.Errorf("base image %s: layer %d (%s): %w", b.cfg.Base, i+1, desc.Digest, err)
+	for _, content := range []error{bootstrap.ErrPath, bootstrap.ErrUnsupported, bootstrap.ErrInvalid, errTar} {
+		if errors.Is(err, content) {
+			return &classified{ErrSource, err}
+		}
+	}
+	if errors.Is(err, ErrVerify) || errors.Is(err, errTemp) {
+		return err
+	}
+	if b.base.Repository == nil {
+		return &classified{ErrSource, err}
+	}
+	return registryError("read base image", b.cfg.Base, err)
+}
+
+// lazyFile opens a file at the first Read, so that many may wait without a descriptor.
+type lazyFile struct {
+	path string
+	file *os.File
+}
+
+func (f *lazyFile) Read(p []byte) (int, error) {
+	if f.file == nil {
+		var err error
+		if f.file, err = os.Open(f.path); err != nil {
+			return 0, err
+		}
+	}
+	return f.file.Read(p)
+}
+
+func (f *lazyFile) Close() error {
+	if f.file == nil {
+		return nil
+	}
+	return f.file.Close()
+}
+
+var (
+	// errTar marks what is wrong with the tar inside of a layer.
+	errTar = errors.New("bad tar")
+	// errTemp marks what is wrong with the temporary file.
+	errTemp = errors.New("temporary file")
+)
+
+// tempWriter marks the errors of the temporary file, which is not the base image's fault.
+type tempWriter struct{ w io.Writer }
+
+func (t tempWriter) Write(p []byte) (int, error) {
+	n, err := t.w.Write(p)
+	if err != nil {
+		err = fmt.Errorf("%w: %w; set TMPDIR to a folder with more room", errTemp, err)
+	}
+	return n, err
+}
+
+// packLayer reads a layer to its end and writes its Nydus blob to temp; ok is false if it has no file with content.
+func (b *build) packLayer(ctx context.Context, desc v1.Descriptor, l image.Layer, temp io.Writer) (blob bootstrap.Blob, ok bool, err error) {
+	r, err := b.openLayer(ctx, desc)
+	if err != nil {
+		return blob, false, err
+	}
+	defer r.Close()
+	nydus := chunkmap.NewBuilder()
+	buffered := bufio.NewWriterSize(tempWriter{temp}, 1<<20)
+	packer, err := bootstrap.NewPacker(io.MultiWriter(buffered, nydus), rafsChunkSize, frameworkCompressor)
+	if err != nil {
+		return blob, false, err
+	}
+	b.tree.NextLayer()
+	files, err := b.mergeTar(r, packer)
+	if err != nil {
+		return blob, false, err
+	}
+	if b.maps[l.Digest], err = r.finish(l); err != nil {
+		return blob, false, err
+	}
+	blob, chunks, ok, err := packer.Finish()
+	if err == nil {
+		err = buffered.Flush()
+	}
+	if err != nil || !ok {
+		return blob, false, err
+	}
+	_, known := b.blobs[blob.Digest]
+	first := b.addBlob(blob, chunks)
+	for _, f := range files {
+		f.inode.Chunks = chunkRange(first+f.first, f.count)
+	}
+	b.maps[blob.Digest] = nydus.Map(blob.Digest)
+	return blob, !known, nil
+}
+
+// packedFile remembers the chunks of a file until the blob's place in the image is known.
+type packedFile struct {
+	inode *bootstrap.Inode
+	first uint32
+	count int
+}
+
+// mergeTar applies the entries of a layer's tar to the tree and packs the content of its files.
+func (b *build) mergeTar(r io.Reader, packer *bootstrap.Packer) ([]packedFile, error) {
+	var files []packedFile
+	var total int64
+	tr := tar.NewReader(r)
+	for {
+		hdr, err := tr.Next()
+		if err == io.EOF {
+			return files, nil
+		}
+		if err != nil {
+			return nil, tarError("", err)
+		}
+		if total += hdr.Size; hdr.Size < 0 || total > maxBaseLayer || total < 0 {
+			return nil, fmt.Errorf("%s: the layer unpacks to more than %d bytes: %w", hdr.Name, int64(maxBaseLayer), errTar)
+		}
+		n, err := b.mergeEntry(hdr)
+		if err != nil {
+			return nil, err
+		}
+		if n == nil || n.Size == 0 {
+			continue
+		}
+		first, count, err := packer.Add(tr, n.Size)
+		if err != nil {
+			return nil, tarError(hdr.Name, err)
+		}
+		files = append(files, packedFile{n, first, count})
+	}
+}
+
+// tarError tells a broken tar from a broken connection.
+func tarError(name string, err error) error {
+	if errors.Is(err, tar.ErrHeader) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, tar.ErrFieldTooLong) ||
+		errors.Is(err, gzip.ErrHeader) || errors.Is(err, gzip.ErrChecksum) || errors.Is(err, zstd.ErrMagicMismatch) {
+		return fmt.Errorf("%s: %w: %w", name, errTar, err)
+	}
+	return fmt.Errorf("%s: %w", name, err)
+}
+
+// mergeEntry applies one entry and returns its inode if it is a regular file.
+func (b *build) mergeEntry(hdr *tar.Header) (*bootstrap.Inode, error) {
+	dir, name := path.Split(strings.TrimSuffix(hdr.Name, "/"))
+	switch {
+	case name == opaqueMark:
+		return nil, b.tree.Opaque(dir)
+	case strings.HasPrefix(name, aufsPrefix):
+		return nil, nil
+	case strings.HasPrefix(name, whiteoutPrefix):
+		hidden := strings.TrimPrefix(name, whiteoutPrefix)
+		if hidden == "" || hidden == "." || hidden == ".." {
+			return nil, fmt.Errorf("%q hides nothing: %w", hdr.Name, bootstrap.ErrPath)
+		}
+		return nil, b.tree.Whiteout(dir + hidden)
+	}
+	n := &bootstrap.Inode{
+		Mode: uint32(hdr.Mode & 0o7777), UID: uint32(hdr.Uid), GID: uint32(hdr.Gid),
+		Mtime: hdr.ModTime.Unix(), MtimeNsec: uint32(hdr.ModTime.Nanosecond()), Xattrs: xattrs(hdr),
+	}
+	switch hdr.Typeflag {
+	case tar.TypeReg:
+		n.Mode |= bootstrap.TypeRegular
+		n.Size = hdr.Size
+	case tar.TypeDir:
+		n.Mode |= bootstrap.TypeDir
+	case tar.TypeSymlink:
+		n.Mode = bootstrap.TypeSymlink | 0o777
+		n.Link = hdr.Linkname
+	case tar.TypeLink:
+		return nil, b.tree.Link(hdr.Name, hdr.Linkname)
+	case tar.TypeChar, tar.TypeBlock:
+		n.Mode |= map[byte]uint32{tar.TypeChar: bootstrap.TypeChar, tar.TypeBlock: bootstrap.TypeBlock}[hdr.Typeflag]
+		n.Major, n.Minor = uint32(hdr.Devmajor), uint32(hdr.Devminor)
+	case tar.TypeFifo:
+		n.Mode |= bootstrap.TypeFIFO
+	case tar.TypeXGlobalHeader:
+		return nil, nil
+	default:
+		return nil, fmt.Errorf("%q: type %q: %w", hdr.Name, hdr.Typeflag, errTar)
+	}
+	if err := b.tree.Add(hdr.Name, n); err != nil {
+		return nil, err
+	}
+	if hdr.Typeflag != tar.TypeReg {
+		return nil, nil
+	}
+	return n, nil
+}
+
+func xattrs(hdr *tar.Header) map[string]string {
+	var out map[string]string
+	for key, value := range hdr.PAXRecords {
+		if name, ok := strings.CutPrefix(key, xattrPrefix); ok {
+			if out == nil {
+				out = map[string]string{}
+			}
+			out[name] = value
+		}
+	}
+	return out
+}
+
+// baseLayer is the unpacked stream of a layer, with what is needed to verify it in both forms.
+type baseLayer struct {
+	io.Reader // unpacked
+
+	compressed io.Reader
+	source     io.Closer
+	done       []func()
+	sum        hash.Hash // of the stored bytes
+	diff       hash.Hash // of the unpacked ones
+	chunks     *chunkmap.Builder
+}
+
+func (b *build) openLayer(ctx context.Context, desc v1.Descriptor) (*baseLayer, error) {
+	raw, err := b.base.Layer(desc)
+	if err != nil {
+		return nil, err
+	}
+	l := &baseLayer{source: raw, sum: sha256.New(), diff: sha256.New(), chunks: chunkmap.NewBuilder()}
+	counted := &readCounter{ctx: ctx, r: io.LimitReader(raw, desc.Size+1), progress: b.cfg.Progress}
+	l.compressed = bufio.NewReaderSize(io.TeeReader(counted, io.MultiWriter(l.sum, l.chunks)), 1<<20)
+	plain, err := l.decompress()
+	if err != nil {
+		_ = l.Close() // the first error is the one to tell
+		return nil, tarError("", err)
+	}
+	l.Reader = io.TeeReader(plain, l.diff)
+	return l, nil
+}
+
+func (l *baseLayer) decompress() (io.Reader, error) {
+	br := l.compressed.(*bufio.Reader)
+	head, err := br.Peek(4)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	switch {
+	case len(head) >= 2 && head[0] == 0x1f && head[1] == 0x8b:
+		return gzip.NewReader(br)
+	case string(head) == "\x28\xb5\x2f\xfd":
+		zr, err := zstd.NewReader(br, zstd.WithDecoderMaxMemory(1<<30))
+		if err != nil {
+			return nil, err
+		}
+		l.done = append(l.done, zr.Close)
+		return zr, nil
+	}
+	return br, nil
+}
+
+// finish reads what is behind the tar, verifies both digests and returns the chunk map of the stored bytes.
+func (l *baseLayer) finish(want image.Layer) (*chunkmap.Map, error) {
+	for _, r := range []io.Reader{l.Reader, l.compressed} {
+		if _, err := io.Copy(io.Discard, r); err != nil {
+			return nil, tarError("", err)
+		}
+	}
+	if got := digest.NewDigest(digest.SHA256, l.sum); got != want.Digest || l.chunks.Size() != want.Size {
+		return nil, classify(ErrVerify, "it has %d bytes with digest %s, the manifest says %d and %s", l.chunks.Size(), got, want.Size, want.Digest)
+	}
+	if got := digest.NewDigest(digest.SHA256, l.diff); got != want.DiffID {
+		return nil, classify(ErrVerify, "it unpacks to %s, the configuration says %s", got, want.DiffID)
+	}
+	return l.chunks.Map(want.Digest), nil
+}
+
+func (l *baseLayer) Close() error {
+	for _, done := range l.done {
+		done()
+	}
+	return l.source.Close()
+}
+
+// readCounter counts and ends with the context. It lives no longer than the call it belongs to.
+type readCounter struct {
+	ctx      context.Context
+	r        io.Reader
+	progress Progress
+}
+
+func (r *readCounter) Read(p []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	n, err := r.r.Read(p)
+	r.progress.Done(Read, int64(n))
+	return n, err
+}

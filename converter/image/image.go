@@ -1,0 +1,253 @@
+// Package image writes the JSON of a converted image and its bootstrap layer: one index with two manifests, the plain one
+// any client takes, and the Nydus one with the same model blobs.
+//
+//	index (the tag)
+//	├── plain manifest            config · base layers as they are · model layers
+//	└── Nydus manifest            config · framework blobs · the same model layers · bootstrap layer
+//	    artifactType …nydus…          image/image.boot, image/<blob>.blob.meta, image/<blob>.chunks
+//
+// All functions are pure: the same arguments give the same bytes. There is no clock in an image; what must have a time says
+// 1970-01-01.
+package image
+
+import (
+	"archive/tar"
+	"compress/gzip"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"io"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Media types and annotations by which nydus-snapshotter knows the Nydus variant.
+const (
+	ArtifactTypeNydus = "application/vnd.nydus.image.manifest.v1+json"
+	MediaTypeBlob     = "application/vnd.oci.image.layer.nydus.blob.v1"
+	MediaTypeConfig   = "application/vnd.nydus.image.config.v1+json"
+	BootstrapName     = "image/image.boot"
+
+	AnnotationBlob      = "containerd.io/snapshot/nydus-blob"
+	AnnotationBootstrap = "containerd.io/snapshot/nydus-bootstrap"
+	AnnotationFSVersion = "containerd.io/snapshot/nydus-fs-version"
+)
+
+// Layer is a layer of a manifest with its DiffID.
+type Layer struct {
+	ocispec.Descriptor
+	DiffID digest.Digest
+}
+
+// BlobLayer returns the layer of a Nydus manifest for a data blob. By convention its DiffID is the blob's digest.
+func BlobLayer(blob digest.Digest, size int64) Layer {
+	return Layer{DiffID: blob, Descriptor: ocispec.Descriptor{
+		MediaType: MediaTypeBlob, Digest: blob, Size: size, Annotations: map[string]string{AnnotationBlob: "true"},
+	}}
+}
+
+// BootstrapLayer returns the last layer of a Nydus manifest.
+func BootstrapLayer(blob, diffID digest.Digest, size int64) Layer {
+	return Layer{DiffID: diffID, Descriptor: ocispec.Descriptor{
+		MediaType: ocispec.MediaTypeImageLayerGzip, Digest: blob, Size: size,
+		Annotations: map[string]string{AnnotationBootstrap: "true", AnnotationFSVersion: "6"},
+	}}
+}
+
+// Settings are what a conversion changes in the base image's configuration.
+type Settings struct {
+	Entrypoint []string // nil keeps the base's; otherwise the base's Cmd is dropped too
+	Cmd        []string // nil keeps the base's
+	Env        []string // NAME=VALUE, added to the base's or replacing them
+	History    []string // one line for each new layer: what made it
+}
+
+// Config returns the configuration of the image: the base's with other layers. Fields this package does not know are kept.
+func Config(base []byte, s Settings, diffIDs []digest.Digest) ([]byte, error) {
+	fields := map[string]json.RawMessage{}
+	if err := json.Unmarshal(base, &fields); err != nil {
+		return nil, fmt.Errorf("configuration of the base image: %w", err)
+	}
+	epoch := time.Unix(0, 0).UTC()
+	var history []ocispec.History
+	if raw, ok := fields["history"]; ok {
+		if err := json.Unmarshal(raw, &history); err != nil {
+			return nil, fmt.Errorf("history of the base image: %w", err)
+		}
+	}
+	for _, line := range s.History {
+		history = append(history, ocispec.History{Created: &epoch, CreatedBy: line})
+	}
+	run, err := runConfig(fields["config"], s)
+	if err != nil {
+		return nil, fmt.Errorf("configuration of the base image: %w", err)
+	}
+	for key, value := range map[string]any{
+		"created": epoch, "history": history, "config": run,
+		"rootfs": ocispec.RootFS{Type: "layers", DiffIDs: diffIDs},
+	} {
+		if fields[key], err = json.Marshal(value); err != nil {
+			return nil, err
+		}
+	}
+	return json.Marshal(fields)
+}
+
+// runConfig applies the settings to the part of the configuration that says how a container is run.
+func runConfig(base json.RawMessage, s Settings) (map[string]json.RawMessage, error) {
+	run := map[string]json.RawMessage{}
+	if len(base) > 0 && string(base) != "null" {
+		if err := json.Unmarshal(base, &run); err != nil {
+			return nil, err
+		}
+	}
+	set := func(key string, value []string) error {
+		raw, err := json.Marshal(value)
+		run[key] = raw
+		return err
+	}
+	if s.Entrypoint != nil {
+		delete(run, "Cmd")
+		if err := set("Entrypoint", s.Entrypoint); err != nil {
+			return nil, err
+		}
+	}
+	if s.Cmd != nil {
+		if err := set("Cmd", s.Cmd); err != nil {
+			return nil, err
+		}
+	}
+	if len(s.Env) == 0 {
+		return run, nil
+	}
+	var env []string
+	if raw, ok := run["Env"]; ok {
+		if err := json.Unmarshal(raw, &env); err != nil {
+			return nil, err
+		}
+	}
+	return run, set("Env", mergeEnv(env, s.Env))
+}
+
+func mergeEnv(base, add []string) []string {
+	out := append([]string(nil), base...)
+	for _, kv := range add {
+		name, _, _ := strings.Cut(kv, "=")
+		replaced := false
+		for i := range out {
+			if strings.HasPrefix(out[i], name+"=") {
+				out[i], replaced = kv, true
+			}
+		}
+		if !replaced {
+			out = append(out, kv)
+		}
+	}
+	return out
+}
+
+// Blob is a piece of JSON with the descriptor that names it.
+type Blob struct {
+	ocispec.Descriptor
+	Bytes []byte
+}
+
+func newBlob(mediaType string, raw []byte) Blob {
+	return Blob{Bytes: raw, Descriptor: ocispec.Descriptor{
+		MediaType: mediaType, Digest: digest.FromBytes(raw), Size: int64(len(raw)),
+	}}
+}
+
+// Variant is one of the two manifests with its configuration.
+type Variant struct{ Manifest, Config Blob }
+
+// Plain returns the variant for every client.
+func Plain(base []byte, s Settings, layers []Layer) (Variant, error) {
+	return variant(base, s, layers, ocispec.MediaTypeImageConfig, "")
+}
+
+// Nydus returns the variant for nydus-snapshotter; the bootstrap layer is the last of layers. The configuration has a media
+// type no other client knows, so that none takes this manifest for an image to unpack.
+func Nydus(base []byte, s Settings, layers []Layer) (Variant, error) {
+	return variant(base, s, layers, MediaTypeConfig, ArtifactTypeNydus)
+}
+
+func variant(base []byte, s Settings, layers []Layer, configType, artifactType string) (Variant, error) {
+	var diffIDs []digest.Digest
+	m := ocispec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, ArtifactType: artifactType,
+	}
+	for _, l := range layers {
+		diffIDs = append(diffIDs, l.DiffID)
+		m.Layers = append(m.Layers, l.Descriptor)
+	}
+	raw, err := Config(base, s, diffIDs)
+	if err != nil {
+		return Variant{}, err
+	}
+	config := newBlob(configType, raw)
+	m.Config = config.Descriptor
+	if raw, err = json.Marshal(m); err != nil {
+		return Variant{}, err
+	}
+	return Variant{Manifest: newBlob(ocispec.MediaTypeImageManifest, raw), Config: config}, nil
+}
+
+// Index returns the index with both manifests for one platform, the plain one first.
+func Index(plain, nydus Variant, platform ocispec.Platform) (Blob, error) {
+	first, second := plain.Manifest.Descriptor, nydus.Manifest.Descriptor
+	first.Platform, second.Platform = &platform, &platform
+	second.ArtifactType = ArtifactTypeNydus
+	raw, err := json.Marshal(ocispec.Index{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex,
+		Manifests: []ocispec.Descriptor{first, second},
+	})
+	if err != nil {
+		return Blob{}, err
+	}
+	return newBlob(ocispec.MediaTypeImageIndex, raw), nil
+}
+
+// WriteBootstrapLayer writes the bootstrap layer, a gzip-compressed tar with the given files in the order of their names but
+// the bootstrap first, and returns its DiffID.
+func WriteBootstrapLayer(w io.Writer, files map[string][]byte) (diffID digest.Digest, err error) {
+	zw := gzip.NewWriter(w)
+	sum := sha256.New()
+	tw := tar.NewWriter(io.MultiWriter(zw, sum))
+	names := make([]string, 0, len(files))
+	for name := range files {
+		names = append(names, name)
+	}
+	sort.Slice(names, func(i, j int) bool {
+		if first := names[i] == BootstrapName; first != (names[j] == BootstrapName) {
+			return first
+		}
+		return names[i] < names[j]
+	})
+	epoch := time.Unix(0, 0)
+	err = tw.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: "image/", Mode: 0o755, ModTime: epoch})
+	for _, name := range names {
+		if err == nil {
+			err = tw.WriteHeader(&tar.Header{
+				Typeflag: tar.TypeReg, Name: name, Mode: 0o444, Size: int64(len(files[name])), ModTime: epoch,
+			})
+		}
+		if err == nil {
+			_, err = tw.Write(files[name])
+		}
+	}
+	for _, end := range []func() error{tw.Close, zw.Close} {
+		if err == nil {
+			err = end()
+		}
+	}
+	if err != nil {
+		return "", fmt.Errorf("bootstrap layer: %w", err)
+	}
+	return digest.NewDigest(digest.SHA256, sum), nil
+}

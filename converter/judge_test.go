@@ -1,0 +1,428 @@
+package converter_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/shoal-project/shoal/converter"
+	"github.com/shoal-project/shoal/converter/bootstrap"
+	"github.com/shoal-project/shoal/converter/image"
+	"github.com/shoal-project/shoal/peer/chunkmap"
+	"github.com/shoal-project/shoal/snapshotter"
+)
+
+// The judges are the tools of the field: what they make of an image is what counts.
+
+// daemon starts a process that ends with the test, by its pid. Its output is shown if the test failed.
+func daemon(t *testing.T, path string, env []string, args ...string) {
+	t.Helper()
+	log, err := os.Create(filepath.Join(t.TempDir(), "log"))
+	check(t, err)
+	cmd := exec.Command(path, args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Env = append(os.Environ(), env...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	check(t, cmd.Start())
+	ended := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(ended) }() // ends with the process
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-ended:
+		case <-time.After(20 * time.Second):
+			_ = cmd.Process.Kill()
+			<-ended
+		}
+		_ = log.Close()
+		if t.Failed() {
+			out, _ := os.ReadFile(log.Name())
+			t.Logf("%s:\n%s", filepath.Base(path), out[max(0, len(out)-4000):])
+		}
+	})
+}
+
+// eventually asks until it is true, at most half a minute.
+func eventually(t *testing.T, what string, ready func() bool) {
+	t.Helper()
+	deadline := time.After(30 * time.Second)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !ready() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("%s: not within 30 s", what)
+		}
+	}
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	check(t, err)
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// dockerRegistry starts Debian's docker-registry with its storage in a temporary folder.
+func dockerRegistry(t *testing.T) (address string) {
+	t.Helper()
+	path := need(t, "docker-registry")
+	address = freeAddress(t)
+	config := filepath.Join(t.TempDir(), "config.yml")
+	check(t, os.WriteFile(config, fmt.Appendf(nil,
+		"version: 0.1\nlog: {level: warn}\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: %s, secret: test}\n",
+		t.TempDir(), address), 0o600))
+	daemon(t, path, nil, "serve", config)
+	eventually(t, "docker-registry", func() bool {
+		resp, err := http.Get("http://" + address + "/v2/")
+		if err != nil {
+			return false
+		}
+		return resp.Body.Close() == nil && resp.StatusCode == http.StatusOK
+	})
+	return address
+}
+
+// run executes a tool and returns its standard output.
+func run(t *testing.T, env []string, path string, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Env = append(os.Environ(), env...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%s %s: %v\n%s%s", filepath.Base(path), strings.Join(args, " "), err, stdout.String(), stderr.String())
+	}
+	return stdout.String()
+}
+
+// judged is a converted image in a real registry.
+type judged struct {
+	registry, target string
+	model            map[string]string // sha256 by path
+	result           *converter.Result
+}
+
+func convertForJudges(t *testing.T) *judged {
+	t.Helper()
+	j := &judged{registry: dockerRegistry(t)}
+	j.target = j.registry + "/ml/tiny:v1"
+	model := writeModel(t, time.Now(), 0o600)
+	j.model = sums(t, model)
+	var err error
+	j.result, err = converter.Convert(t.Context(), converter.Config{
+		Model: model, Base: writeLayout(t, runnableBase(t)), Target: j.target,
+	})
+	check(t, err)
+	return j
+}
+
+// wantOutput compares what the base's program printed in a container with the model's digests.
+func (j *judged) wantOutput(t *testing.T, out string) {
+	t.Helper()
+	got := map[string]string{}
+	for line := range strings.Lines(out) {
+		if sum, path, ok := strings.Cut(strings.TrimSpace(line), "  /models/tiny/"); ok {
+			got[path] = sum
+		}
+	}
+	if diff := cmp.Diff(j.model, got); diff != "" {
+		t.Errorf("files seen in the container (-want +got):\n%s", diff)
+	}
+}
+
+func (j *judged) wantFiles(t *testing.T, root string) {
+	t.Helper()
+	if diff := cmp.Diff(j.model, sums(t, filepath.Join(root, "models/tiny"))); diff != "" {
+		t.Errorf("files (-want +got):\n%s", diff)
+	}
+}
+
+func TestRootJudges(t *testing.T) {
+	needRoot(t)
+	j := convertForJudges(t)
+	nydus := j.fetchNydus(t)
+	t.Run("skopeo and umoci unpack the plain variant", func(t *testing.T) {
+		t.Run("and the kernel mounts the same tree from the Nydus variant", func(t *testing.T) { j.umociAndKernel(t, nydus) })
+	})
+	t.Run("podman", j.podman)
+	t.Run("docker", j.docker)
+	t.Run("containerd 1", func(t *testing.T) { j.containerd(t, "/usr/bin/containerd", "1.") })
+	t.Run("containerd 2", func(t *testing.T) { j.containerd(t, need(t, "containerd"), "2.") })
+	t.Run("nydus-image check", func(t *testing.T) {
+		out := run(t, nil, need(t, "nydus-image"), "check", "--bootstrap", nydus.bootstrap)
+		if !strings.Contains(out, "valid") {
+			t.Errorf("nydus-image says: %s", out)
+		}
+	})
+	t.Run("nydusd with blobs in a folder", func(t *testing.T) {
+		j.nydusd(t, nydus, map[string]any{"type": "localfs", "config": map[string]any{"dir": nydus.blobs}})
+	})
+	t.Run("nydusd with a registry", func(t *testing.T) {
+		j.nydusd(t, nydus, registryBackend(j.registry, "ml/tiny"))
+	})
+	t.Run("nydus-snapshotter finds the Nydus variant", func(t *testing.T) { j.detect(t, nydus) })
+	t.Run("every layer has its chunk map", func(t *testing.T) { j.chunkMaps(t, nydus) })
+}
+
+// nydusVariant is the Nydus variant as a client has it on disk.
+type nydusVariant struct {
+	bootstrap string // file
+	blobs     string // folder with a file for each blob, named by its digest
+	manifests []ocispec.Manifest
+	layer     []byte // bootstrap layer
+}
+
+func (j *judged) get(t *testing.T, kind string, d digest.Digest, mediaType string) []byte {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, fmt.Sprintf("http://%s/v2/ml/tiny/%s/%s", j.registry, kind, d), nil)
+	check(t, err)
+	req.Header.Set("Accept", mediaType)
+	resp, err := http.DefaultClient.Do(req)
+	check(t, err)
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	check(t, err)
+	if resp.StatusCode != http.StatusOK || digest.FromBytes(data) != d {
+		t.Fatalf("%s %s: %s", kind, d, resp.Status)
+	}
+	return data
+}
+
+func (j *judged) fetchNydus(t *testing.T) *nydusVariant {
+	t.Helper()
+	dir := t.TempDir()
+	v := &nydusVariant{bootstrap: filepath.Join(dir, "image.boot"), blobs: filepath.Join(dir, "blobs")}
+	check(t, os.Mkdir(v.blobs, 0o700))
+	var index ocispec.Index
+	check(t, json.Unmarshal(j.get(t, "manifests", j.result.Digest, ocispec.MediaTypeImageIndex), &index))
+	for _, d := range index.Manifests {
+		var m ocispec.Manifest
+		check(t, json.Unmarshal(j.get(t, "manifests", d.Digest, ocispec.MediaTypeImageManifest), &m))
+		v.manifests = append(v.manifests, m)
+	}
+	layers := v.manifests[1].Layers
+	for _, l := range layers[:len(layers)-1] {
+		check(t, os.WriteFile(filepath.Join(v.blobs, l.Digest.Encoded()), j.get(t, "blobs", l.Digest, ""), 0o600))
+	}
+	v.layer = j.get(t, "blobs", layers[len(layers)-1].Digest, "")
+	check(t, os.WriteFile(v.bootstrap, fileOfLayer(t, v.layer, image.BootstrapName), 0o600))
+	return v
+}
+
+func (j *judged) chunkMaps(t *testing.T, v *nydusVariant) {
+	maps, err := chunkmap.AllFromLayer(bytes.NewReader(v.layer))
+	check(t, err)
+	want := map[digest.Digest]bool{}
+	for i, m := range v.manifests {
+		layers := m.Layers
+		if i == 1 {
+			layers = layers[:len(layers)-1] // the bootstrap layer holds the maps
+		}
+		for _, l := range layers {
+			want[l.Digest] = true
+			got, err := chunkmap.FromLayer(bytes.NewReader(v.layer), l.Digest)
+			if err != nil {
+				t.Error(err)
+				continue
+			}
+			if err := got.Verify(0, j.get(t, "blobs", l.Digest, "")); err != nil || got.Size != l.Size {
+				t.Errorf("blob %s of %d bytes, map of %d: %v", l.Digest, l.Size, got.Size, err)
+			}
+		}
+	}
+	if len(maps) != len(want) {
+		t.Errorf("want %d maps, got %d", len(want), len(maps))
+	}
+}
+
+func (j *judged) umociAndKernel(t *testing.T, v *nydusVariant) {
+	skopeo, umoci := need(t, "skopeo"), need(t, "umoci")
+	dir := t.TempDir()
+	run(t, nil, skopeo, "copy", "--quiet", "--src-tls-verify=false", "docker://"+j.target, "oci:"+dir+"/oci:v1")
+	run(t, nil, umoci, "unpack", "--image", dir+"/oci:v1", dir+"/bundle")
+	unpacked := dir + "/bundle/rootfs"
+	j.wantFiles(t, unpacked)
+
+	mnt := mountKernel(t, v)
+	j.wantFiles(t, mnt)
+	want, got := tree(t, unpacked), tree(t, mnt)
+	for _, nodes := range []map[string]node{want, got} {
+		for path, n := range nodes {
+			if strings.HasPrefix(n.Mode, "4") && path != "tmp" { // umoci gives folders it changed the time of unpacking
+				n.Mtime = 0
+				nodes[path] = n
+			}
+		}
+		root := nodes["."]
+		delete(nodes, ".")
+		_ = root // the root's attributes are the unpacker's
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("umoci's tree and the kernel's (-umoci +kernel):\n%s", diff)
+	}
+}
+
+// mountKernel mounts the Nydus variant by the kernel's EROFS: model blobs as they are, the others expanded.
+func mountKernel(t *testing.T, v *nydusVariant) string {
+	t.Helper()
+	boot, err := os.Open(v.bootstrap)
+	check(t, err)
+	defer boot.Close()
+	info, err := boot.Stat()
+	check(t, err)
+	img, err := bootstrap.Decode(boot, info.Size())
+	check(t, err)
+	var devices []string
+	for i := range img.Blobs {
+		b := &img.Blobs[i]
+		stored := filepath.Join(v.blobs, b.Digest.Encoded())
+		if b.Compressor == bootstrap.None {
+			devices = append(devices, stored)
+			continue
+		}
+		device := filepath.Join(t.TempDir(), b.Digest.Encoded())
+		out, err := os.Create(device)
+		check(t, err)
+		in, err := os.Open(stored)
+		check(t, err)
+		check(t, bootstrap.Expand(out, in, img, i))
+		check(t, out.Truncate(b.DeviceSize))
+		check(t, out.Close())
+		check(t, in.Close())
+		devices = append(devices, device)
+	}
+	mnt := t.TempDir()
+	check(t, snapshotter.MountEROFS(v.bootstrap, devices, mnt))
+	t.Cleanup(func() {
+		if err := snapshotter.Unmount(mnt); err != nil {
+			t.Error(err)
+		}
+	})
+	return mnt
+}
+
+func (j *judged) podman(t *testing.T) {
+	podman := need(t, "podman")
+	dir := t.TempDir()
+	global := []string{"--root", dir + "/root", "--runroot", dir + "/run", "--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--events-backend", "none", "--tmpdir", dir + "/tmp"}
+	t.Cleanup(func() { _ = exec.Command(podman, append(global, "system", "prune", "--all", "--force")...).Run() })
+	run(t, nil, podman, append(global, "pull", "--quiet", "--tls-verify=false", j.target)...)
+	j.wantOutput(t, run(t, nil, podman, append(global, "run", "--rm", "--network=none", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=512:512", j.target)...))
+}
+
+func (j *judged) docker(t *testing.T) {
+	dockerd, docker := need(t, "dockerd"), need(t, "docker")
+	dir := t.TempDir()
+	host := "unix://" + dir + "/s"
+	env := []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "DOCKER_HOST=" + host, "DOCKER_CONFIG=" + dir}
+	daemon(t, dockerd, env, "--host", host, "--data-root", dir+"/data", "--exec-root", dir+"/exec", "--pidfile", dir+"/pid",
+		"--iptables=false", "--ip-forward=false", "--ip-masq=false", "--bridge=none", "--storage-driver=overlay2")
+	eventually(t, "dockerd", func() bool {
+		cmd := exec.Command(docker, "version")
+		cmd.Env = append(os.Environ(), env...)
+		return cmd.Run() == nil
+	})
+	run(t, env, docker, "pull", "--quiet", j.target)
+	j.wantOutput(t, run(t, env, docker, "run", "--rm", "--network=none", j.target))
+}
+
+func (j *judged) containerd(t *testing.T, path, major string) {
+	path = need(t, path)
+	if out := run(t, nil, path, "--version"); !strings.Contains(out, " "+major) && !strings.Contains(out, " v"+major) {
+		if os.Getenv("REQUIRE_TOOLS") == "1" {
+			t.Fatalf("%s is not version %s: %s", path, major, out)
+		}
+		t.Skipf("SKIPPED: %s is not version %s: %s", path, major, out)
+	}
+	dir := t.TempDir()
+	config := filepath.Join(dir, "config.toml")
+	check(t, os.WriteFile(config, fmt.Appendf(nil, `version = 2
+root = %q
+state = %q
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.internal.v1.opt"]
+[grpc]
+address = %q
+`, dir+"/root", dir+"/state", dir+"/s"), 0o600))
+	env := []string{"PATH=" + filepath.Dir(path) + ":/usr/sbin:/usr/bin:/sbin:/bin"}
+	daemon(t, path, env, "--config", config)
+	ctr := []string{"--address", dir + "/s"}
+	bin := filepath.Join(filepath.Dir(path), "ctr")
+	eventually(t, path, func() bool { return exec.Command(bin, append(ctr, "version")...).Run() == nil })
+	run(t, env, bin, append(ctr, "images", "pull", "--plain-http", j.target)...)
+	j.wantOutput(t, run(t, env, bin, append(ctr, "run", "--rm", j.target, "judge")...))
+}
+
+// registryBackend is nydusd's configuration to read blobs from a registry, or a mirror of one, at host.
+func registryBackend(host, repo string) map[string]any {
+	return map[string]any{"type": "registry", "config": map[string]any{"scheme": "http", "host": host, "repo": repo}}
+}
+
+// nydusd mounts the Nydus variant by FUSE, reading blobs from the backend.
+func (j *judged) nydusd(t *testing.T, v *nydusVariant, backend map[string]any) {
+	path := need(t, "nydusd")
+	dir := t.TempDir()
+	mnt := filepath.Join(dir, "mnt")
+	check(t, os.MkdirAll(filepath.Join(dir, "cache"), 0o700))
+	check(t, os.MkdirAll(mnt, 0o700))
+	config, err := json.Marshal(map[string]any{
+		"device": map[string]any{
+			"backend": backend,
+			"cache":   map[string]any{"type": "blobcache", "config": map[string]any{"work_dir": filepath.Join(dir, "cache")}},
+		},
+		"mode": "direct", "digest_validate": false, "enable_xattr": true,
+	})
+	check(t, err)
+	check(t, os.WriteFile(filepath.Join(dir, "config.json"), config, 0o600))
+	daemon(t, path, nil, "fuse", "--config", filepath.Join(dir, "config.json"), "--bootstrap", v.bootstrap,
+		"--mountpoint", mnt, "--log-level", "warn", "--rlimit-nofile", "0", "--apisock", filepath.Join(dir, "api"))
+	t.Cleanup(func() { _ = syscall.Unmount(mnt, syscall.MNT_DETACH) })
+	eventually(t, "nydusd", func() bool {
+		_, err := os.Stat(filepath.Join(mnt, "models"))
+		return err == nil
+	})
+	j.wantFiles(t, mnt)
+	if diff := cmp.Diff(sums(t, mountKernel(t, v)), sums(t, mnt)); diff != "" {
+		t.Errorf("files as the kernel and as nydusd shows them (-kernel +nydusd):\n%s", diff)
+	}
+}
+
+// detect builds a program of nydus-snapshotter's packages, which takes a minute the first time, and lets it look.
+func (j *judged) detect(t *testing.T, v *nydusVariant) {
+	bin, boot := filepath.Join(t.TempDir(), "nydusdetect"), filepath.Join(t.TempDir(), "boot")
+	cmd := exec.Command(need(t, "go"), "build", "-o", bin, ".")
+	cmd.Dir = "testdata/nydusdetect"
+	cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=-buildvcs=false -mod=readonly")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	var got ocispec.Descriptor
+	check(t, json.Unmarshal([]byte(run(t, nil, bin, j.target, j.result.Plain.String(), boot)), &got))
+	layers := v.manifests[1].Layers
+	if diff := cmp.Diff(layers[len(layers)-1], got); diff != "" {
+		t.Errorf("bootstrap layer (-want +got):\n%s", diff)
+	}
+	want, err := os.ReadFile(v.bootstrap)
+	check(t, err)
+	if unpacked, err := os.ReadFile(boot); err != nil || !bytes.Equal(want, unpacked) {
+		t.Errorf("the bootstrap it unpacked differs: %v", err)
+	}
+}

@@ -1,0 +1,149 @@
+package transfer
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/shoal-project/shoal/peer/piece"
+	"pgregory.net/rapid"
+)
+
+// readerFrom records in what shape the body reaches net/http.
+type readerFrom struct {
+	*httptest.ResponseRecorder
+	sources []io.Reader
+}
+
+func (r *readerFrom) ReadFrom(src io.Reader) (int64, error) {
+	r.sources = append(r.sources, src)
+	return io.Copy(struct{ io.Writer }{r.ResponseRecorder}, src)
+}
+
+func TestBodyReachesTheServerInTheShapeSendfileTakes(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "data")
+	want := bytes.Repeat([]byte("0123456789"), 300_000)
+	if err := os.WriteFile(path, want, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	below := &readerFrom{ResponseRecorder: httptest.NewRecorder()}
+	req := httptest.NewRequest(http.MethodGet, "/", nil)
+	req.Header.Set("Range", "bytes=1000000-2999999")
+	below.Header().Set("Content-Type", "application/octet-stream")
+	u := &upload{ResponseWriter: below, stall: time.Second}
+	http.ServeContent(u, req, "", time.Time{}, f)
+
+	if below.Code != http.StatusPartialContent || !bytes.Equal(below.Body.Bytes(), want[1_000_000:]) || u.sent != 2_000_000 {
+		t.Fatalf("status %d, %d bytes, counted %d", below.Code, below.Body.Len(), u.sent)
+	}
+	if len(below.sources) != 2 {
+		t.Errorf("sent in %d steps, want 2", len(below.sources))
+	}
+	for _, src := range below.sources {
+		limited, ok := src.(*io.LimitedReader)
+		if !ok {
+			t.Fatalf("source is a %T, want *io.LimitedReader", src)
+		}
+		if _, ok := limited.R.(*os.File); !ok {
+			t.Errorf("source reads from a %T, want *os.File", limited.R)
+		}
+	}
+}
+
+func drawSet(rt *rapid.T, n int, name string) *piece.Set {
+	s := piece.NewSet(n)
+	for _, i := range rapid.SliceOfN(rapid.IntRange(0, max(n-1, 0)), 0, 50).Draw(rt, name) {
+		s.Add(piece.Index(i))
+	}
+	if rapid.Bool().Draw(rt, name+" is full") {
+		s.AddAll()
+	}
+	return s
+}
+
+func TestFramesTurnOneSetIntoTheOther(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		n := rapid.IntRange(0, 3000).Draw(rt, "pieces")
+		sent, now := drawSet(rt, n, "sent"), drawSet(rt, n, "now")
+		frames := newFrameReader(bytes.NewReader(appendChanges(appendAll(nil, sent), sent, now)))
+		var known *piece.Set
+		for {
+			have, err := frames.next()
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				rt.Fatal(err)
+			}
+			if have.All != nil {
+				known = have.All
+			}
+			for _, i := range have.Added {
+				if !known.Add(i) {
+					rt.Fatalf("piece %d was added twice", i)
+				}
+			}
+			for _, i := range have.Removed {
+				if !known.Remove(i) {
+					rt.Fatalf("piece %d was removed twice", i)
+				}
+			}
+		}
+		if diff := cmp.Diff(now.Bytes(), known.Bytes()); diff != "" {
+			rt.Fatalf("set (-want +got):\n%s", diff)
+		}
+	})
+}
+
+func TestUnknownOptionalFramesAreSkipped(t *testing.T) {
+	frames := newFrameReader(bytes.NewReader(appendFrame(appendFrame(nil, 200, []byte("news")), frameAlive, nil)))
+	for range 2 {
+		have, err := frames.next()
+		if err != nil || have.All != nil {
+			t.Fatalf("%+v, %v", have, err)
+		}
+	}
+}
+
+func FuzzFrames(f *testing.F) {
+	a, b := piece.NewSet(100), piece.NewSet(100)
+	a.Add(3)
+	b.Add(99)
+	f.Add(appendChanges(appendAll(nil, a), a, b))
+	f.Add([]byte{frameAdded, 0, 0, 0, 1, 0})
+	f.Add([]byte{frameAll, 0xff, 0xff, 0xff, 0xff})
+	f.Add([]byte{frameAll, 0, 0, 0, 5, 0, 0, 0, 8, 0xff})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		frames := newFrameReader(bytes.NewReader(data))
+		count := -1
+		for {
+			have, err := frames.next()
+			if err != nil {
+				if !errors.Is(err, errFrame) && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+					t.Fatalf("error %v has no class", err)
+				}
+				return
+			}
+			if have.All != nil {
+				count = have.All.Len()
+			}
+			for _, i := range append(have.Added, have.Removed...) {
+				if int(i) >= count || i < 0 {
+					t.Fatalf("index %d of %d pieces", i, count)
+				}
+			}
+		}
+	})
+}
