@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/urfave/cli/v2"
@@ -85,6 +86,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		Suggest:                true,
 		CustomAppHelpTemplate:  cli.AppHelpTemplate + "\n" + exitHelp + "\n",
 		ExitErrHandler:         func(*cli.Context, error) {}, // the exit code is chosen in run
+		Action:                 unknownCommand,
 		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
 			return usageError(err)
 		},
@@ -96,6 +98,15 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			versionCommand(),
 		},
 	}
+}
+
+// unknownCommand is the action of a command that only has subcommands.
+func unknownCommand(c *cli.Context) error {
+	if c.NArg() == 0 {
+		return cli.ShowAppHelp(c)
+	}
+	name := strings.TrimSpace(strings.TrimPrefix(c.Command.FullName(), c.App.Name) + " " + c.Args().First())
+	return usageError(fmt.Errorf("unknown command %q; see %s --help for those there are", name, c.App.Name))
 }
 
 // command fills in what all commands share: a usage error that exits 2, and a refusal of flags behind the first

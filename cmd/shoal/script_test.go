@@ -1,0 +1,83 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"shoal": main})
+}
+
+// TestScripts runs each file of testdata/script as a user's session with the real program.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"freeport": freePort, "waithttp": waitHTTP, "occupy": occupy, "exits": exits,
+		},
+	})
+}
+
+// freePort NAME…: sets each variable to an address of 127.0.0.1 that nobody listens on.
+func freePort(ts *testscript.TestScript, _ bool, names []string) {
+	for _, name := range names {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		ts.Check(err)
+		ts.Setenv(name, l.Addr().String())
+		ts.Check(l.Close())
+	}
+}
+
+// occupy NAME: sets the variable to an address that is listened on until the script ends.
+func occupy(ts *testscript.TestScript, _ bool, names []string) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	ts.Setenv(names[0], l.Addr().String())
+	ts.Defer(func() { _ = l.Close() })
+}
+
+// waitHTTP URL TEXT: waits until URL answers 200 with TEXT in the body, 10 s at most.
+func waitHTTP(ts *testscript.TestScript, _ bool, args []string) {
+	var last string
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		resp, err := http.Get(args[0])
+		if err != nil {
+			last = err.Error()
+			continue
+		}
+		body, err := io.ReadAll(resp.Body)
+		ts.Check(err)
+		ts.Check(resp.Body.Close())
+		if resp.StatusCode == http.StatusOK && strings.Contains(string(body), args[1]) {
+			return
+		}
+		last = fmt.Sprint(resp.Status, " ", string(body))
+	}
+	ts.Fatalf("%s: no %q within 10 s, last answer: %s", args[0], args[1], last)
+}
+
+// exits CODE COMMAND [ARG…]: runs the command and fails unless it ends with that exit code and says why in one line on stderr.
+func exits(ts *testscript.TestScript, _ bool, args []string) {
+	err := ts.Exec(args[1], args[2:]...)
+	got := 0
+	if err != nil {
+		if _, scanErr := fmt.Sscanf(err.Error(), "exit status %d", &got); scanErr != nil {
+			ts.Fatalf("%v", err)
+		}
+	}
+	if fmt.Sprint(got) != args[0] {
+		ts.Fatalf("exit code %d, want %s", got, args[0])
+	}
+	if text := ts.ReadFile("stderr"); got != 0 && strings.Count(strings.TrimSpace(text), "\n") > 0 {
+		ts.Fatalf("more than one line on stderr:\n%s", text)
+	}
+}
+
