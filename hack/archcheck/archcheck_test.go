@@ -21,7 +21,7 @@ type pkg struct {
 	name        string
 	doc         string
 	imports     []string // of the code
-	testImports []string // of its tests, in and beside the package
+	testImports []string // of its tests in the package; those beside it, package NAME_test, are free
 }
 
 func TestImportsFollowTheTable(t *testing.T) {
@@ -117,7 +117,7 @@ func checkImports(rules []rule, pkgs []pkg) []string {
 				faults = append(faults, fmt.Sprintf("%s imports %s: the table does not grant it", p.path, imp))
 			}
 		}
-		// Tests may use all of their own and of lower folders, and the test helpers of any.
+		// Tests in a package may use all of their own and of lower folders, and the test helpers of any.
 		for _, imp := range p.testImports {
 			target, _ := find(rules, imp)
 			if !target.tests && level(imp) > level(p.path) {
@@ -179,7 +179,7 @@ func level(p string) int {
 // listPackages asks go list for all packages of the module.
 func listPackages(t *testing.T) []pkg {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "go", "list", "-e", "-json=ImportPath,Name,Doc,Imports,TestImports,XTestImports", module+"/...")
+	cmd := exec.CommandContext(t.Context(), "go", "list", "-e", "-json=ImportPath,Name,Doc,Imports,TestImports", module+"/...")
 	cmd.Dir = root(t)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -190,8 +190,8 @@ func listPackages(t *testing.T) []pkg {
 	var pkgs []pkg
 	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
 		var p struct {
-			ImportPath, Name, Doc              string
-			Imports, TestImports, XTestImports []string
+			ImportPath, Name, Doc string
+			Imports, TestImports  []string
 		}
 		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
 			break
@@ -200,7 +200,7 @@ func listPackages(t *testing.T) []pkg {
 		}
 		pkgs = append(pkgs, pkg{
 			path: strings.TrimPrefix(p.ImportPath, module+"/"), name: p.Name, doc: p.Doc,
-			imports: ours(p.Imports), testImports: ours(append(p.TestImports, p.XTestImports...)),
+			imports: ours(p.Imports), testImports: ours(p.TestImports),
 		})
 	}
 	if len(pkgs) < 2 {

@@ -40,7 +40,7 @@ var rules = []rule{
 	{path: "registry-mirror/hosts", may: []string{"peer/piece"}},
 
 	{path: "converter/bootstrap"},
-	{path: "converter/layer", may: []string{"peer/chunkmap"}},
+	{path: "converter/layer", may: []string{"peer/chunkmap", "peer/piece"}}, // a chunk map is made of piece digests
 	{path: "converter/image"},
 	{path: "converter/source"},
 	{path: "converter", may: []string{"converter/*", "peer/chunkmap"}},

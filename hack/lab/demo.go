@@ -40,6 +40,7 @@ type demoResult struct {
 	nodes      []nodeResult
 	layers     []layerResult
 	inferences []inference
+	kept       *swarm // what is left running, when that was asked for
 }
 
 type nodeResult struct {
@@ -89,6 +90,9 @@ func demoCommand() *cli.Command {
 					return err
 				}
 				out.table(result)
+				if cfg.keep {
+					out.lookAround(result.kept)
+				}
 				return result.check()
 			})
 		},
@@ -107,7 +111,7 @@ func runDemo(ctx context.Context, cfg demoConfig, shoal string, out *talk) (resu
 	d := &demo{cfg: cfg, out: out}
 	defer func() {
 		if cfg.keep && err == nil {
-			out.lookAround(d.swarm)
+			result.kept = d.swarm
 			err = c.Detach()
 			return
 		}

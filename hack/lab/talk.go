@@ -162,11 +162,18 @@ func (t *talk) table(r demoResult) {
 // lookAround says what there is to see in a demo that was kept.
 func (t *talk) lookAround(s *swarm) {
 	n, c := s.nodes[0], s.containerds[0]
-	t.step(`left running, in %[1]s. To look around:
-  ip netns exec %[2]s curl -s http://127.0.0.1:7703/metrics | grep ^shoal     what %[3]s did
-  ip netns exec %[4]s curl -s http://127.0.0.1:7703/metrics | grep ^shoal     what the seed did
-  nsenter --net=/run/netns/%[2]s ctr --address %[5]s images list     what its containerd holds
-  tail -f %[1]s/*/*.log     what all of them say
-To remove it all: make clean`,
+	fmt.Fprintf(t.out, `
+All of it is left running, in %[1]s. To look around:
+
+  # what %[3]s did, and what the seed did
+  ip netns exec %[2]s curl -s http://127.0.0.1:7703/metrics | grep ^shoal
+  ip netns exec %[4]s curl -s http://127.0.0.1:7703/metrics | grep ^shoal
+  # what containerd on %[3]s holds
+  nsenter --net=/run/netns/%[2]s ctr --address %[5]s images list
+  # what all of them say
+  tail -f %[1]s/*/*.log
+  # remove it all
+  make clean
+`,
 		s.Dir(), n.Host().Namespace(), n.Host().Name, s.seed.Host().Namespace(), c.Socket())
 }
