@@ -35,6 +35,9 @@ func (f *File) Open() (io.ReadCloser, error) { return os.Open(f.real) }
 // A symbolic link that is relative and stays in the folder is kept. One that leads out of it to a file, as in the caches of
 // model hubs, is replaced by the file. Every regular file is opened once, so that one that cannot be read is known at once.
 func Walk(dir string) ([]File, error) {
+	if _, err := os.Stat(dir); err != nil {
+		return nil, fmt.Errorf("%w folder: %w", ErrModel, err)
+	}
 	root, err := filepath.EvalSymlinks(dir)
 	if err != nil {
 		return nil, fmt.Errorf("%w folder: %w", ErrModel, err)
