@@ -128,14 +128,29 @@ func (f *File) keepLink(root string) (bool, error) {
 		return false, fmt.Errorf("%s: symbolic link to %s: %w", f.real, link, err)
 	}
 	inside := target == root || strings.HasPrefix(target, root+string(filepath.Separator))
-	// The way there must stay inside too: it is all the image will have.
-	way := filepath.Join(filepath.Dir(f.real), link)
-	if inside && !filepath.IsAbs(link) && strings.HasPrefix(way+string(filepath.Separator), root+string(filepath.Separator)) {
+	if inside && !filepath.IsAbs(link) && f.staysBelow(filepath.ToSlash(link)) {
 		f.Mode, f.Link = fs.ModeSymlink|0o777, filepath.ToSlash(link)
 		return true, nil
 	}
 	f.real = target
 	return false, nil
+}
+
+// staysBelow reports whether the way a link names never leaves the folder, whose own name the image may not have.
+func (f *File) staysBelow(link string) bool {
+	depth := strings.Count(f.Path, "/")
+	for part := range strings.SplitSeq(link, "/") {
+		switch part {
+		case "", ".":
+		case "..":
+			if depth--; depth < 0 {
+				return false
+			}
+		default:
+			depth++
+		}
+	}
+	return true
 }
 
 func readable(path string) error {
