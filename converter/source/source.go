@@ -35,6 +35,9 @@ func (f *File) Open() (io.ReadCloser, error) { return os.Open(f.real) }
 // A symbolic link that is relative and stays in the folder is kept. One that leads out of it to a file, as in the caches of
 // model hubs, is replaced by the file. Every regular file is opened once, so that one that cannot be read is known at once.
 func Walk(dir string) ([]File, error) {
+	if _, err := os.Stat(dir); err != nil {
+		return nil, fmt.Errorf("%w folder: %w", ErrModel, err)
+	}
 	root, err := filepath.EvalSymlinks(dir)
 	if err != nil {
 		return nil, fmt.Errorf("%w folder: %w", ErrModel, err)
@@ -125,14 +128,29 @@ func (f *File) keepLink(root string) (bool, error) {
 		return false, fmt.Errorf("%s: symbolic link to %s: %w", f.real, link, err)
 	}
 	inside := target == root || strings.HasPrefix(target, root+string(filepath.Separator))
-	// The way there must stay inside too: it is all the image will have.
-	way := filepath.Join(filepath.Dir(f.real), link)
-	if inside && !filepath.IsAbs(link) && strings.HasPrefix(way+string(filepath.Separator), root+string(filepath.Separator)) {
+	if inside && !filepath.IsAbs(link) && f.staysBelow(filepath.ToSlash(link)) {
 		f.Mode, f.Link = fs.ModeSymlink|0o777, filepath.ToSlash(link)
 		return true, nil
 	}
 	f.real = target
 	return false, nil
+}
+
+// staysBelow reports whether the way a link names never leaves the folder, whose own name the image may not have.
+func (f *File) staysBelow(link string) bool {
+	depth := strings.Count(f.Path, "/")
+	for part := range strings.SplitSeq(link, "/") {
+		switch part {
+		case "", ".":
+		case "..":
+			if depth--; depth < 0 {
+				return false
+			}
+		default:
+			depth++
+		}
+	}
+	return true
 }
 
 func readable(path string) error {
