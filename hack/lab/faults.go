@@ -246,7 +246,19 @@ func runFault(ctx context.Context, shoal string, log io.Writer, test faultCase) 
 	for _, b := range r.blobs {
 		r.size += b.size
 	}
-	return test.run(ctx, r)
+	if err := test.run(ctx, r); err != nil {
+		return err
+	}
+	served, err := r.registry.Served()
+	if err != nil {
+		return err
+	}
+	var sum int64
+	for _, b := range r.blobs {
+		sum += served[b.digest]
+	}
+	r.Logf("  the registry sent %.2f copies", float64(sum)/float64(r.size))
+	return nil
 }
 
 func faultCommand() *cli.Command {
