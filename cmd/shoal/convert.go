@@ -156,11 +156,10 @@ type progress struct {
 	terminal bool
 	start    time.Time
 
-	mu          sync.Mutex
-	step        string
-	plan, done  [2]int64 // by converter.Stage
-	last        time.Time
-	lastPercent int64
+	mu         sync.Mutex
+	step       string
+	plan, done [2]int64 // by converter.Stage
+	last       time.Time
 }
 
 func newProgress(w io.Writer) *progress {
