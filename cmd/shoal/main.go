@@ -89,6 +89,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			return usageError(err)
 		},
 		Commands: []*cli.Command{
+			checkCommand(),
 			convertCommand(),
 			versionCommand(),
 		},

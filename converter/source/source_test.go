@@ -102,6 +102,8 @@ func TestUnreadableFileIsNamed(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir+"/secret", "x", 0)
 	if os.Geteuid() == 0 { // root reads everything, so this thread stops being root for files
+		check(t, os.Chmod(filepath.Dir(dir), 0o755))
+		check(t, os.Chmod(dir, 0o755))
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		check(t, unix.Setfsuid(65534))
