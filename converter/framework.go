@@ -187,7 +187,7 @@ func (b *build) mergeTar(r io.Reader, packer *bootstrap.Packer) ([]packedFile, e
 	tr := tar.NewReader(r)
 	for {
 		hdr, err := tr.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return files, nil
 		}
 		if err != nil {

@@ -33,6 +33,13 @@ func TestConvertExitCodes(t *testing.T) {
 	}
 }
 
+func TestCheckWantsOneImage(t *testing.T) {
+	var stdout, stderr bytes.Buffer
+	if code := run(t.Context(), []string{"shoal", "check"}, &stdout, &stderr); code != exitUsage {
+		t.Errorf("exit code %d: %s", code, stderr.String())
+	}
+}
+
 func TestConvertHelpHasExamples(t *testing.T) {
 	var stdout, stderr bytes.Buffer
 	if code := run(t.Context(), []string{"shoal", "convert", "--help"}, &stdout, &stderr); code != exitOK || !strings.Contains(stdout.String(), "oci:./base:latest") {

@@ -91,9 +91,11 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			return usageError(err)
 		},
 		Commands: []*cli.Command{
-			mirrorCommand(),
+			convertCommand(),
+			checkCommand(),
 			nodeCommand(),
 			schedulerCommand(),
+			mirrorCommand(),
 			convertCommand(),
 			versionCommand(),
 		},

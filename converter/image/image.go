@@ -251,3 +251,25 @@ func WriteBootstrapLayer(w io.Writer, files map[string][]byte) (diffID digest.Di
 	}
 	return digest.NewDigest(digest.SHA256, sum), nil
 }
+
+// FileOfLayer returns one file of a gzip-compressed tar that need not be trusted; limit bounds its size in bytes.
+func FileOfLayer(r io.Reader, name string, limit int64) ([]byte, error) {
+	zr, err := gzip.NewReader(r)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	tr := tar.NewReader(io.LimitReader(zr, 4*limit))
+	for {
+		hdr, err := tr.Next()
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		if hdr.Typeflag != tar.TypeReg || strings.TrimPrefix(hdr.Name, "./") != name {
+			continue
+		}
+		if hdr.Size > limit {
+			return nil, fmt.Errorf("%s: %d bytes, at most %d are read", name, hdr.Size, limit)
+		}
+		return io.ReadAll(tr)
+	}
+}
