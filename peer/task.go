@@ -28,9 +28,10 @@ type task struct {
 	blob Blob
 	refs int // readers and others that keep it alive; guarded by peer.mu
 
-	ready   chan struct{} // closed when st and openErr are set
+	ready   chan struct{} // closed when the following are set, for good
 	openErr error
 	st      *store.Blob
+	before  *piece.Set // what was held when the task began
 
 	mailMu sync.Mutex // guards mail, ended
 	mail   []func()
@@ -155,7 +156,7 @@ func (t *task) run(ctx context.Context) {
 		return
 	}
 	t.st = st
-	t.peer.metrics.fromCache.Add(float64(st.Held()))
+	t.before = st.Have()
 	t.have, t.moved, t.left = st.Have(), time.Now(), time.Now()
 	close(t.ready)
 	ctx, cancel := context.WithCancel(ctx)
