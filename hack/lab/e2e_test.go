@@ -53,6 +53,9 @@ var buildShoal = sync.OnceValues(func() (string, error) {
 // prepare skips what cannot run here and returns the binary under test and a context for one case.
 func prepare(t *testing.T, tools ...string) (context.Context, string) {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("-short leaves out the end-to-end cases")
+	}
 	cluster.NeedRoot(t)
 	cluster.NeedTools(t, tools...)
 	shoal, err := buildShoal()
