@@ -96,7 +96,6 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			nodeCommand(),
 			schedulerCommand(),
 			mirrorCommand(),
-			convertCommand(),
 			versionCommand(),
 		},
 	}
