@@ -58,6 +58,7 @@ type task struct {
 	reported      time.Time
 	moved         time.Time // when a piece came last, or somebody asked
 	left          time.Time // when a reference was given up last
+	asking        bool      // a seed is being asked for digests
 	lastResort    bool      // the origin is read without leases although a scheduler lives
 	unprepared    bool      // the blob was complete, and no more is: what it is verified against has to be learned
 }
@@ -203,6 +204,7 @@ func (t *task) loop(ctx context.Context) {
 		now := time.Now()
 		t.chooseMode(now)
 		t.tend(ctx)
+		t.askDigests(ctx)
 		t.planner.Readers(t.spans())
 		for _, r := range t.planner.Next(now) {
 			t.start(ctx, r)

@@ -28,7 +28,7 @@ type Config struct {
 	Window int64
 	// BusyPause is how long a parent that answered busy is left alone; the pause is random, between half and all of it. Default 20 ms.
 	BusyPause time.Duration
-	// SharedPause is how long a piece is not asked again of a parent that is sending it to another peer. Default 60 ms.
+	// SharedPause is how long a piece is not asked again of a parent that is sending it to another peer. Default 150 ms.
 	SharedPause time.Duration
 	// Penalty is how long a parent that failed is left alone, doubling up to eight times. Default 500 ms.
 	Penalty time.Duration
@@ -42,7 +42,7 @@ func (c Config) withDefaults() Config {
 	c.SourceBytes = cmp.Or(c.SourceBytes, 4<<20)
 	c.Window = cmp.Or(c.Window, 8<<20)
 	c.BusyPause = cmp.Or(c.BusyPause, 20*time.Millisecond)
-	c.SharedPause = cmp.Or(c.SharedPause, 60*time.Millisecond)
+	c.SharedPause = cmp.Or(c.SharedPause, 150*time.Millisecond)
 	c.Penalty = cmp.Or(c.Penalty, 500*time.Millisecond)
 	c.StuckAfter = cmp.Or(c.StuckAfter, time.Second)
 	return c
@@ -135,6 +135,21 @@ func (p *Planner) ParentReset(id ParentID) {
 		p.avail[i]--
 	}
 	par.have = piece.NewSet(p.layout.Count())
+}
+
+// Unverifiable returns up to n pieces that a parent holds, that are missing here, and whose digests are not known.
+func (p *Planner) Unverifiable(id ParentID, n int) []piece.Index {
+	par := p.parents[id]
+	if par == nil {
+		return nil
+	}
+	var out []piece.Index
+	for i := range par.have.All() {
+		if len(out) < n && !p.have.Has(i) && !p.known.Has(i) {
+			out = append(out, i)
+		}
+	}
+	return out
 }
 
 // Parents returns the known parents in order.
