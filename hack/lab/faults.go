@@ -165,13 +165,10 @@ func (r *faultRun) onSmallDisk(ctx context.Context, size int64) (fill func() err
 		if err != nil {
 			return err
 		}
-		_, err = io.Copy(f, io.LimitReader(zeros{}, size))
-		if !errors.Is(err, unix.ENOSPC) {
-			err = fmt.Errorf("the disk did not fill up: %v", err)
-		} else {
-			err = nil
+		if _, err := io.Copy(f, io.LimitReader(zeros{}, size)); !errors.Is(err, unix.ENOSPC) {
+			return errors.Join(fmt.Errorf("the disk of %s did not fill up", n.Name()), err, f.Close())
 		}
-		return errors.Join(err, f.Close())
+		return f.Close()
 	}, n.Start(ctx)
 }
 
