@@ -185,7 +185,7 @@ func (t *task) askDigests(ctx context.Context, id dispatch.ParentID, h transfer.
 		held = slices.Collect(h.All.All())
 	}
 	for _, i := range held {
-		if t.digests[i] == nil {
+		if int(i) < len(t.digests) && t.digests[i] == nil { // a peer may claim more than there is
 			ask = append(ask, i)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"time"
@@ -119,6 +120,7 @@ const unreachableFor = 5 * time.Second
 func (p *Peer) markUnreachable(addr string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	maps.DeleteFunc(p.silent, func(_ string, at time.Time) bool { return time.Since(at) > unreachableFor })
 	p.silent[addr] = time.Now()
 }
 
@@ -126,11 +128,7 @@ func (p *Peer) unreachable(addr string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	at, ok := p.silent[addr]
-	if ok && time.Since(at) > unreachableFor {
-		delete(p.silent, addr)
-		return false
-	}
-	return ok
+	return ok && time.Since(at) <= unreachableFor
 }
 
 // isSeed reports whether the scheduler named the host at addr as a seed.
