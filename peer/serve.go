@@ -60,6 +60,9 @@ func (s Served) Groups(d digest.Digest, i piece.Index) ([]piece.Digest, error) {
 		return nil, err
 	}
 	defer b.Close()
+	if t := s.peer.lookup(d); !b.Vouched() && (t == nil || t.mapped.Load()) {
+		return nil, fmt.Errorf("group digests of %s, which nobody vouched for: %w", d, piece.ErrAbsent)
+	}
 	return b.Groups(i)
 }
 

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -31,6 +32,7 @@ type task struct {
 	ready   chan struct{} // closed when st and openErr are set
 	openErr error
 	st      *store.Blob
+	mapped  atomic.Bool // the pieces are right by a chunk map, which says nothing to those without
 
 	mailMu sync.Mutex // guards mail, ended
 	mail   []func()
@@ -154,14 +156,19 @@ func (t *task) failure() (failing <-chan struct{}, err error) {
 func (t *task) run(ctx context.Context) {
 	t.peer.metrics.tasks.Inc()
 	defer t.peer.metrics.tasks.Dec()
-	st, err := t.peer.store.Create(t.blob.Digest, t.blob.Size)
+	err := t.create()
+	if err == nil {
+		err = t.vet(ctx)
+	}
 	if err != nil {
+		if t.st != nil {
+			_ = t.st.Close() // a reference for reading: there is nothing to lose
+		}
 		t.abandon(err)
 		return
 	}
-	t.st = st
-	t.peer.metrics.fromCache.Add(float64(st.Held()))
-	t.have, t.moved, t.left = st.Have(), time.Now(), time.Now()
+	t.peer.metrics.fromCache.Add(float64(t.st.Held()))
+	t.have, t.moved, t.left = t.st.Have(), time.Now(), time.Now()
 	close(t.ready)
 	ctx, cancel := context.WithCancel(ctx)
 	t.prepare(ctx)
@@ -174,13 +181,10 @@ func (t *task) run(ctx context.Context) {
 // prepare learns what the pieces are verified against, makes the planner, and joins at the scheduler.
 func (t *task) prepare(ctx context.Context) {
 	t.unprepared = false
-	if t.blob.Origin.Map != nil && !t.st.Complete() {
-		cm, err := t.peer.loadMap(ctx, t.blob, t.authorization)
-		if err != nil && ctx.Err() == nil {
-			t.peer.log.Warn("no chunk map, the blob is read in order", "digest", t.blob.Digest, "error", err)
-		}
-		t.cm = cm
+	if !t.st.Complete() {
+		t.cm = t.loadMap(ctx)
 	}
+	t.mapped.Store(t.cm != nil)
 	layout := t.st.Layout()
 	cfg := t.peer.cfg.Dispatch
 	var known *piece.Set
@@ -356,7 +360,7 @@ func verifyBlob(want, got digest.Digest) error {
 // learn takes the digests of who reads the blob now. When they contradict what is held, that came from a reader who did not
 // come to the blob's end, and nothing of it can be believed; the last one may not be held before this is known.
 func (t *task) learn(digests []api.PieceDigest) {
-	if t.cm != nil || t.planner.Missing() == 0 {
+	if t.cm != nil || t.planner.Missing() == 0 || len(t.digests) == 1 { // one piece is checked by the blob's own digest
 		return
 	}
 	for _, d := range digests {
@@ -378,6 +382,7 @@ func (t *task) got(i piece.Index) {
 	t.planner.Got(i)
 	t.moved, t.hiccups = time.Now(), 0
 	t.unfail()
+	t.settled()
 }
 
 // resync compares the planner's view with the store's after a bad piece was dropped there.
