@@ -141,6 +141,7 @@ type fixture struct {
 	origin   *registry
 	blobs    *fakeBlobs
 	records  *Records
+	handler  *Handler
 	mirror   *httptest.Server
 	blob     digest.Digest
 	manifest digest.Digest
@@ -166,7 +167,8 @@ func newFixture(t *testing.T, cfg Config, cluster Cluster) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.mirror = httptest.NewServer(New(cfg, f.records, up, f.blobs, cluster))
+	f.handler = New(cfg, f.records, up, f.blobs, cluster)
+	f.mirror = httptest.NewServer(f.handler)
 	t.Cleanup(f.mirror.Close)
 	return f
 }

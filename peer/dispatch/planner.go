@@ -82,6 +82,8 @@ type Planner struct {
 	leases   []Run
 	reading  []Run
 	self     bool
+	selfFrom time.Time // no read without a lease before
+	selfFail int       // reads of the origin that failed in a row
 	idleFrom time.Time // since when nothing could be done although pieces are missing; zero when not so
 	starved  bool      // Stuck has reported, and no parent gave anything since
 }
@@ -208,6 +210,12 @@ func (p *Planner) Revoke(run Run) {
 	p.leases = slices.DeleteFunc(p.leases, func(l Run) bool { return l == run })
 }
 
+// Leased returns the runs that a lease or Self let be read and that were not reported with Done.
+func (p *Planner) Leased() []Run { return slices.Concat(p.reading, p.leases) }
+
+// Retry forgets that the origin failed.
+func (p *Planner) Retry() { p.selfFrom, p.selfFail = time.Time{}, 0 }
+
 // Self tells whether the origin may be read without leases, for want of a scheduler.
 func (p *Planner) Self(on bool) { p.self = on }
 
@@ -215,7 +223,7 @@ func (p *Planner) Self(on bool) { p.self = on }
 func (p *Planner) Next(now time.Time) []Request {
 	var out []Request
 	for len(p.reading) < p.cfg.SourceRuns {
-		run, ok := p.nextSource()
+		run, ok := p.nextSource(now)
 		if !ok {
 			break
 		}
@@ -302,14 +310,36 @@ func (p *Planner) rarest(now time.Time, par *parent, run Run) (best piece.Index,
 	return best, ok
 }
 
-// nextSource takes the next lease, or, without a scheduler, a run of pieces that nobody known holds.
-func (p *Planner) nextSource() (Run, bool) {
-	if len(p.leases) > 0 {
+// nextLease takes the next run of leased pieces that are neither held nor being read.
+func (p *Planner) nextLease() (Run, bool) {
+	idle := func(i piece.Index) bool { return !p.have.Has(i) && !p.isRead(i) }
+	for len(p.leases) > 0 {
 		run := p.leases[0]
-		p.leases = p.leases[1:]
+		for run.First < run.End && !idle(run.First) {
+			run.First++
+		}
+		end := run.First
+		for end < run.End && idle(end) {
+			end++
+		}
+		if end < run.End {
+			p.leases[0].First = end
+		} else {
+			p.leases = p.leases[1:]
+		}
+		if run.First < end {
+			return Run{run.First, end}, true
+		}
+	}
+	return Run{}, false
+}
+
+// nextSource takes the next lease, or, without a scheduler, a run of pieces that nobody known holds.
+func (p *Planner) nextSource(now time.Time) (Run, bool) {
+	if run, ok := p.nextLease(); ok {
 		return run, true
 	}
-	if !p.self {
+	if !p.self || now.Before(p.selfFrom) {
 		return Run{}, false
 	}
 	most := piece.Index(max(p.cfg.SourceBytes/max(p.layout.PieceSize, 1), 1))
@@ -350,6 +380,12 @@ func (p *Planner) Done(now time.Time, r Request, o Outcome) {
 	if r.Parent == "" {
 		if i := slices.Index(p.reading, r.Run); i >= 0 {
 			p.reading = slices.Delete(p.reading, i, i+1)
+		}
+		if o == OK {
+			p.Retry()
+		} else {
+			p.selfFrom = now.Add(p.cfg.Penalty << min(p.selfFail, 3))
+			p.selfFail++
 		}
 		return
 	}
@@ -441,6 +477,9 @@ func (p *Planner) NextWake(now time.Time) time.Time {
 			}
 			sooner(at)
 		}
+	}
+	if p.self {
+		sooner(p.selfFrom)
 	}
 	if !p.idleFrom.IsZero() {
 		sooner(p.idleFrom.Add(p.cfg.StuckAfter))

@@ -239,3 +239,45 @@ func TestRandomRunsFinish(t *testing.T) {
 		}
 	}
 }
+
+func TestLeaseIsReadAsFarAsNothingElseBroughtItsPieces(t *testing.T) {
+	p := planner(20)
+	p.Got(3)
+	p.Lease(Run{2, 6})
+	p.Lease(Run{4, 8})
+	want := []Request{{Run: Run{2, 3}}, {Run: Run{4, 6}}}
+	if d := cmp.Diff(want, p.Next(t0)); d != "" {
+		t.Errorf("reads (-want +got):\n%s", d)
+	}
+	if d := cmp.Diff([]Run{{2, 3}, {4, 6}, {4, 8}}, p.Leased()); d != "" {
+		t.Errorf("leased (-want +got):\n%s", d)
+	}
+	p.Done(t0, Request{Run: Run{2, 3}}, OK)
+	if d := cmp.Diff([]Request{{Run: Run{6, 8}}}, p.Next(t0)); d != "" {
+		t.Errorf("the overlap is read twice (-want +got):\n%s", d)
+	}
+}
+
+func TestOriginThatFailedIsLeftAloneForLongerEachTime(t *testing.T) {
+	p := planner(1)
+	p.Self(true)
+	now := t0
+	for _, pause := range []time.Duration{500 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second, 4 * time.Second} {
+		reads := p.Next(now)
+		if len(reads) != 1 {
+			t.Fatalf("after %v: %v", now.Sub(t0), reads)
+		}
+		p.Done(now, reads[0], Transient)
+		if got := p.Next(now.Add(pause - 1)); len(got) != 0 {
+			t.Errorf("read again within %v: %v", pause, got)
+		}
+		if at := p.NextWake(now); at.Sub(now) > pause {
+			t.Errorf("wakes after %v, want at most %v", at.Sub(now), pause)
+		}
+		now = now.Add(pause)
+	}
+	p.Retry()
+	if got := p.Next(now.Add(-time.Millisecond)); len(got) != 1 {
+		t.Errorf("a new reader does not have the origin asked: %v", got)
+	}
+}

@@ -70,6 +70,9 @@ func (b *Blob) Write(i piece.Index, data []byte, groups []piece.Digest) error {
 		return nil
 	}
 	e.remove(i)
+	if err := b.session.unvouch(); err != nil {
+		return fmt.Errorf("piece %d of %s: %w", i, e.digest, err)
+	}
 	err := b.session.writePiece(e.layout, i, data, groups)
 	for b.store.retryAfterEviction(err) {
 		err = b.session.writePiece(e.layout, i, data, groups)
