@@ -5,10 +5,13 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"io"
+	"net/http"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -39,10 +42,13 @@ func Check(ctx context.Context, cfg Config) (*CheckResult, error) {
 	}
 	ref, err := name.ParseReference(cfg.Target, cfg.nameOptions()...)
 	if err != nil {
-		return nil, classify(ErrConfig, "reference %q: %w", cfg.Target, err)
+		return nil, classify(ErrConfig, "image %q: want REGISTRY/NAME:TAG: %w", cfg.Target, err)
 	}
 	c := &checker{cfg: &cfg, repo: ref.Context(), opts: append(remoteOptions(&cfg), remote.WithContext(ctx))}
 	desc, err := remote.Get(ref, c.opts...)
+	if terr, ok := errors.AsType[*transport.Error](err); ok && terr.StatusCode == http.StatusNotFound {
+		return nil, classify(ErrSource, "image %s does not exist: the registry does not know it; check name and tag", cfg.Target)
+	}
 	if err != nil {
 		return nil, registryError("read "+cfg.Target, cfg.Target, err)
 	}

@@ -45,7 +45,7 @@ type Base struct {
 // the options given. platform, "os/arch[/variant]", chooses from an index and is checked against a single image; empty, it
 // is what the image has, or DefaultPlatform if it has several.
 func OpenBase(ctx context.Context, ref, platform string, nameOpts []name.Option, opts []remote.Option) (*Base, error) {
-	want, err := parsePlatform(platform)
+	want, err := ParsePlatform(platform)
 	if err != nil {
 		return nil, err
 	}
@@ -73,7 +73,8 @@ func (b *Base) Layer(d v1.Descriptor) (io.ReadCloser, error) {
 // ImageLayer returns the layer as the registry client wants it.
 func (b *Base) ImageLayer(d v1.Descriptor) (v1.Layer, error) { return b.image.LayerByDigest(d.Digest) }
 
-func parsePlatform(s string) (*v1.Platform, error) {
+// ParsePlatform reads os/arch[/variant]; of nothing it makes nil.
+func ParsePlatform(s string) (*v1.Platform, error) {
 	if s == "" {
 		return nil, nil
 	}
@@ -178,7 +179,7 @@ func choose(ref string, idx v1.ImageIndex, want *v1.Platform, tag string) (v1.Im
 		return idx.Image(candidates[0].Digest)
 	}
 	if want == nil {
-		want, _ = parsePlatform(DefaultPlatform)
+		want, _ = ParsePlatform(DefaultPlatform)
 	}
 	have = nil
 	for _, d := range candidates {
