@@ -5,17 +5,19 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"io"
+	"net/http"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/shoal-project/shoal/converter/bootstrap"
 	"github.com/shoal-project/shoal/converter/image"
 	"github.com/shoal-project/shoal/peer/chunkmap"
-	"github.com/shoal-project/shoal/peer/piece"
 )
 
 // maxBootstrapLayer bounds what Check reads into memory.
@@ -39,10 +41,13 @@ func Check(ctx context.Context, cfg Config) (*CheckResult, error) {
 	}
 	ref, err := name.ParseReference(cfg.Target, cfg.nameOptions()...)
 	if err != nil {
-		return nil, classify(ErrConfig, "reference %q: %w", cfg.Target, err)
+		return nil, classify(ErrConfig, "image %q: want REGISTRY/NAME:TAG: %w", cfg.Target, err)
 	}
 	c := &checker{cfg: &cfg, repo: ref.Context(), opts: append(remoteOptions(&cfg), remote.WithContext(ctx))}
 	desc, err := remote.Get(ref, c.opts...)
+	if terr, ok := errors.AsType[*transport.Error](err); ok && terr.StatusCode == http.StatusNotFound {
+		return nil, classify(ErrSource, "image %s does not exist: the registry does not know it; check name and tag", cfg.Target)
+	}
 	if err != nil {
 		return nil, registryError("read "+cfg.Target, cfg.Target, err)
 	}
@@ -156,19 +161,50 @@ func namesBlobs(boot *bootstrap.Image, nydus *ocispec.Manifest) error {
 // blob reads a blob and verifies its digest and, if there is one, its chunk map.
 func (c *checker) blob(d ocispec.Descriptor, m *chunkmap.Map) error {
 	c.cfg.Progress.Step("check " + d.Digest.String())
-	builder := chunkmap.NewBuilder()
-	if err := c.stream(d, builder); err != nil {
+	cut := &cutter{builder: chunkmap.NewBuilder()}
+	if m != nil {
+		cut.chunks = m.Chunks
+	}
+	if err := c.stream(d, cut); err != nil {
 		return err
 	}
 	c.bytes += d.Size
 	if m == nil {
 		return nil
 	}
-	got := builder.Map(d.Digest)
-	if got.Size != m.Size || piece.Root(got.Groups) != piece.Root(m.Groups) {
+	got := cut.builder.Map(d.Digest)
+	if len(m.Chunks) == 0 {
+		got.Chunks = nil // such a map says nothing about them
+	}
+	if !got.Equal(m) {
 		return classify(ErrVerify, "blob %s: its chunk map describes other bytes", d.Digest)
 	}
 	return nil
+}
+
+// cutter builds the chunk map of what is written to it, cut where another map has its chunks.
+type cutter struct {
+	builder *chunkmap.Builder
+	chunks  []chunkmap.Chunk // those not begun
+	left    int              // of the chunk begun, in bytes
+}
+
+func (c *cutter) Write(p []byte) (int, error) {
+	written := len(p)
+	for len(p) > 0 {
+		if c.left == 0 && len(c.chunks) > 0 {
+			c.builder.Cut()
+			c.left, c.chunks = int(c.chunks[0].Length), c.chunks[1:]
+		}
+		n := len(p)
+		if c.left > 0 {
+			n = min(n, c.left)
+			c.left -= n
+		}
+		_, _ = c.builder.Write(p[:n]) // it never fails
+		p = p[n:]
+	}
+	return written, nil
 }
 
 // stream copies a blob to w and verifies it.

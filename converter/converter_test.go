@@ -367,7 +367,6 @@ func TestHostileBaseLayers(t *testing.T) {
 		want string
 	}{
 		{"up", tarOf(t, file("../../"+outside, "x")), "leads out"},
-		{"absolute", tarOf(t, file(outside, "x")), "absolute"},
 		{"hard link up", tarOf(t, file("a", ""), link(tar.TypeLink, "b", "../../etc/passwd")), "leads out"},
 		{"hard link to nothing", tarOf(t, link(tar.TypeLink, "b", "a")), "no file"},
 		{"link loop", tarOf(t, link(tar.TypeSymlink, "a", "b"), link(tar.TypeSymlink, "b", "a"), file("a/x", "")), "symbolic links"},
@@ -397,7 +396,8 @@ func TestHostileLinkParentsStayInTheImage(t *testing.T) {
 	outside := t.TempDir()
 	cfg := config(t, "example.com/ml/tiny:v1")
 	cfg.DryRun = true
-	cfg.Base = writeLayout(t, baseImage(t, linuxAMD64(), tarOf(t, link(tar.TypeSymlink, "out", outside), file("out/x", "x"))))
+	cfg.Base = writeLayout(t, baseImage(t, linuxAMD64(), tarOf(t, link(tar.TypeSymlink, "out", outside), file("out/x", "x"),
+		file(outside+"/y", "y"))))
 	_, err := converter.Convert(t.Context(), cfg)
 	check(t, err)
 	if files, _ := os.ReadDir(outside); len(files) != 0 {
@@ -483,7 +483,6 @@ func TestUnusableSources(t *testing.T) {
 		{"no base", func(t *testing.T, c *converter.Config) { c.Base = "oci:/does/not/exist" }, converter.ErrSource, "no OCI layout"},
 		{"no such tag", func(t *testing.T, c *converter.Config) { c.Base = strings.TrimSuffix(c.Base, "latest") + "v9" }, converter.ErrSource, "tag v9"},
 		{"other platform", func(t *testing.T, c *converter.Config) { c.Platform = "linux/arm64" }, converter.ErrSource, "linux/amd64, not for linux/arm64"},
-		{"odd platform", func(t *testing.T, c *converter.Config) { c.Platform = "linux" }, converter.ErrSource, "os/architecture"},
 		{"windows", func(t *testing.T, c *converter.Config) {
 			c.Base = writeLayout(t, baseImage(t, v1.Platform{OS: "windows", Architecture: "amd64"}))
 		}, converter.ErrSource, "only linux"},

@@ -38,9 +38,21 @@ func newSink(cfg *Config, target name.Tag) (sink, error) {
 
 func remoteOptions(cfg *Config) []remote.Option {
 	return append([]remote.Option{
-		remote.WithAuthFromKeychain(authn.DefaultKeychain),
+		remote.WithAuthFromKeychain(keychain{authn.DefaultKeychain}),
 		remote.WithUserAgent("shoal"),
 	}, cfg.Remote...)
+}
+
+// keychain tells broken credentials from a registry that refuses.
+type keychain struct{ authn.Keychain }
+
+func (k keychain) Resolve(r authn.Resource) (authn.Authenticator, error) {
+	auth, err := k.Keychain.Resolve(r)
+	if err != nil {
+		return nil, classify(ErrConfig, "credentials for %s: %w; mend the file that docker login, podman login or skopeo login wrote",
+			r.RegistryStr(), err)
+	}
+	return auth, nil
 }
 
 // nowhere is the sink of a dry run.

@@ -49,7 +49,7 @@ func checkAction(ctx *cli.Context) error {
 		bar.end()
 	}
 	if err != nil {
-		return convertError("check", err)
+		return convertError(ctx.Context, "check", err)
 	}
 	if output == "json" {
 		return json.NewEncoder(ctx.App.Writer).Encode(result)

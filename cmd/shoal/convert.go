@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -80,7 +81,7 @@ func convertAction(ctx *cli.Context) error {
 		bar.end()
 	}
 	if err != nil {
-		return convertError("convert", err)
+		return convertError(ctx.Context, "convert", err)
 	}
 	if output == "json" {
 		enc := json.NewEncoder(ctx.App.Writer)
@@ -91,7 +92,10 @@ func convertAction(ctx *cli.Context) error {
 }
 
 // convertError chooses the exit code for the errors of package converter.
-func convertError(command string, err error) error {
+func convertError(ctx context.Context, command string, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("%s: interrupted; run it again", command)
+	}
 	for class, code := range map[error]int{
 		converter.ErrConfig: exitUsage, converter.ErrSource: exitSource,
 		converter.ErrRegistry: exitRegistry, converter.ErrVerify: exitVerify,

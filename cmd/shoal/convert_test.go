@@ -2,6 +2,9 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -30,6 +33,33 @@ func TestConvertExitCodes(t *testing.T) {
 				t.Errorf("want exit code %d and %q, got %d:\n%s", tc.code, tc.want, code, stderr.String())
 			}
 		})
+	}
+}
+
+func TestVariableMayHoldACommaAndEachFlagIsOneVariable(t *testing.T) {
+	var stdout, stderr bytes.Buffer
+	args := []string{"shoal", "convert", "--model", t.TempDir(), "--base", "oci:x", "--target", "r.example.com/m:v1", "--env", "DEVICES=0,1"}
+	if code := run(t.Context(), args, &stdout, &stderr); code != exitSource { // the empty model: past the flags
+		t.Errorf("exit code %d: %s", code, stderr.String())
+	}
+}
+
+func TestInterruptedCommandSaysSo(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	model := t.TempDir()
+	if err := os.WriteFile(filepath.Join(model, "a"), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{
+		{"convert", "--model", model, "--base", "127.0.0.1:1/b:v1", "--target", "127.0.0.1:1/m:v1"},
+		{"check", "127.0.0.1:1/m:v1"},
+	} {
+		var stdout, stderr bytes.Buffer
+		code := run(ctx, append([]string{"shoal"}, args...), &stdout, &stderr)
+		if code != exitInterrupted || !strings.Contains(stderr.String(), args[0]+": interrupted") {
+			t.Errorf("exit code %d: %s", code, stderr.String())
+		}
 	}
 }
 

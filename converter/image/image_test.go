@@ -79,3 +79,19 @@ func TestBootstrapLayerDoesNotDependOnMapOrder(t *testing.T) {
 		first = got
 	}
 }
+
+// The digest of an image must not change with the toolchain it was converted by. If this test fails after an update of the
+// compressor or the codec, images converted before and after share no bootstrap.
+func TestBootstrapLayerIsTheSameWithEveryToolchain(t *testing.T) {
+	text := bytes.Repeat([]byte("shoal "), 1000)
+	for i := range text {
+		text[i] ^= byte(i * i >> 7)
+	}
+	var out bytes.Buffer
+	_, err := WriteBootstrapLayer(&out, map[string][]byte{BootstrapName: text})
+	check(t, err)
+	const want = "sha256:9eeb014ca893dfa28301f977691ff92a840282530cd96ea8171f614dc031afd7"
+	if got := digest.FromBytes(out.Bytes()); got != want {
+		t.Errorf("want %s, got %s", want, got)
+	}
+}

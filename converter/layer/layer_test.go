@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -298,4 +299,23 @@ func BenchmarkBuild(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+func TestPlanHoldsNoHeaders(t *testing.T) {
+	const files = 4000
+	entries := make([]Entry, files)
+	for i := range entries {
+		entries[i] = Entry{Name: fmt.Sprintf("models/m/file-%d", i), Size: 1}
+	}
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	plan, err := NewPlan(entries)
+	check(t, err)
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if per := int64(after.HeapAlloc-before.HeapAlloc) / files; per > 1024 {
+		t.Errorf("%d bytes a file are held", per)
+	}
+	runtime.KeepAlive(plan)
 }

@@ -16,6 +16,9 @@ import (
 // ErrModel is the class of model folders that cannot be converted. The error names the file.
 var ErrModel = errors.New("model")
 
+// whiteoutPrefix begins the names by which a layer's tar removes files of lower layers.
+const whiteoutPrefix = ".wh."
+
 // File is one name in a model folder.
 type File struct {
 	Path       string // slash-separated, relative to the folder
@@ -89,6 +92,9 @@ func newFile(root, path string, d fs.DirEntry) (File, error) {
 	if !utf8.ValidString(f.Path) {
 		return File{}, fmt.Errorf("%q: the name is not UTF-8; rename it", path)
 	}
+	if strings.HasPrefix(d.Name(), whiteoutPrefix) {
+		return File{}, fmt.Errorf("%s: a name with %s hides files when the layer is unpacked; rename it", path, whiteoutPrefix)
+	}
 	info, err := d.Info()
 	if err != nil {
 		return File{}, err
@@ -102,8 +108,8 @@ func newFile(root, path string, d fs.DirEntry) (File, error) {
 			return File{}, err
 		}
 		if info.IsDir() {
-			return File{}, fmt.Errorf("%s: a symbolic link to a folder outside of the model (%s); copy the folder into the model",
-				path, f.real)
+			return File{}, fmt.Errorf("%s: a symbolic link to the folder %s that is absolute or leads out of the model; "+
+				"make it relative, or copy the folder into the model", path, f.real)
 		}
 	}
 	f.Mode = info.Mode()

@@ -82,9 +82,12 @@ func TestWalkNamesWhatItCannotTake(t *testing.T) {
 	}{
 		{"link to nothing", func(dir string) error { return os.Symlink("nowhere", dir+"/broken") }, "broken"},
 		{"link to itself", func(dir string) error { return os.Symlink("loop", dir+"/loop") }, "loop"},
-		{"folder outside", func(dir string) error { return os.Symlink("/proc", dir+"/proc") }, "folder outside"},
+		{"folder outside", func(dir string) error { return os.Symlink("/proc", dir+"/proc") }, "copy the folder"},
 		{"fifo", func(dir string) error { return syscall.Mkfifo(dir+"/pipe", 0o600) }, "pipe"},
 		{"name", func(dir string) error { return os.WriteFile(dir+"/\xff", nil, 0o600) }, "UTF-8"},
+		{"absolute link to a folder", func(dir string) error { return os.Symlink(dir+"/..", dir+"/up") }, "relative"},
+		{"whiteout", func(dir string) error { return os.WriteFile(dir+"/.wh.ok", nil, 0o600) }, "hides"},
+		{"opaque mark", func(dir string) error { return os.Mkdir(dir+"/.wh..wh..opq", 0o700) }, "hides"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			dir := t.TempDir()
