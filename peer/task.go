@@ -20,6 +20,10 @@ import (
 	"github.com/shoal-project/shoal/scheduler/api"
 )
 
+// linger is how long the task of a complete blob waits for the next reader: who reads a blob range by range opens it
+// each time, and a new task looks over all pieces.
+const linger = 5 * time.Second
+
 // reportInterval is how often a task tells its scheduler what it gained.
 const reportInterval = 25 * time.Millisecond
 
@@ -232,7 +236,7 @@ func (t *task) loop(ctx context.Context) {
 // wait returns how long the loop may sleep when nothing happens.
 func (t *task) wait(now time.Time) time.Duration {
 	if t.planner.Missing() == 0 && len(t.watches) == 0 && !t.unreported() {
-		return 5 * time.Second
+		return time.Second
 	}
 	d := 250 * time.Millisecond
 	if t.unreported() {
@@ -247,11 +251,14 @@ func (t *task) wait(now time.Time) time.Duration {
 // finished reports, and settles under the peer's lock, that the task is needed no more. A seed goes on for as long as pieces
 // come, since it reads for others.
 func (t *task) finished() bool {
-	idle := t.left
-	if t.peer.cfg.Host.Seed {
-		idle = t.moved
+	idle, patience := t.left, min(t.peer.cfg.Grace, linger)
+	if t.planner.Missing() > 0 {
+		patience = t.peer.cfg.Grace
+		if t.peer.cfg.Host.Seed {
+			idle = t.moved
+		}
 	}
-	if t.unreported() || (t.planner.Missing() > 0 && time.Since(idle) < t.peer.cfg.Grace) {
+	if t.unreported() || time.Since(idle) < patience {
 		return false
 	}
 	t.peer.mu.Lock()
