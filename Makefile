@@ -14,7 +14,7 @@ LDFLAGS := -X main.version=$(VERSION)
 FUZZTIME ?= 10s
 BENCH ?= .
 COUNT ?= 10
-SCRIPTS := hack/setup $(wildcard hack/base-image hack/model) .ci/run
+SCRIPTS := hack/setup hack/base-image hack/model .ci/run
 
 .PHONY: help
 help: ## print the targets

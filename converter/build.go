@@ -29,6 +29,10 @@ const (
 	// maxLargeLayers bounds the number of those layers: runtimes stack at most 127. Beyond, files next to each other share
 	// one. The bound does not depend on the base, so that neither do the layers.
 	maxLargeLayers = 63
+	// maxLayers is the number of layers that all runtimes stack.
+	maxLayers = 127
+	// maxModelLayer is the size in bytes of a layer whose chunk map its readers still take.
+	maxModelLayer = 480 << 30
 )
 
 // merged is what the bootstrap will say.
@@ -105,6 +109,11 @@ func (b *build) record(kind string, l image.Layer, of string) {
 
 // layers makes all layers but the bootstrap's and starts their uploads.
 func (b *build) layers(ctx context.Context, files []source.File) error {
+	parts := split(b.cfg, files)
+	if n := len(b.base.Manifest.Layers) + len(parts); n > maxLayers {
+		return classify(ErrSource, "base image %s: with the model's %d it makes an image of %d layers, and runtimes stack %d; "+
+			"squash the base image", b.cfg.Base, len(parts), n, maxLayers)
+	}
 	for i := range b.base.Manifest.Layers {
 		b.cfg.Progress.Plan(Read, b.base.Manifest.Layers[i].Size)
 	}
@@ -121,7 +130,7 @@ func (b *build) layers(ctx context.Context, files []source.File) error {
 		}
 	}
 	b.tree.NextLayer()
-	for _, part := range split(b.cfg, files) {
+	for _, part := range parts {
 		if err := b.modelLayer(ctx, part); err != nil {
 			return err
 		}
@@ -217,9 +226,12 @@ func (b *build) modelLayer(ctx context.Context, p part) error {
 	if err != nil {
 		return classify(ErrSource, "model layer with %s: %w", p.of, err)
 	}
-	if plan.Size() > bootstrap.MaxBlobSize {
-		return classify(ErrSource, "model layer with %s has %d bytes, more than the format's %d; cut the file into shards",
-			p.of, plan.Size(), int64(bootstrap.MaxBlobSize))
+	if plan.Size() > maxModelLayer {
+		return classify(ErrSource, "model layer with %s has %d bytes, more than %d; cut the file into shards",
+			p.of, plan.Size(), int64(maxModelLayer))
+	}
+	if err := b.fits(p); err != nil {
+		return err
 	}
 	l, err := plan.Build(ctx, layer.Config{
 		ChunkSize: rafsChunkSize,

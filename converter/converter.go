@@ -10,6 +10,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
@@ -89,15 +90,14 @@ type Layer struct {
 	Of     string        `json:"of,omitempty"` // the large file it holds, or how many small ones
 }
 
-// Validate fills in defaults and reports all faults at once, of class ErrConfig.
-func (c *Config) Validate() error {
-	var faults []error
+// setDefaults fills in what was left empty.
+func (c *Config) setDefaults() {
 	if c.Name == "" && c.Model != "" {
 		if abs, err := filepath.Abs(c.Model); err == nil {
 			c.Name = filepath.Base(abs)
 		}
 	}
-	if c.ModelPath == "" {
+	if c.ModelPath == "" && c.Name != "" {
 		c.ModelPath = "/models/" + c.Name
 	}
 	if c.Uploads == 0 {
@@ -109,6 +109,12 @@ func (c *Config) Validate() error {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
+}
+
+// Validate fills in defaults and reports all faults at once, of class ErrConfig.
+func (c *Config) Validate() error {
+	c.setDefaults()
+	var faults []error
 	for _, need := range []struct{ name, value, example string }{
 		{"--model", c.Model, "a folder with model files"},
 		{"--base", c.Base, "REGISTRY/NAME:TAG or oci:FOLDER"},
@@ -120,9 +126,11 @@ func (c *Config) Validate() error {
 	}
 	if strings.ContainsAny(c.Name, "/\x00") || c.Name == "." || c.Name == ".." {
 		faults = append(faults, fmt.Errorf("--name %q: want one path component", c.Name))
+	} else if err := checkModelPath(c.ModelPath); c.Name != "" && err != nil {
+		faults = append(faults, err)
 	}
-	if !path.IsAbs(c.ModelPath) || path.Clean(c.ModelPath) != c.ModelPath || c.ModelPath == "/" {
-		faults = append(faults, fmt.Errorf("--model-path %q: want an absolute path below /, such as /models/%s", c.ModelPath, c.Name))
+	if _, err := source.ParsePlatform(c.Platform); err != nil {
+		faults = append(faults, fmt.Errorf("--platform %q: want os/architecture, such as %s", c.Platform, source.DefaultPlatform))
 	}
 	for _, kv := range c.Env {
 		if name, _, ok := strings.Cut(kv, "="); !ok || name == "" {
@@ -140,6 +148,17 @@ func (c *Config) Validate() error {
 	return &classified{ErrConfig, errors.Join(faults...)}
 }
 
+// checkModelPath refuses paths that a layer's tar cannot carry to one place in the image.
+func checkModelPath(p string) error {
+	if !path.IsAbs(p) || path.Clean(p) != p || p == "/" {
+		return fmt.Errorf("--model-path %q: want an absolute path below /, such as /models/llama", p)
+	}
+	if !utf8.ValidString(p) || strings.ContainsRune(p, 0) || strings.Contains(p, "/.wh.") {
+		return fmt.Errorf("--model-path %q: want UTF-8 without names that begin with .wh., which hide files", p)
+	}
+	return nil
+}
+
 func (c *Config) nameOptions() []name.Option {
 	if c.PlainHTTP {
 		return []name.Option{name.Insecure}
@@ -149,12 +168,19 @@ func (c *Config) nameOptions() []name.Option {
 
 // target parses the target, which must name a tag: a forgotten one would silently be "latest".
 func (c *Config) target() (name.Tag, error) {
+	if scheme, _, ok := strings.Cut(c.Target, "://"); ok {
+		return name.Tag{}, fmt.Errorf("--target %s: leave out %s://; registries that speak plain HTTP want --plain-http", c.Target, scheme)
+	}
 	tag, err := name.NewTag(c.Target, append(c.nameOptions(), name.StrictValidation)...)
 	if err == nil {
 		return tag, nil
 	}
 	if _, derr := name.NewDigest(c.Target); derr == nil || strings.Contains(c.Target, "@") {
 		return name.Tag{}, fmt.Errorf("--target %s names a digest; give it a tag, such as :v1", c.Target)
+	}
+	host, rest, _ := strings.Cut(c.Target, "/")
+	if rest == "" || !strings.ContainsAny(host, ".:") && host != "localhost" {
+		return name.Tag{}, fmt.Errorf("--target %s names no registry: want REGISTRY/NAME:TAG, such as registry.example.com/ml/llama:v1", c.Target)
 	}
 	if _, werr := name.NewTag(c.Target); werr == nil && !strings.Contains(c.Target[strings.LastIndexByte(c.Target, '/')+1:], ":") {
 		return name.Tag{}, fmt.Errorf("--target %s has no tag; add one, such as %s:v1", c.Target, c.Target)

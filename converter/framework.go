@@ -187,7 +187,7 @@ func (b *build) mergeTar(r io.Reader, packer *bootstrap.Packer) ([]packedFile, e
 	tr := tar.NewReader(r)
 	for {
 		hdr, err := tr.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return files, nil
 		}
 		if err != nil {
@@ -269,10 +269,11 @@ func (b *build) mergeEntry(hdr *tar.Header) (*bootstrap.Inode, error) {
 	return n, nil
 }
 
+// xattrs returns the extended attributes Linux knows; those of other systems (com.apple.…) are left out by runtimes too.
 func xattrs(hdr *tar.Header) map[string]string {
 	var out map[string]string
 	for key, value := range hdr.PAXRecords {
-		if name, ok := strings.CutPrefix(key, xattrPrefix); ok {
+		if name, ok := strings.CutPrefix(key, xattrPrefix); ok && bootstrap.IsXattr(name) {
 			if out == nil {
 				out = map[string]string{}
 			}

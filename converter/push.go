@@ -5,6 +5,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"sync"
+	"sync/atomic"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -36,9 +38,21 @@ func newSink(cfg *Config, target name.Tag) (sink, error) {
 
 func remoteOptions(cfg *Config) []remote.Option {
 	return append([]remote.Option{
-		remote.WithAuthFromKeychain(authn.DefaultKeychain),
+		remote.WithAuthFromKeychain(keychain{authn.DefaultKeychain}),
 		remote.WithUserAgent("shoal"),
 	}, cfg.Remote...)
+}
+
+// keychain tells broken credentials from a registry that refuses.
+type keychain struct{ authn.Keychain }
+
+func (k keychain) Resolve(r authn.Resource) (authn.Authenticator, error) {
+	auth, err := k.Keychain.Resolve(r)
+	if err != nil {
+		return nil, classify(ErrConfig, "credentials for %s: %w; mend the file that docker login, podman login or skopeo login wrote",
+			r.RegistryStr(), err)
+	}
+	return auth, nil
 }
 
 // nowhere is the sink of a dry run.
@@ -72,7 +86,7 @@ func (r *registry) blob(ctx context.Context, l v1.Layer) error {
 	if err := r.pusher.Upload(ctx, r.target.Context(), upload); err != nil {
 		return registryError(fmt.Sprintf("push blob %s (%d bytes) to %s", digest, size, r.target.Context()), r.cfg.Target, err)
 	}
-	r.cfg.Progress.Done(Push, size-counted.done) // what the registry had already
+	r.cfg.Progress.Done(Push, size-counted.done.Load()) // what the registry had already
 	r.cfg.Logger.DebugContext(ctx, "blob pushed", "digest", digest.String(), "size", size)
 	return nil
 }
@@ -109,11 +123,12 @@ func (l *blobLayer) MediaType() (types.MediaType, error) {
 	return types.MediaType(l.desc.MediaType), nil
 }
 
-// countedLayer reports what is read of a layer. Uploads of one layer do not overlap.
+// countedLayer reports what is read of a layer. Uploads of one layer follow each other, but the client may still read for
+// an upload that has failed.
 type countedLayer struct {
 	v1.Layer
 	progress Progress
-	done     int64
+	done     atomic.Int64
 }
 
 func (l *countedLayer) Compressed() (io.ReadCloser, error) {
@@ -121,21 +136,31 @@ func (l *countedLayer) Compressed() (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.progress.Done(Push, -l.done)
-	l.done = 0
-	return &countedReader{r, l}, nil
+	l.progress.Done(Push, -l.done.Swap(0))
+	return &countedReader{r: r, layer: l}, nil
 }
 
+// countedReader is the body of an upload. The HTTP client may close it while it reads.
 type countedReader struct {
-	io.ReadCloser
 	layer *countedLayer
+
+	mu sync.Mutex
+	r  io.ReadCloser // guarded by mu
 }
 
 func (r *countedReader) Read(p []byte) (int, error) {
-	n, err := r.ReadCloser.Read(p)
-	r.layer.done += int64(n)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n, err := r.r.Read(p)
+	r.layer.done.Add(int64(n))
 	r.layer.progress.Done(Push, int64(n))
 	return n, err
+}
+
+func (r *countedReader) Close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.r.Close()
 }
 
 func byteReader(b []byte) io.ReadCloser { return io.NopCloser(bytes.NewReader(b)) }

@@ -98,6 +98,8 @@ func (t *task) outcome(err error) dispatch.Outcome {
 		return count("corrupt", dispatch.Corrupt)
 	case errors.Is(err, transfer.ErrBusy):
 		return count("busy", dispatch.Busy)
+	case errors.Is(err, transfer.ErrShared):
+		return count("shared", dispatch.Shared)
 	case errors.Is(err, piece.ErrAbsent):
 		return count("absent", dispatch.Absent)
 	default:

@@ -16,7 +16,7 @@ type metrics struct {
 func newMetrics(reg prometheus.Registerer) *metrics {
 	f := promauto.With(reg)
 	read := f.NewCounterVec(prometheus.CounterOpts{Name: "shoal_peer_read_bytes_total",
-		Help: "Bytes made available to readers and peers, by where they came from: held before the task began (cache), other peers (peer), the origin (source)."},
+		Help: "Bytes that became available to readers: fetched from other peers (peer) or from the origin (source), each once, or read again out of what was held before the blob was opened (cache)."},
 		[]string{"origin"})
 	corrupt := f.NewCounterVec(prometheus.CounterOpts{Name: "shoal_peer_verify_failures_total",
 		Help: "Pieces that arrived with the wrong digest and were discarded, by where they came from."}, []string{"origin"})

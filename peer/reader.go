@@ -54,6 +54,9 @@ func (r *Reader) Await(ctx context.Context, off, length int64) (int64, error) {
 		if n > 0 {
 			err := r.blob.EnsureVerified(off, n)
 			if err == nil {
+				if r.task.before.Has(l.At(off)) {
+					r.task.peer.metrics.fromCache.Add(float64(n))
+				}
 				return n, nil
 			}
 			if !errors.Is(err, piece.ErrMismatch) && !errors.Is(err, piece.ErrAbsent) {

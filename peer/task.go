@@ -29,9 +29,10 @@ type task struct {
 	blob Blob
 	refs int // readers and others that keep it alive; guarded by peer.mu
 
-	ready   chan struct{} // closed when st and openErr are set
+	ready   chan struct{} // closed when the following are set, for good
 	openErr error
 	st      *store.Blob
+	before  *piece.Set  // what was held when the task began
 	mapped  atomic.Bool // the pieces are right by a chunk map, which says nothing to those without
 
 	mailMu sync.Mutex // guards mail, ended
@@ -59,6 +60,7 @@ type task struct {
 	reported      time.Time
 	moved         time.Time // when a piece came last, or somebody asked
 	left          time.Time // when a reference was given up last
+	asking        bool      // a seed is being asked for digests
 	lastResort    bool      // the origin is read without leases although a scheduler lives
 	hiccups       int       // of the origin since a piece came last
 	dropped       bool      // the store's blob is gone: a later reader needs a new task
@@ -167,7 +169,7 @@ func (t *task) run(ctx context.Context) {
 		t.abandon(err)
 		return
 	}
-	t.peer.metrics.fromCache.Add(float64(t.st.Held()))
+	t.before = t.st.Have()
 	t.have, t.moved, t.left = t.st.Have(), time.Now(), time.Now()
 	close(t.ready)
 	ctx, cancel := context.WithCancel(ctx)
@@ -211,6 +213,7 @@ func (t *task) loop(ctx context.Context) {
 		now := time.Now()
 		t.chooseMode(now)
 		t.tend(ctx)
+		t.askDigests(ctx)
 		t.planner.Readers(t.spans())
 		for _, r := range t.planner.Next(now) {
 			t.start(ctx, r)

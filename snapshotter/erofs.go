@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,7 +17,6 @@ import (
 //
 // The error names what is missing. Who mounts must call Unmount.
 func MountEROFS(bootstrap string, devices []string, target string) error {
-	var options []string
 	for _, path := range append([]string{bootstrap}, devices...) {
 		info, err := os.Stat(path)
 		if err != nil {
@@ -27,38 +25,43 @@ func MountEROFS(bootstrap string, devices []string, target string) error {
 		if !info.Mode().IsRegular() {
 			return fmt.Errorf("mount %s: %s is no regular file", bootstrap, path)
 		}
-		if strings.ContainsAny(path, ",\x00") {
-			return fmt.Errorf("mount %s: the path %q has a comma, which mount options cannot carry", bootstrap, path)
-		}
 	}
-	for _, path := range devices {
-		abs, err := filepath.Abs(path)
-		if err != nil {
-			return fmt.Errorf("mount %s: %w", bootstrap, err)
-		}
-		options = append(options, "device="+abs)
-	}
-	if err := mountErofs(bootstrap, target, options); err != nil {
+	if err := mountErofs(bootstrap, devices, target); err != nil {
 		return fmt.Errorf("mount %s with %d devices at %s: %w%s", bootstrap, len(devices), target, err, hint(err))
 	}
 	return nil
 }
 
+// maxOption is the length in bytes of a value that fsconfig(2) takes.
+const maxOption = 255
+
 // mountErofs goes through fsconfig(2), one option a call: the one string of mount(2) ends at a page, which is some thirty
-// devices.
-func mountErofs(source, target string, options []string) error {
+// devices, and at a comma.
+func mountErofs(source string, devices []string, target string) error {
 	fs, err := unix.Fsopen("erofs", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fs)
-	if err := unix.FsconfigSetString(fs, "source", source); err != nil {
-		return err
-	}
-	for _, option := range options {
-		key, value, _ := strings.Cut(option, "=")
+	for i, path := range append([]string{source}, devices...) {
+		key := "device"
+		if i == 0 {
+			key = "source"
+		}
+		if path, err = filepath.Abs(path); err != nil {
+			return err
+		}
+		value := path
+		if len(path) > maxOption {
+			file, err := os.Open(path)
+			if err != nil {
+				return err
+			}
+			defer file.Close() // behind FsconfigCreate, which opens it by this name
+			value = fmt.Sprintf("/proc/self/fd/%d", file.Fd())
+		}
 		if err := unix.FsconfigSetString(fs, key, value); err != nil {
-			return fmt.Errorf("%s: %w", option, err)
+			return fmt.Errorf("%s %s: %w", key, path, err)
 		}
 	}
 	if err := unix.FsconfigSetFlag(fs, "ro"); err != nil {

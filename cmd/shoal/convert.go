@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -80,7 +81,7 @@ func convertAction(ctx *cli.Context) error {
 		bar.end()
 	}
 	if err != nil {
-		return convertError(err)
+		return convertError(ctx.Context, "convert", err)
 	}
 	if output == "json" {
 		enc := json.NewEncoder(ctx.App.Writer)
@@ -90,17 +91,20 @@ func convertAction(ctx *cli.Context) error {
 	return printResult(ctx.App.Writer, result, time.Since(start))
 }
 
-// convertError chooses the exit code.
-func convertError(err error) error {
+// convertError chooses the exit code for the errors of package converter.
+func convertError(ctx context.Context, command string, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("%s: interrupted; run it again", command)
+	}
 	for class, code := range map[error]int{
 		converter.ErrConfig: exitUsage, converter.ErrSource: exitSource,
 		converter.ErrRegistry: exitRegistry, converter.ErrVerify: exitVerify,
 	} {
 		if errors.Is(err, class) {
-			return &exitError{code, fmt.Errorf("convert: %w", err)}
+			return &exitError{code, fmt.Errorf("%s: %w", command, err)}
 		}
 	}
-	return fmt.Errorf("convert: %w", err)
+	return fmt.Errorf("%s: %w", command, err)
 }
 
 // words reads a flag that is one word or a JSON list of them, as in a Dockerfile. An unset flag is nil.
@@ -156,11 +160,10 @@ type progress struct {
 	terminal bool
 	start    time.Time
 
-	mu          sync.Mutex
-	step        string
-	plan, done  [2]int64 // by converter.Stage
-	last        time.Time
-	lastPercent int64
+	mu         sync.Mutex
+	step       string
+	plan, done [2]int64 // by converter.Stage
+	last       time.Time
 }
 
 func newProgress(w io.Writer) *progress {

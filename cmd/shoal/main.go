@@ -83,18 +83,21 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		ErrWriter:              stderr,
 		HideHelpCommand:        true,
 		UseShortOptionHandling: true,
-		Suggest:                true,
-		CustomAppHelpTemplate:  cli.AppHelpTemplate + "\n" + exitHelp + "\n",
-		ExitErrHandler:         func(*cli.Context, error) {}, // the exit code is chosen in run
-		Action:                 unknownCommand,
+		// A value may hold a comma; a flag that may be repeated is given once for each value.
+		DisableSliceFlagSeparator: true,
+		Suggest:                   true,
+		CustomAppHelpTemplate:     cli.AppHelpTemplate + "\n" + exitHelp + "\n",
+		ExitErrHandler:            func(*cli.Context, error) {}, // the exit code is chosen in run
+		Action:                    unknownCommand,
 		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
 			return usageError(err)
 		},
 		Commands: []*cli.Command{
-			mirrorCommand(),
+			convertCommand(),
+			checkCommand(),
 			nodeCommand(),
 			schedulerCommand(),
-			convertCommand(),
+			mirrorCommand(),
 			versionCommand(),
 		},
 	}

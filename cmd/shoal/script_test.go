@@ -80,4 +80,3 @@ func exits(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Fatalf("more than one line on stderr:\n%s", text)
 	}
 }
-

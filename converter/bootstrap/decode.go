@@ -2,6 +2,7 @@ package bootstrap
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"math/bits"
@@ -62,7 +63,7 @@ func (d *decoder) bytes(off, length int64) ([]byte, error) {
 		return nil, fmt.Errorf("parts overlap: %w", ErrInvalid)
 	}
 	out := make([]byte, length)
-	if _, err := d.r.ReadAt(out, off); err != nil && !(err == io.EOF && off+length == d.size) {
+	if _, err := d.r.ReadAt(out, off); err != nil && (!errors.Is(err, io.EOF) || off+length != d.size) {
 		return nil, fmt.Errorf("read [%d,+%d): %w", off, length, err)
 	}
 	return out, nil

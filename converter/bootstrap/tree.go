@@ -13,7 +13,7 @@ var ErrPath = errors.New("path")
 const maxLinkHops = 40
 
 // Tree merges layers, lowest first, into the tree of an image, as a container runtime does that applies one layer after the
-// other. Paths are slash-separated and relative to the root; a path's parents are followed through symbolic links, always
+// other. Paths are slash-separated and begin at the root; a path's parents are followed through symbolic links, always
 // within the tree. The zero Tree is not usable; see NewTree. It is not safe for concurrent use.
 type Tree struct {
 	Root  *Inode
@@ -199,6 +199,8 @@ func (t *Tree) parent(parts []string, create bool) (dir *Inode, name string, err
 			here.Children[part] = next
 		case !next.IsDir():
 			return nil, "", fmt.Errorf("%s is no directory: %w", part, ErrPath)
+		case create:
+			next.layer = t.layer // it holds something of this layer now, which no mark of this layer hides
 		}
 		if stack = append(stack, next); len(stack) > maxDepth {
 			return nil, "", fmt.Errorf("more than %d levels of directories: %w", maxDepth, ErrUnsupported)
@@ -207,10 +209,11 @@ func (t *Tree) parent(parts []string, create bool) (dir *Inode, name string, err
 	return stack[len(stack)-1], parts[len(parts)-1], nil
 }
 
-// split takes a path of a layer apart. Absolute paths and those with ".." are refused: no tool writes them in good faith.
+// split takes a path of a layer apart. Absolute ones begin at the image's root, as for every runtime: some tools write them.
+// Those with ".." are refused: no tool writes them in good faith.
 func split(path string) ([]string, error) {
-	if strings.HasPrefix(path, "/") || len(path) > 1<<16 {
-		return nil, fmt.Errorf("%.100q: absolute or endless: %w", path, ErrPath)
+	if len(path) > 1<<16 {
+		return nil, fmt.Errorf("%.100q: endless: %w", path, ErrPath)
 	}
 	parts := components(path)
 	for _, part := range parts {

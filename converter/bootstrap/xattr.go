@@ -51,6 +51,16 @@ func encodeXattrs(xattrs map[string]string) ([]byte, error) {
 	return out, nil
 }
 
+// IsXattr reports whether Linux has a kind of extended attributes the name belongs to. The others cannot be in an image.
+func IsXattr(name string) bool {
+	for _, p := range xattrPrefixes {
+		if name == p.prefix || strings.HasSuffix(p.prefix, ".") && strings.HasPrefix(name, p.prefix) {
+			return true
+		}
+	}
+	return false
+}
+
 func splitXattr(name string) (index byte, rest string, err error) {
 	for _, p := range xattrPrefixes {
 		rest, ok := strings.CutPrefix(name, p.prefix)

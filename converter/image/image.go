@@ -12,7 +12,6 @@ package image
 
 import (
 	"archive/tar"
-	"compress/gzip"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
@@ -21,6 +20,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/klauspost/compress/gzip" // not the toolchain's: its output may change from one Go to the next
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -250,4 +250,26 @@ func WriteBootstrapLayer(w io.Writer, files map[string][]byte) (diffID digest.Di
 		return "", fmt.Errorf("bootstrap layer: %w", err)
 	}
 	return digest.NewDigest(digest.SHA256, sum), nil
+}
+
+// FileOfLayer returns one file of a gzip-compressed tar that need not be trusted; limit bounds its size in bytes.
+func FileOfLayer(r io.Reader, name string, limit int64) ([]byte, error) {
+	zr, err := gzip.NewReader(r)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	tr := tar.NewReader(io.LimitReader(zr, 4*limit))
+	for {
+		hdr, err := tr.Next()
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		if hdr.Typeflag != tar.TypeReg || strings.TrimPrefix(hdr.Name, "./") != name {
+			continue
+		}
+		if hdr.Size > limit {
+			return nil, fmt.Errorf("%s: %d bytes, at most %d are read", name, hdr.Size, limit)
+		}
+		return io.ReadAll(tr)
+	}
 }

@@ -72,8 +72,8 @@ func (p *Plan) Build(ctx context.Context, cfg Config) (*Layer, error) {
 	}
 	for i := range p.segments {
 		s := &p.segments[i]
-		if s.entry == nil {
-			b.write(s.raw)
+		if !s.isContent() {
+			b.write(s.bytes())
 			continue
 		}
 		first := len(b.layer.Chunks)
@@ -85,7 +85,7 @@ func (p *Plan) Build(ctx context.Context, cfg Config) (*Layer, error) {
 	if len(b.layer.Chunks) > 0 {
 		table := cfg.Table(p.tarSize, b.layer.Chunks)
 		b.write(table)
-		b.layer.segments = append(b.layer.segments, segment{raw: table})
+		b.layer.segments = append(b.layer.segments, segment{raw: table, length: int64(len(table))})
 	}
 	b.layer.Size = b.groups.Size()
 	b.layer.Digest = digest.NewDigest(digest.SHA256, b.sum)

@@ -62,17 +62,29 @@ func (e *Entry) Mode() int64 {
 	return 0o644
 }
 
-// segment is a run of bytes of the tar: raw ones, or the content of an entry.
+// segment is a run of bytes of the tar. Headers are made anew each time they are needed: with their padding they have some
+// 4 KiB, which would add up in models of many small files.
 type segment struct {
-	raw   []byte
-	entry *Entry // nil for raw bytes
+	length  int64
+	entry   *Entry // whose content or header it is; nil for zeros and the table
+	header  bool
+	comment int    // length in bytes of the header's padding record
+	raw     []byte // the table
 }
 
-func (s *segment) size() int64 {
-	if s.entry != nil {
-		return s.entry.Size
+// isContent reports whether the bytes are those of a file.
+func (s *segment) isContent() bool { return s.entry != nil && !s.header }
+
+// bytes returns the bytes of any other segment.
+func (s *segment) bytes() []byte {
+	switch {
+	case s.raw != nil:
+		return s.raw
+	case s.entry != nil:
+		raw, _ := header(s.entry, s.comment) // it was made before
+		return raw
 	}
-	return int64(len(s.raw))
+	return make([]byte, s.length)
 }
 
 // Plan is a layer of which everything is known but the content.
@@ -90,21 +102,23 @@ func NewPlan(entries []Entry) (*Plan, error) {
 			return nil, fmt.Errorf("%s: %w", entries[i].Name, err)
 		}
 	}
-	p.raw(make([]byte, 1024)) // two zero blocks end a tar
-	p.raw(make([]byte, -p.tarSize&(Align-1)))
+	p.zeros(1024) // two blocks of them end a tar
+	p.zeros(-p.tarSize & (Align - 1))
 	return p, nil
 }
 
 // Size returns the length of the tar in bytes, without the table.
 func (p *Plan) Size() int64 { return p.tarSize }
 
-func (p *Plan) raw(b []byte) {
-	p.tarSize += int64(len(b))
-	if n := len(p.segments); n > 0 && p.segments[n-1].entry == nil {
-		p.segments[n-1].raw = append(p.segments[n-1].raw, b...)
-		return
+func (p *Plan) append(s segment) {
+	p.tarSize += s.length
+	p.segments = append(p.segments, s)
+}
+
+func (p *Plan) zeros(n int64) {
+	if n > 0 {
+		p.append(segment{length: n})
 	}
-	p.segments = append(p.segments, segment{raw: b})
 }
 
 func (p *Plan) add(e *Entry) error {
@@ -113,7 +127,7 @@ func (p *Plan) add(e *Entry) error {
 		if err != nil {
 			return err
 		}
-		p.raw(head)
+		p.append(segment{entry: e, header: true, length: int64(len(head))})
 		return nil
 	}
 	// All parts of a header are multiples of 512, and 512 more bytes of comment make it that much longer, so one of few
@@ -126,10 +140,9 @@ func (p *Plan) add(e *Entry) error {
 		if (p.tarSize+int64(len(head)))%Align != 0 {
 			continue
 		}
-		p.raw(head)
-		p.segments = append(p.segments, segment{entry: e})
-		p.tarSize += e.Size
-		p.raw(make([]byte, -e.Size&511))
+		p.append(segment{entry: e, header: true, comment: comment, length: int64(len(head))})
+		p.append(segment{entry: e, length: e.Size})
+		p.zeros(-e.Size & 511)
 		return nil
 	}
 	return errors.New("cannot align the tar header") // unreachable

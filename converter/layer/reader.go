@@ -81,8 +81,9 @@ func (r *reader) advance() error {
 	}
 	s := &r.layer.segments[r.next]
 	r.next++
-	r.left, r.raw = s.size(), s.raw
-	if s.entry == nil {
+	r.left = s.length
+	if !s.isContent() {
+		r.raw = s.bytes()
 		return nil
 	}
 	r.lastFile = s.entry.Name

@@ -45,14 +45,14 @@ type Base struct {
 // the options given. platform, "os/arch[/variant]", chooses from an index and is checked against a single image; empty, it
 // is what the image has, or DefaultPlatform if it has several.
 func OpenBase(ctx context.Context, ref, platform string, nameOpts []name.Option, opts []remote.Option) (*Base, error) {
-	want, err := parsePlatform(platform)
+	want, err := ParsePlatform(platform)
 	if err != nil {
 		return nil, err
 	}
 	b := &Base{Ref: ref}
 	if folder, ok := strings.CutPrefix(ref, "oci:"); ok {
 		b.image, err = openLayout(folder, want)
-	} else {
+	} else if err = foreign(ref); err == nil {
 		err = b.openRemote(ctx, want, nameOpts, opts)
 	}
 	if err != nil {
@@ -73,7 +73,8 @@ func (b *Base) Layer(d v1.Descriptor) (io.ReadCloser, error) {
 // ImageLayer returns the layer as the registry client wants it.
 func (b *Base) ImageLayer(d v1.Descriptor) (v1.Layer, error) { return b.image.LayerByDigest(d.Digest) }
 
-func parsePlatform(s string) (*v1.Platform, error) {
+// ParsePlatform reads os/arch[/variant]; of nothing it makes nil.
+func ParsePlatform(s string) (*v1.Platform, error) {
 	if s == "" {
 		return nil, nil
 	}
@@ -82,6 +83,29 @@ func parsePlatform(s string) (*v1.Platform, error) {
 		return nil, fmt.Errorf("%w: platform %q: want os/architecture, such as %s", ErrBase, s, DefaultPlatform)
 	}
 	return p, nil
+}
+
+// foreign says what to write instead of a reference that other tools would take, but that is none to a registry.
+func foreign(ref string) error {
+	for _, scheme := range []string{"docker://", "https://", "http://"} {
+		if strings.HasPrefix(ref, scheme) {
+			return fmt.Errorf("%w %s: leave out %s", ErrBase, ref, scheme)
+		}
+	}
+	archive := ref
+	if strings.HasPrefix(ref, ".") || strings.HasPrefix(ref, "/") {
+		if info, err := os.Stat(ref); err != nil || info.IsDir() {
+			return fmt.Errorf("%w %s: for a folder with an OCI layout write oci:%s", ErrBase, ref, ref)
+		}
+		archive = "docker-archive:" + ref
+	}
+	for _, transport := range []string{"docker-archive:", "docker-daemon:", "oci-archive:", "containers-storage:", "dir:"} {
+		if strings.HasPrefix(archive, transport) {
+			return fmt.Errorf("%w %s: make an OCI layout of it: skopeo copy %s oci:FOLDER:TAG; then give --base oci:FOLDER:TAG",
+				ErrBase, ref, archive)
+		}
+	}
+	return nil
 }
 
 func (b *Base) openRemote(ctx context.Context, want *v1.Platform, nameOpts []name.Option, opts []remote.Option) error {
@@ -155,16 +179,28 @@ func choose(ref string, idx v1.ImageIndex, want *v1.Platform, tag string) (v1.Im
 		return idx.Image(candidates[0].Digest)
 	}
 	if want == nil {
-		want, _ = parsePlatform(DefaultPlatform)
+		want, _ = ParsePlatform(DefaultPlatform)
 	}
 	have = nil
 	for _, d := range candidates {
 		if d.Platform != nil && d.Platform.Satisfies(*want) {
 			return idx.Image(d.Digest)
 		}
-		have = append(have, d.Platform.String())
+		have = append(have, called(d))
 	}
-	return nil, fmt.Errorf("%w %s: no image for %s; there are %s; choose with --platform", ErrBase, ref, want, strings.Join(have, ", "))
+	return nil, fmt.Errorf("%w %s: no image for %s; there are %s; choose with --platform or by tag",
+		ErrBase, ref, want, strings.Join(have, ", "))
+}
+
+// called returns what an image of an index can be chosen by; not every tool writes the platform.
+func called(d v1.Descriptor) string {
+	switch tag := d.Annotations[refNameAnnotation]; {
+	case d.Platform != nil:
+		return d.Platform.String()
+	case tag != "":
+		return "tag " + tag
+	}
+	return d.Digest.String()
 }
 
 // isImage reports whether a manifest of an index is an image: neither an attestation nor the Nydus variant of one of ours.

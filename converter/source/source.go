@@ -16,6 +16,9 @@ import (
 // ErrModel is the class of model folders that cannot be converted. The error names the file.
 var ErrModel = errors.New("model")
 
+// whiteoutPrefix begins the names by which a layer's tar removes files of lower layers.
+const whiteoutPrefix = ".wh."
+
 // File is one name in a model folder.
 type File struct {
 	Path       string // slash-separated, relative to the folder
@@ -35,6 +38,9 @@ func (f *File) Open() (io.ReadCloser, error) { return os.Open(f.real) }
 // A symbolic link that is relative and stays in the folder is kept. One that leads out of it to a file, as in the caches of
 // model hubs, is replaced by the file. Every regular file is opened once, so that one that cannot be read is known at once.
 func Walk(dir string) ([]File, error) {
+	if _, err := os.Stat(dir); err != nil {
+		return nil, fmt.Errorf("%w folder: %w", ErrModel, err)
+	}
 	root, err := filepath.EvalSymlinks(dir)
 	if err != nil {
 		return nil, fmt.Errorf("%w folder: %w", ErrModel, err)
@@ -86,6 +92,9 @@ func newFile(root, path string, d fs.DirEntry) (File, error) {
 	if !utf8.ValidString(f.Path) {
 		return File{}, fmt.Errorf("%q: the name is not UTF-8; rename it", path)
 	}
+	if strings.HasPrefix(d.Name(), whiteoutPrefix) {
+		return File{}, fmt.Errorf("%s: a name with %s hides files when the layer is unpacked; rename it", path, whiteoutPrefix)
+	}
 	info, err := d.Info()
 	if err != nil {
 		return File{}, err
@@ -99,8 +108,8 @@ func newFile(root, path string, d fs.DirEntry) (File, error) {
 			return File{}, err
 		}
 		if info.IsDir() {
-			return File{}, fmt.Errorf("%s: a symbolic link to a folder outside of the model (%s); copy the folder into the model",
-				path, f.real)
+			return File{}, fmt.Errorf("%s: a symbolic link to the folder %s that is absolute or leads out of the model; "+
+				"make it relative, or copy the folder into the model", path, f.real)
 		}
 	}
 	f.Mode = info.Mode()
@@ -125,14 +134,29 @@ func (f *File) keepLink(root string) (bool, error) {
 		return false, fmt.Errorf("%s: symbolic link to %s: %w", f.real, link, err)
 	}
 	inside := target == root || strings.HasPrefix(target, root+string(filepath.Separator))
-	// The way there must stay inside too: it is all the image will have.
-	way := filepath.Join(filepath.Dir(f.real), link)
-	if inside && !filepath.IsAbs(link) && strings.HasPrefix(way+string(filepath.Separator), root+string(filepath.Separator)) {
+	if inside && !filepath.IsAbs(link) && f.staysBelow(filepath.ToSlash(link)) {
 		f.Mode, f.Link = fs.ModeSymlink|0o777, filepath.ToSlash(link)
 		return true, nil
 	}
 	f.real = target
 	return false, nil
+}
+
+// staysBelow reports whether the way a link names never leaves the folder, whose own name the image may not have.
+func (f *File) staysBelow(link string) bool {
+	depth := strings.Count(f.Path, "/")
+	for part := range strings.SplitSeq(link, "/") {
+		switch part {
+		case "", ".":
+		case "..":
+			if depth--; depth < 0 {
+				return false
+			}
+		default:
+			depth++
+		}
+	}
+	return true
 }
 
 func readable(path string) error {

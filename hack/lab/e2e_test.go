@@ -53,6 +53,9 @@ var buildShoal = sync.OnceValues(func() (string, error) {
 // prepare skips what cannot run here and returns the binary under test and a context for one case.
 func prepare(t *testing.T, tools ...string) (context.Context, string) {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("-short leaves out the end-to-end cases")
+	}
 	cluster.NeedRoot(t)
 	cluster.NeedTools(t, tools...)
 	shoal, err := buildShoal()
@@ -93,12 +96,14 @@ func TestRootOneCopyLeavesTheRegistryAndEveryNodeAnswers(t *testing.T) {
 
 func TestRootShoalNeverStandsInTheWayOfAPull(t *testing.T) {
 	for _, test := range faultCases() {
-		t.Run(test.name, func(t *testing.T) {
-			ctx, shoal := prepare(t, faultTools()...)
-			if err := runFault(ctx, shoal, t.Output(), test); err != nil {
-				t.Errorf("%s: %v", test.what, err)
-			}
-		})
+		for kind, converted := range map[string]bool{"ordinary": false, "converted": true} {
+			t.Run(test.name+"/"+kind, func(t *testing.T) {
+				ctx, shoal := prepare(t, faultTools()...)
+				if err := runFault(ctx, shoal, t.Output(), test, converted); err != nil {
+					t.Errorf("%s: %v", test.what, err)
+				}
+			})
+		}
 	}
 }
 

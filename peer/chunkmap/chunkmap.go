@@ -96,11 +96,12 @@ func (m *Map) Verify(off int64, data []byte) error {
 // Encode returns the encoding described at the top of this package. Equal maps have equal encodings.
 func (m *Map) Encode() []byte {
 	out := make([]byte, 0, headerSize+len(m.Blob)+groupSize*len(m.Groups)+chunkSize*len(m.Chunks))
-	return m.AppendTo(out)
+	out, _ = m.AppendBinary(out) // it never fails
+	return out
 }
 
-// AppendTo appends the encoding to out and returns the extended slice.
-func (m *Map) AppendTo(out []byte) []byte {
+// AppendBinary implements encoding.BinaryAppender: it appends the encoding to out. The error is always nil.
+func (m *Map) AppendBinary(out []byte) ([]byte, error) {
 	le := binary.LittleEndian
 	out = append(out, magic...)
 	out = le.AppendUint32(out, version)
@@ -116,7 +117,7 @@ func (m *Map) AppendTo(out []byte) []byte {
 		out = le.AppendUint32(out, m.Chunks[i].Length)
 		out = append(out, m.Chunks[i].Digest[:]...)
 	}
-	return out
+	return out, nil
 }
 
 // header is the decoded fixed part and the offsets that follow from it.

@@ -80,7 +80,7 @@ func walkLayer(r io.Reader, visit func(name string, read func() (*Map, error)) (
 	tr := tar.NewReader(bounded)
 	for range maxEntries {
 		hdr, err := tr.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			// The rest is read so that a reader that verifies the layer's digest sees all of it.
 			_, err = io.Copy(io.Discard, bounded)
 			return err

@@ -28,6 +28,8 @@ type Config struct {
 	Window int64
 	// BusyPause is how long a parent that answered busy is left alone; the pause is random, between half and all of it. Default 20 ms.
 	BusyPause time.Duration
+	// SharedPause is how long a piece is not asked again of a parent that is sending it to another peer. Default 150 ms.
+	SharedPause time.Duration
 	// Penalty is how long a parent that failed is left alone, doubling up to eight times. Default 500 ms.
 	Penalty time.Duration
 	// StuckAfter is how long a piece may have neither holder nor reader before Stuck reports it. Default 1 s.
@@ -40,6 +42,7 @@ func (c Config) withDefaults() Config {
 	c.SourceBytes = cmp.Or(c.SourceBytes, 4<<20)
 	c.Window = cmp.Or(c.Window, 8<<20)
 	c.BusyPause = cmp.Or(c.BusyPause, 20*time.Millisecond)
+	c.SharedPause = cmp.Or(c.SharedPause, 150*time.Millisecond)
 	c.Penalty = cmp.Or(c.Penalty, 500*time.Millisecond)
 	c.StuckAfter = cmp.Or(c.StuckAfter, time.Second)
 	return c
@@ -58,6 +61,7 @@ type Outcome int
 const (
 	OK        Outcome = iota
 	Busy              // the parent has no upload slot free
+	Shared            // the parent is sending the piece to another peer
 	Absent            // the parent does not have the piece
 	Transient         // timeout, cut, silence
 	Corrupt           // wrong bytes: never ask this parent again
@@ -89,6 +93,7 @@ type parent struct {
 	have     *piece.Set
 	inFlight int
 	notUntil time.Time
+	shared   map[piece.Index]time.Time // not to be asked of it before
 	failures int
 }
 
@@ -111,7 +116,7 @@ func (p *Planner) AddParent(id ParentID) bool {
 		return false
 	}
 	if p.parents[id] == nil {
-		p.parents[id] = &parent{id: id, have: piece.NewSet(p.layout.Count())}
+		p.parents[id] = &parent{id: id, have: piece.NewSet(p.layout.Count()), shared: map[piece.Index]time.Time{}}
 	}
 	return true
 }
@@ -132,6 +137,21 @@ func (p *Planner) ParentReset(id ParentID) {
 		p.avail[i]--
 	}
 	par.have = piece.NewSet(p.layout.Count())
+}
+
+// Unverifiable returns up to n pieces that a parent holds, that are missing here, and whose digests are not known.
+func (p *Planner) Unverifiable(id ParentID, n int) []piece.Index {
+	par := p.parents[id]
+	if par == nil {
+		return nil
+	}
+	var out []piece.Index
+	for i := range par.have.All() {
+		if len(out) < n && !p.have.Has(i) && !p.known.Has(i) {
+			out = append(out, i)
+		}
+	}
+	return out
 }
 
 // Parents returns the known parents in order.
@@ -237,12 +257,12 @@ func (p *Planner) nextPiece(now time.Time) (*parent, piece.Index, bool) {
 	}
 	p.rng.Shuffle(len(idle), func(i, j int) { idle[i], idle[j] = idle[j], idle[i] })
 	for _, par := range idle {
-		if i, ok := p.demanded(par); ok {
+		if i, ok := p.demanded(now, par); ok {
 			return par, i, true
 		}
 	}
 	for _, par := range idle {
-		if i, ok := p.rarest(par, Run{0, piece.Index(p.layout.Count())}); ok {
+		if i, ok := p.rarest(now, par, Run{0, piece.Index(p.layout.Count())}); ok {
 			return par, i, true
 		}
 	}
@@ -261,10 +281,10 @@ func (p *Planner) open(i piece.Index) bool {
 // demanded picks among the pieces that readers wait for: the rarest within Config.Window ahead of each. Not the very next
 // one: readers of the same blob stand at the same place, and would all take the same piece from its only holder.
 // A reader of a short range has a short span, and gets just that.
-func (p *Planner) demanded(par *parent) (piece.Index, bool) {
+func (p *Planner) demanded(now time.Time, par *parent) (piece.Index, bool) {
 	ahead := piece.Index(max(p.cfg.Window/max(p.layout.PieceSize, 1), 1))
 	for _, r := range p.readers {
-		if i, ok := p.rarest(par, Run{r.First, min(r.End, r.First+ahead)}); ok {
+		if i, ok := p.rarest(now, par, Run{r.First, min(r.End, r.First+ahead)}); ok {
 			return i, true
 		}
 	}
@@ -272,10 +292,10 @@ func (p *Planner) demanded(par *parent) (piece.Index, bool) {
 }
 
 // rarest picks the piece of a run that a parent can give and that the fewest parents hold, at random among equals.
-func (p *Planner) rarest(par *parent, run Run) (best piece.Index, ok bool) {
+func (p *Planner) rarest(now time.Time, par *parent, run Run) (best piece.Index, ok bool) {
 	ties := 0
 	for i := max(run.First, 0); i < run.End && int(i) < p.layout.Count(); i++ {
-		if !par.have.Has(i) || !p.open(i) {
+		if !par.have.Has(i) || !p.open(i) || now.Before(par.shared[i]) {
 			continue
 		}
 		switch {
@@ -385,6 +405,8 @@ func (p *Planner) Done(now time.Time, r Request, o Outcome) {
 	case Busy:
 		half := p.cfg.BusyPause / 2
 		par.notUntil = now.Add(half + time.Duration(p.rng.Int64N(int64(half)+1)))
+	case Shared:
+		par.shared[i] = now.Add(p.cfg.SharedPause)
 	case Absent:
 		p.ParentLost(r.Parent, i)
 	case Transient:
@@ -448,6 +470,13 @@ func (p *Planner) NextWake(now time.Time) time.Time {
 	}
 	for _, par := range p.parents {
 		sooner(par.notUntil)
+		for i, at := range par.shared {
+			if p.have.Has(i) || !at.After(now) {
+				delete(par.shared, i)
+				continue
+			}
+			sooner(at)
+		}
 	}
 	if p.self {
 		sooner(p.selfFrom)

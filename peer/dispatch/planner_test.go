@@ -114,6 +114,23 @@ func TestFailuresSteerAwayFromTheParent(t *testing.T) {
 	}
 }
 
+func TestAPieceSentToAnotherPeerIsPassedOverForAMoment(t *testing.T) {
+	p := withParents(planner(2), "a", "b")
+	p.RemoveParent("b")
+	first := p.Next(t0)[0]
+	p.Done(t0, first, Shared)
+	p.Next(t0) // the other piece
+	if got := p.Next(t0.Add(50 * time.Millisecond)); len(got) != 0 {
+		t.Errorf("asked again within the pause: %v", got)
+	}
+	if at := p.NextWake(t0); at != t0.Add(150*time.Millisecond) {
+		t.Errorf("next wake %v, want when the pause ends", at.Sub(t0))
+	}
+	if d := cmp.Diff([]Request{first}, p.Next(t0.Add(150*time.Millisecond))); d != "" {
+		t.Errorf("after the pause (-want +got):\n%s", d)
+	}
+}
+
 func TestALiarIsNotTakenBack(t *testing.T) {
 	p := withParents(planner(2), "a")
 	p.Done(t0, p.Next(t0)[0], Corrupt)
@@ -128,6 +145,9 @@ func TestUnverifiablePiecesAreNotAsked(t *testing.T) {
 	p := withParents(New(Config{}, l, piece.NewSet(4), piece.NewSet(4), rand.New(rand.NewPCG(1, 1))), "a")
 	if got := p.Next(t0); len(got) != 0 {
 		t.Fatalf("asked for pieces without a digest: %v", got)
+	}
+	if d := cmp.Diff([]piece.Index{0, 1, 2}, p.Unverifiable("a", 3)); d != "" {
+		t.Errorf("digests to ask for (-want +got):\n%s", d)
 	}
 	p.Know(2)
 	if d := cmp.Diff([]Request{{"a", Run{2, 3}}}, p.Next(t0)); d != "" {

@@ -18,11 +18,11 @@ type metrics struct {
 func newMetrics(r prometheus.Registerer) *metrics {
 	m := &metrics{
 		fetched: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "source_fetched_bytes_total", Help: "Bytes of blobs received from origins, before verification."}),
+			Name: "shoal_source_fetched_bytes_total", Help: "Bytes of blobs received from origins, before verification."}),
 		stalls: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "source_stalls_total", Help: "Requests given up because the origin sent nothing for too long."}),
+			Name: "shoal_source_stalls_total", Help: "Requests given up because the origin sent nothing for too long."}),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "source_requests_total", Help: "Ranges asked of origins, by how the answer began."}, []string{"result"}),
+			Name: "shoal_source_requests_total", Help: "Ranges asked of origins, by how the answer began."}, []string{"result"}),
 	}
 	if r != nil {
 		r.MustRegister(m.fetched, m.stalls, m.requests)

@@ -25,16 +25,16 @@ func newMetrics(r prometheus.Registerer, s *Store) *metrics {
 			r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f))
 		}
 	}
-	gauge("store_blobs", "Blobs in the store, complete or not.", func() float64 { return float64(s.Usage().Blobs) })
-	gauge("store_held_bytes", "Bytes of the pieces held.", func() float64 { return float64(s.Usage().Held) })
-	gauge("store_reserved_bytes", "Sizes of all blobs in the store, held or not.",
+	gauge("shoal_store_blobs", "Blobs in the store, complete or not.", func() float64 { return float64(s.Usage().Blobs) })
+	gauge("shoal_store_held_bytes", "Bytes of the pieces held.", func() float64 { return float64(s.Usage().Held) })
+	gauge("shoal_store_reserved_bytes", "Sizes of all blobs in the store, held or not.",
 		func() float64 { return float64(s.Usage().Reserved) })
 	return &metrics{
-		written:     counter("store_written_bytes_total", "Bytes of verified pieces written to disk."),
-		verified:    counter("store_verified_bytes_total", "Bytes read back from disk and hashed."),
-		verifyFails: counter("store_verify_failures_total", "Pieces on disk that no longer had their digest and were dropped."),
-		evictions:   counter("store_evictions_total", "Blobs removed to make room for others."),
-		noSpace:     counter("store_no_space_total", "Blobs and pieces refused for lack of room."),
-		discarded:   counter("store_discarded_blobs_total", "Blobs removed at start because their files could not be read."),
+		written:     counter("shoal_store_written_bytes_total", "Bytes of verified pieces written to disk."),
+		verified:    counter("shoal_store_verified_bytes_total", "Bytes read back from disk and hashed."),
+		verifyFails: counter("shoal_store_verify_failures_total", "Pieces on disk that no longer had their digest and were dropped."),
+		evictions:   counter("shoal_store_evictions_total", "Blobs removed to make room for others."),
+		noSpace:     counter("shoal_store_no_space_total", "Blobs and pieces refused for lack of room."),
+		discarded:   counter("shoal_store_discarded_blobs_total", "Blobs removed at start because their files could not be read."),
 	}
 }

@@ -113,7 +113,7 @@ func TestFlippedBitIsFoundOnFirstUseAndTheRestServed(t *testing.T) {
 	if err := b.EnsureVerified(0, 2*piece.GroupSize); err != nil {
 		t.Errorf("good pieces: %v", err)
 	}
-	if got := counter(t, registry, "store_verify_failures_total"); got != 1 {
+	if got := counter(t, registry, "shoal_store_verify_failures_total"); got != 1 {
 		t.Errorf("counted %v failures", got)
 	}
 	storetest.WritePiece(t, b, data, 2)

@@ -37,6 +37,8 @@ const (
 var (
 	// ErrBusy means that the peer has no upload slot free. It is piece.ErrTransient; the peer is well.
 	ErrBusy = fmt.Errorf("peer is busy: %w", piece.ErrTransient)
+	// ErrShared means that the peer is sending the piece to another one, who will have it in a moment. It is piece.ErrTransient.
+	ErrShared = fmt.Errorf("peer is sending the piece to another: %w", piece.ErrTransient)
 	// ErrStalled means that the peer sent nothing for the stall time. It is piece.ErrTransient; the peer may hang.
 	ErrStalled = fmt.Errorf("peer stalled: %w", piece.ErrTransient)
 	// ErrProtocol means that the answer is not one to the question asked. It is piece.ErrTransient; asking again is of little use.
@@ -281,6 +283,8 @@ func statusError(resp *http.Response) error {
 		class = piece.ErrAbsent
 	case resp.StatusCode == http.StatusUnauthorized, resp.StatusCode == http.StatusForbidden:
 		class = piece.ErrDenied
+	case resp.Header.Get(busyHeader) == busyPiece:
+		return ErrShared
 	case resp.Header.Get(busyHeader) != "":
 		return ErrBusy
 	}

@@ -8,7 +8,8 @@
 // Every request carries "Authorization: Bearer TOKEN" with the token of the cluster. What the answers mean:
 //
 //	404                     not held                       piece.ErrAbsent
-//	503, Shoal-Busy: 1      all upload slots are taken     ErrBusy, which is piece.ErrTransient
+//	503, Shoal-Busy: host   all upload slots are taken     ErrBusy, which is piece.ErrTransient
+//	503, Shoal-Busy: piece  another peer is getting it     ErrShared, which is piece.ErrTransient
 //	401                     another cluster                piece.ErrDenied
 //	anything else, a cut, a stall                          piece.ErrTransient
 //

@@ -4,7 +4,7 @@ import "github.com/prometheus/client_golang/prometheus"
 
 type serverMetrics struct {
 	uploaded  prometheus.Counter
-	busy      prometheus.Counter
+	busy      *prometheus.CounterVec
 	suspected prometheus.Counter
 	watchers  prometheus.Gauge
 }
@@ -13,13 +13,14 @@ type serverMetrics struct {
 func newServerMetrics(r prometheus.Registerer) *serverMetrics {
 	m := &serverMetrics{
 		uploaded: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "transfer_uploaded_bytes_total", Help: "Bytes of blobs sent to other peers."}),
-		busy: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "transfer_busy_total", Help: "Requests refused because all upload slots were taken."}),
+			Name: "shoal_transfer_uploaded_bytes_total", Help: "Bytes of blobs sent to other peers."}),
+		busy: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "shoal_transfer_busy_total",
+			Help: "Requests refused because all upload slots were taken (host) or another peer was getting the piece (piece)."},
+			[]string{"cause"}),
 		suspected: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "transfer_suspected_pieces_total", Help: "Pieces other peers found bad and asked this one to verify."}),
+			Name: "shoal_transfer_suspected_pieces_total", Help: "Pieces other peers found bad and asked this one to verify."}),
 		watchers: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "transfer_watchers", Help: "Open streams that tell other peers what this one holds."}),
+			Name: "shoal_transfer_watchers", Help: "Open streams that tell other peers what this one holds."}),
 	}
 	if r != nil {
 		r.MustRegister(m.uploaded, m.busy, m.suspected, m.watchers)
@@ -36,9 +37,9 @@ type clientMetrics struct {
 func newClientMetrics(r prometheus.Registerer) *clientMetrics {
 	m := &clientMetrics{
 		received: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "transfer_received_bytes_total", Help: "Bytes of blobs received from other peers, before verification."}),
+			Name: "shoal_transfer_received_bytes_total", Help: "Bytes of blobs received from other peers, before verification."}),
 		stalls: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "transfer_stalls_total", Help: "Requests given up because the parent sent nothing for the stall time."}),
+			Name: "shoal_transfer_stalls_total", Help: "Requests given up because the parent sent nothing for the stall time."}),
 	}
 	if r != nil {
 		r.MustRegister(m.received, m.stalls)

@@ -10,10 +10,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -27,10 +29,15 @@ const (
 	DefaultUploadSlots = 10
 	// DefaultHavesInterval is used when Config.HavesInterval is zero.
 	DefaultHavesInterval = 30 * time.Millisecond
+	// DefaultSpacing is used when Config.Spacing is zero: about what ten uploads at a time and the news of their arrival take.
+	DefaultSpacing = 200 * time.Millisecond
 	// DefaultUploadStall is used when Config.UploadStall is zero.
 	DefaultUploadStall = 10 * time.Second
 
 	busyHeader    = "Shoal-Busy"
+	busyHost      = "host"  // its value when no upload slot is free
+	busyPiece     = "piece" // its value when another peer is getting the piece
+	maxStarted    = 1024    // ranges to remember before old ones are forgotten
 	aliveInterval = time.Second
 	maxSpec       = 64 << 10 // bytes of the body of haves
 	suspectSlots  = 2        // each reads and hashes up to piece.MaxSize bytes
@@ -66,6 +73,10 @@ type Config struct {
 	Token string
 	// UploadSlots bounds the ranges sent at a time; more are refused with 503. Zero is DefaultUploadSlots.
 	UploadSlots int
+	// Spacing is how long after a range began to be sent to one peer it is refused to others with 503: they take another piece
+	// meanwhile, and this one from the first receiver. So what is rare leaves a host once. Zero is DefaultSpacing, negative
+	// never refuses.
+	Spacing time.Duration
 	// UploadStall ends an upload whose receiver takes no byte for this long. Zero is DefaultUploadStall.
 	UploadStall time.Duration
 	// HavesInterval is the shortest time between two frames of changes. Zero is DefaultHavesInterval.
@@ -95,6 +106,15 @@ type handler struct {
 	metrics  *serverMetrics
 	slots    chan struct{}
 	suspects chan struct{}
+
+	mu      sync.Mutex // guards started
+	started map[upRange]time.Time
+}
+
+// upRange is a range of a blob that is being sent, or was a moment ago.
+type upRange struct {
+	digest digest.Digest
+	off    int64
 }
 
 // NewHandler returns the serving end of the wire. The server it runs in must have no WriteTimeout, because haves never
@@ -104,12 +124,14 @@ func NewHandler(cfg Config, blobs Blobs) (http.Handler, error) {
 		return nil, err
 	}
 	cfg.UploadSlots = cmp.Or(cfg.UploadSlots, DefaultUploadSlots)
+	cfg.Spacing = cmp.Or(cfg.Spacing, DefaultSpacing)
 	cfg.UploadStall = cmp.Or(cfg.UploadStall, DefaultUploadStall)
 	cfg.HavesInterval = cmp.Or(cfg.HavesInterval, DefaultHavesInterval)
 	h := &handler{
 		cfg: cfg, blobs: blobs, log: cmp.Or(cfg.Log, slog.New(slog.DiscardHandler)),
 		metrics: newServerMetrics(cfg.Registerer),
 		slots:   make(chan struct{}, cfg.UploadSlots), suspects: make(chan struct{}, suspectSlots),
+		started: map[upRange]time.Time{},
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/blobs/{digest}", h.serveBlob)
@@ -150,14 +172,17 @@ func (h *handler) serveBlob(w http.ResponseWriter, r *http.Request) {
 	case h.slots <- struct{}{}:
 		defer func() { <-h.slots }()
 	default:
-		h.metrics.busy.Inc()
-		w.Header().Set(busyHeader, "1")
-		http.Error(w, "all upload slots are taken", http.StatusServiceUnavailable)
+		h.refuse(w, busyHost, "all upload slots are taken")
 		return
 	}
 	f, release, err := h.blobs.Open(d, off, length)
 	if err != nil {
 		h.fail(w, d, err)
+		return
+	}
+	if !h.begin(upRange{d, off}, time.Now()) {
+		release()
+		h.refuse(w, busyPiece, "another peer is getting this piece; it will have it in a moment")
 		return
 	}
 	defer release()
@@ -167,6 +192,26 @@ func (h *handler) serveBlob(w http.ResponseWriter, r *http.Request) {
 	http.ServeContent(u, r, "", time.Time{}, f)
 	h.metrics.uploaded.Add(float64(u.sent))
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Time{}) // the connection's next request starts afresh
+}
+
+// begin notes that a range is sent from now on, unless that began less than Config.Spacing ago.
+func (h *handler) begin(r upRange, now time.Time) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if now.Sub(h.started[r]) < h.cfg.Spacing {
+		return false
+	}
+	if len(h.started) >= maxStarted {
+		maps.DeleteFunc(h.started, func(_ upRange, at time.Time) bool { return now.Sub(at) >= h.cfg.Spacing })
+	}
+	h.started[r] = now
+	return true
+}
+
+func (h *handler) refuse(w http.ResponseWriter, kind, text string) {
+	h.metrics.busy.WithLabelValues(kind).Inc()
+	w.Header().Set(busyHeader, kind)
+	http.Error(w, text, http.StatusServiceUnavailable)
 }
 
 // upload passes ReadFrom on, without which sendfile is lost, and gives up when the receiver takes nothing.
@@ -234,8 +279,7 @@ func (h *handler) serveSuspect(w http.ResponseWriter, r *http.Request) {
 	case h.suspects <- struct{}{}:
 		defer func() { <-h.suspects }()
 	default:
-		w.Header().Set(busyHeader, "1")
-		http.Error(w, "other pieces are being verified", http.StatusServiceUnavailable)
+		h.refuse(w, busyHost, "other pieces are being verified")
 		return
 	}
 	h.metrics.suspected.Inc()

@@ -2,6 +2,7 @@ package transfer_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"go.uber.org/goleak"
@@ -82,9 +84,10 @@ func newStore(t testing.TB) *store.Store {
 	return s
 }
 
-// serve runs the handler on a loopback port and returns its address.
+// serve runs the handler on a loopback port and returns its address. Unless a test is about it, a range may be had again at once.
 func serve(t testing.TB, cfg transfer.Config, blobs transfer.Blobs) string {
 	t.Helper()
+	cfg.Spacing = cmp.Or(cfg.Spacing, -1)
 	h, err := transfer.NewHandler(cfg, blobs)
 	if err != nil {
 		t.Fatal(err)
@@ -107,6 +110,32 @@ func newClient(t testing.TB, cfg transfer.ClientConfig) *transfer.Client {
 	}
 	t.Cleanup(c.Close)
 	return c
+}
+
+func TestAPieceIsSentToOnePeerAtATime(t *testing.T) {
+	s := newStore(t)
+	data, _ := storetest.Content(1, 3*piece.GroupSize)
+	d := storetest.Fill(t, s, data)
+	const spacing = 100 * time.Millisecond
+	addr := serve(t, transfer.Config{Spacing: spacing}, stored{s})
+	c := newClient(t, transfer.ClientConfig{})
+	buf := make([]byte, piece.GroupSize)
+	began := time.Now()
+	if err := c.Piece(t.Context(), addr, d, 0, buf); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Piece(t.Context(), addr, d, 0, buf); !errors.Is(err, transfer.ErrShared) && time.Since(began) < spacing {
+		t.Errorf("the second peer got %v, want ErrShared", err)
+	}
+	if err := c.Piece(t.Context(), addr, d, piece.GroupSize, buf); err != nil {
+		t.Errorf("another piece: %v", err)
+	}
+	for time.Since(began) <= spacing { // the pause is a matter of wall-clock time
+		time.Sleep(spacing / 10)
+	}
+	if err := c.Piece(t.Context(), addr, d, 0, buf); err != nil {
+		t.Errorf("after the pause: %v", err)
+	}
 }
 
 func TestPieceArrivesAsStored(t *testing.T) {

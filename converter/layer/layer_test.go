@@ -1,0 +1,321 @@
+package layer
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"testing"
+	"testing/iotest"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/opencontainers/go-digest"
+)
+
+const chunkSize = 8192
+
+func check(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func testConfig() Config {
+	return Config{ChunkSize: chunkSize, Table: func(offset int64, chunks []Chunk) []byte {
+		var out []byte
+		for _, c := range chunks {
+			out = binary.LittleEndian.AppendUint64(out, uint64(c.Offset))
+		}
+		return append(out, fmt.Sprintf("table at %d", offset)...)
+	}}
+}
+
+func fileEntry(name string, data []byte) Entry {
+	return Entry{Name: name, Size: int64(len(data)), Open: func() (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(data)), nil
+	}}
+}
+
+func noise(seed uint64, n int) []byte {
+	out := make([]byte, n)
+	_, _ = rand.NewChaCha8([32]byte{byte(seed)}).Read(out)
+	return out
+}
+
+func build(t testing.TB, entries []Entry) (*Layer, []byte) {
+	t.Helper()
+	p, err := NewPlan(entries)
+	check(t, err)
+	l, err := p.Build(t.Context(), testConfig())
+	check(t, err)
+	r := l.Open()
+	defer r.Close()
+	raw, err := io.ReadAll(r)
+	check(t, err)
+	return l, raw
+}
+
+func sampleEntries() []Entry {
+	run := fileEntry("models/m/run", []byte("x"))
+	run.Executable = true
+	return []Entry{
+		{Name: "models", Kind: Dir}, {Name: "models/m", Kind: Dir},
+		fileEntry("models/m/a", noise(1, 3*chunkSize+5)), fileEntry("models/m/empty", nil),
+		{Name: "models/m/link", Kind: Symlink, Link: "a"}, run,
+		fileEntry("models/m/"+strings.Repeat("n", 200)+"ä", noise(2, 4096)),
+		fileEntry("models/m/z", noise(3, 300_000)),
+	}
+}
+
+func TestLayerIsATarWhoseFilesLieOn4KiB(t *testing.T) {
+	entries := sampleEntries()
+	l, raw := build(t, entries)
+	if got := digest.FromBytes(raw); got != l.Digest || int64(len(raw)) != l.Size {
+		t.Fatalf("%d bytes %s, Build said %d %s", len(raw), got, l.Size, l.Digest)
+	}
+	check(t, l.Map.Verify(0, raw))
+	if l.Map.Blob != l.Digest || l.Map.Size != l.Size {
+		t.Errorf("chunk map of %s, %d bytes", l.Map.Blob, l.Map.Size)
+	}
+	if l.TarSize%Align != 0 || !strings.HasSuffix(string(raw), fmt.Sprintf("table at %d", l.TarSize)) {
+		t.Errorf("table at %d", l.TarSize)
+	}
+	src := bytes.NewReader(raw)
+	tr := tar.NewReader(src)
+	for i := range entries {
+		e := &entries[i]
+		hdr, err := tr.Next()
+		check(t, err)
+		if strings.TrimSuffix(hdr.Name, "/") != e.Name || hdr.Mode != e.Mode() || hdr.Uid != 0 || hdr.ModTime.Unix() != 0 || hdr.Linkname != e.Link {
+			t.Errorf("entry %d: %+v", i, hdr)
+		}
+		if off := src.Size() - int64(src.Len()); e.Size > 0 && off%Align != 0 {
+			t.Errorf("%s begins at %d", e.Name, off)
+		}
+		got, err := io.ReadAll(tr)
+		check(t, err)
+		if e.Kind != File {
+			continue
+		}
+		r, err := e.Open()
+		check(t, err)
+		want, err := io.ReadAll(r)
+		check(t, err)
+		if !bytes.Equal(want, got) {
+			t.Errorf("%s: other bytes", e.Name)
+		}
+	}
+	if _, err := tr.Next(); err != io.EOF {
+		t.Errorf("after the last entry: %v", err)
+	}
+}
+
+func TestExtentsFindEveryFile(t *testing.T) {
+	entries := sampleEntries()
+	l, raw := build(t, entries)
+	for _, x := range l.Extents {
+		e := &entries[x.Entry]
+		var got []byte
+		for _, c := range l.Chunks[x.First : x.First+x.Count] {
+			if c.FileOffset != int64(len(got)) {
+				t.Errorf("%s: chunk at %d, want %d", e.Name, c.FileOffset, len(got))
+			}
+			got = append(got, raw[c.Offset:c.Offset+int64(c.Size)]...)
+		}
+		r, _ := e.Open()
+		want, _ := io.ReadAll(r)
+		if !bytes.Equal(want, got) {
+			t.Errorf("%s: other bytes", e.Name)
+		}
+	}
+	if len(l.Extents) != 4 {
+		t.Errorf("%d extents, want 4", len(l.Extents))
+	}
+}
+
+func TestFileIsOneRunOfChunksOfTheMap(t *testing.T) {
+	data := noise(7, 100_000)
+	one, _ := build(t, []Entry{fileEntry("a", data)})
+	two, _ := build(t, []Entry{fileEntry("other", noise(8, 5000)), fileEntry("renamed", data)})
+	seen := map[string]bool{}
+	for _, c := range one.Map.Chunks {
+		seen[c.Digest.String()] = true
+	}
+	shared := int64(0)
+	for _, c := range two.Map.Chunks {
+		if seen[c.Digest.String()] {
+			shared += int64(c.Length)
+		}
+	}
+	if shared < int64(len(data)) {
+		t.Errorf("%d of %d bytes were found again", shared, len(data))
+	}
+}
+
+func TestTarReadsTheLayer(t *testing.T) {
+	path, err := exec.LookPath("tar")
+	if err != nil {
+		if os.Getenv("REQUIRE_TOOLS") == "1" {
+			t.Fatal("tar is missing and REQUIRE_TOOLS=1")
+		}
+		t.Skip("SKIPPED: tar is missing; install it to run this test")
+	}
+	_, raw := build(t, sampleEntries())
+	cmd := exec.Command(path, "-tf", "-")
+	cmd.Stdin = bytes.NewReader(raw)
+	out, err := cmd.CombinedOutput()
+	if err != nil || strings.Count(string(out), "\n") != len(sampleEntries()) {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+func TestLayerWithoutDataHasNoTable(t *testing.T) {
+	l, raw := build(t, []Entry{{Name: "d", Kind: Dir}, fileEntry("d/empty", nil)})
+	if len(l.Chunks) != 0 || int64(len(raw)) != l.TarSize {
+		t.Errorf("%d chunks, %d bytes, tar %d", len(l.Chunks), len(raw), l.TarSize)
+	}
+}
+
+// flaky is a file whose content differs in each pass.
+func flaky(passes ...[]byte) Entry {
+	n := 0
+	return Entry{Name: "weights", Size: int64(len(passes[0])), Open: func() (io.ReadCloser, error) {
+		data := passes[min(n, len(passes)-1)]
+		n++
+		if data == nil {
+			return nil, os.ErrNotExist
+		}
+		return io.NopCloser(iotest.HalfReader(bytes.NewReader(data))), nil
+	}}
+}
+
+func TestChangedFilesAreNamed(t *testing.T) {
+	data := noise(4, 1<<20)
+	other := bytes.Clone(data)
+	other[len(other)-1] ^= 1
+	for _, tc := range []struct {
+		name   string
+		second []byte
+		want   error
+	}{
+		{"a bit", other, ErrChanged},
+		{"shorter", data[:len(data)-1], ErrChanged},
+		{"longer", append(bytes.Clone(data), 0), ErrChanged},
+		{"gone", nil, os.ErrNotExist},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			p, err := NewPlan([]Entry{flaky(data, tc.second)})
+			check(t, err)
+			l, err := p.Build(t.Context(), testConfig())
+			check(t, err)
+			r := l.Open()
+			_, err = io.Copy(io.Discard, r)
+			if !errors.Is(err, tc.want) || !strings.Contains(fmt.Sprint(err), "weights") {
+				t.Errorf("second pass: want %v of weights, got %v", tc.want, err)
+			}
+			if _, again := r.Read(make([]byte, 1)); again == nil {
+				t.Error("the reader goes on after its error")
+			}
+			check(t, r.Close())
+			if tc.name == "a bit" {
+				return // the first pass cannot know
+			}
+			e := flaky(tc.second)
+			e.Size = int64(len(data))
+			p, err = NewPlan([]Entry{e})
+			check(t, err)
+			if _, err := p.Build(t.Context(), testConfig()); !errors.Is(err, tc.want) {
+				t.Errorf("first pass: want %v, got %v", tc.want, err)
+			}
+		})
+	}
+}
+
+func TestBuildEndsWithItsContext(t *testing.T) {
+	p, err := NewPlan([]Entry{fileEntry("a", noise(1, 10*chunkSize))})
+	check(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := p.Build(ctx, testConfig()); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestReaderMayBeClosedAnywhere(t *testing.T) {
+	l, raw := build(t, sampleEntries())
+	for _, n := range []int64{0, 1, 4096, 9000, int64(len(raw))} {
+		r := l.Open()
+		_, err := io.CopyN(io.Discard, r, n)
+		check(t, err)
+		check(t, r.Close())
+		if _, err := r.Read(make([]byte, 1)); err == nil {
+			t.Error("read after Close")
+		}
+	}
+}
+
+func FuzzPlanIsAlwaysAligned(f *testing.F) {
+	f.Add("a", "b", uint16(1), uint16(5000))
+	f.Fuzz(func(t *testing.T, one, two string, n, m uint16) {
+		entries := []Entry{fileEntry(one, noise(1, int(n))), fileEntry(two, noise(2, int(m)))}
+		p, err := NewPlan(entries)
+		if err != nil {
+			return // a name tar cannot hold
+		}
+		l, err := p.Build(t.Context(), testConfig())
+		check(t, err)
+		for _, x := range l.Extents {
+			if l.Chunks[x.First].Offset%Align != 0 {
+				t.Fatalf("%q at %d", entries[x.Entry].Name, l.Chunks[x.First].Offset)
+			}
+		}
+		raw, err := io.ReadAll(l.Open())
+		check(t, err)
+		if diff := cmp.Diff(l.Digest, digest.FromBytes(raw)); diff != "" {
+			t.Fatal(diff)
+		}
+	})
+}
+
+func BenchmarkBuild(b *testing.B) {
+	data := noise(1, 64<<20)
+	p, err := NewPlan([]Entry{fileEntry("weights", data)})
+	check(b, err)
+	cfg := testConfig()
+	cfg.ChunkSize = 1 << 20
+	b.SetBytes(int64(len(data)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := p.Build(b.Context(), cfg); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func TestPlanHoldsNoHeaders(t *testing.T) {
+	const files = 4000
+	entries := make([]Entry, files)
+	for i := range entries {
+		entries[i] = Entry{Name: fmt.Sprintf("models/m/file-%d", i), Size: 1}
+	}
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	plan, err := NewPlan(entries)
+	check(t, err)
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if per := int64(after.HeapAlloc-before.HeapAlloc) / files; per > 1024 {
+		t.Errorf("%d bytes a file are held", per)
+	}
+	runtime.KeepAlive(plan)
+}

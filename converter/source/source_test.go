@@ -1,0 +1,118 @@
+package source
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+)
+
+func check(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func write(t *testing.T, path, data string, mode fs.FileMode) {
+	t.Helper()
+	check(t, os.MkdirAll(filepath.Dir(path), 0o755))
+	check(t, os.WriteFile(path, []byte(data), mode))
+}
+
+func TestWalkListsParentsFirstInByteOrder(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir+"/b/x", "1", 0o600)
+	write(t, dir+"/b.txt", "22", 0o600)
+	write(t, dir+"/a", "333", 0o711)
+	check(t, os.Mkdir(dir+"/empty", 0o700))
+	check(t, os.Symlink("b/x", dir+"/link"))
+	check(t, os.Symlink("../a", dir+"/b/up"))
+	files, err := Walk(dir)
+	check(t, err)
+	var got []string
+	for _, f := range files {
+		got = append(got, strings.TrimSpace(f.Path+" "+f.Link))
+	}
+	if diff := cmp.Diff([]string{"a", "b", "b/up ../a", "b/x", "b.txt", "empty", "link b/x"}, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if !files[0].Executable || files[0].Size != 3 || files[3].Executable {
+		t.Errorf("%+v", files[0])
+	}
+}
+
+func TestLinksOutOfTheFolderBecomeFiles(t *testing.T) {
+	top := t.TempDir()
+	write(t, top+"/blobs/abc", "weights", 0o600)
+	write(t, top+"/snap/config.json", "{}", 0o600)
+	check(t, os.Symlink("../blobs/abc", top+"/snap/model.bin"))
+	check(t, os.Symlink(top+"/snap/config.json", top+"/snap/absolute"))
+	check(t, os.Symlink("../snap/config.json", top+"/snap/round"))
+	files, err := Walk(top + "/snap")
+	check(t, err)
+	for _, f := range files {
+		if f.Link != "" || !f.Mode.IsRegular() {
+			t.Errorf("%s is still a link", f.Path)
+		}
+		r, err := f.Open()
+		check(t, err)
+		data, err := io.ReadAll(r)
+		check(t, err)
+		check(t, r.Close())
+		if int64(len(data)) != f.Size || f.Size == 0 {
+			t.Errorf("%s: %d bytes, size says %d", f.Path, len(data), f.Size)
+		}
+	}
+}
+
+func TestWalkNamesWhatItCannotTake(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		make func(dir string) error
+		want string
+	}{
+		{"link to nothing", func(dir string) error { return os.Symlink("nowhere", dir+"/broken") }, "broken"},
+		{"link to itself", func(dir string) error { return os.Symlink("loop", dir+"/loop") }, "loop"},
+		{"folder outside", func(dir string) error { return os.Symlink("/proc", dir+"/proc") }, "copy the folder"},
+		{"fifo", func(dir string) error { return syscall.Mkfifo(dir+"/pipe", 0o600) }, "pipe"},
+		{"name", func(dir string) error { return os.WriteFile(dir+"/\xff", nil, 0o600) }, "UTF-8"},
+		{"absolute link to a folder", func(dir string) error { return os.Symlink(dir+"/..", dir+"/up") }, "relative"},
+		{"whiteout", func(dir string) error { return os.WriteFile(dir+"/.wh.ok", nil, 0o600) }, "hides"},
+		{"opaque mark", func(dir string) error { return os.Mkdir(dir+"/.wh..wh..opq", 0o700) }, "hides"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			dir := t.TempDir()
+			write(t, dir+"/ok", "x", 0o600)
+			check(t, tc.make(dir))
+			_, err := Walk(dir)
+			if !errors.Is(err, ErrModel) || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("want ErrModel with %q, got %v", tc.want, err)
+			}
+		})
+	}
+}
+
+func TestUnreadableFileIsNamed(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir+"/secret", "x", 0)
+	if os.Geteuid() == 0 { // root reads everything, so this thread stops being root for files
+		check(t, os.Chmod(filepath.Dir(dir), 0o755))
+		check(t, os.Chmod(dir, 0o755))
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		check(t, unix.Setfsuid(65534))
+		defer func() { check(t, unix.Setfsuid(0)) }()
+	}
+	if _, err := Walk(dir); !errors.Is(err, fs.ErrPermission) || !errors.Is(err, ErrModel) || !strings.Contains(err.Error(), "secret") {
+		t.Errorf("got %v", err)
+	}
+}
