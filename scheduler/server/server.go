@@ -54,6 +54,7 @@ type Server struct {
 type session struct {
 	id       string
 	host     scheduler.HostID
+	addr     string
 	commands chan api.Command
 	heard    time.Time
 	ended    bool
@@ -111,12 +112,16 @@ func (s *Server) Open(_ context.Context, h api.Host) (string, <-chan api.Command
 	if h.ID == "" || h.Addr == "" {
 		return "", nil, nil, errors.New("a host needs an id and an address")
 	}
-	ses := &session{id: rand.Text(), host: scheduler.HostID(h.ID), commands: make(chan api.Command, queueLength)}
+	ses := &session{id: rand.Text(), host: scheduler.HostID(h.ID), addr: h.Addr, commands: make(chan api.Command, queueLength)}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
 	ses.heard = now
 	if old := s.byHost[ses.host]; old != nil {
+		if old.addr != h.Addr {
+			s.log.Warn("a host with the same name replaces another; give each node a name of its own", "host", h.ID,
+				"addr", h.Addr, "before", old.addr)
+		}
 		s.endLocked(old)
 	}
 	s.sessions[ses.id], s.byHost[ses.host] = ses, ses

@@ -1,7 +1,9 @@
 package server
 
 import (
+	"bytes"
 	"context"
+	"log/slog"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -138,4 +140,20 @@ func TestRestartedHostReplacesItsOldSession(t *testing.T) {
 	_ = stopFirst()
 	session.Send(api.Event{Join: &api.Join{Task: task(), Wants: true}})
 	await(t, second.commands, "lease in the second session", func(c api.Command) bool { return c.Lease != nil })
+}
+
+func TestSecondHostOfTheSameNameIsReported(t *testing.T) {
+	var log bytes.Buffer
+	s := New(Config{Log: slog.New(slog.NewTextHandler(&log, nil))})
+	for _, addr := range []string{"h:1", "h:1", "h:2"} {
+		if strings.Contains(log.String(), "same name") {
+			t.Error("a restarted host was taken for another one")
+		}
+		if _, _, _, err := s.Open(t.Context(), api.Host{ID: "h", Addr: addr}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !strings.Contains(log.String(), "a name of its own") {
+		t.Errorf("the log does not tell of the second host:\n%s", log.String())
+	}
 }
