@@ -102,6 +102,9 @@ func (c *Client) Run(ctx context.Context, host Host, h Handler) error {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
+		if resp.StatusCode == http.StatusNotFound {
+			return fmt.Errorf("scheduler %s: what answers there is no scheduler (%s); check the URL", c.url, resp.Status)
+		}
 		return c.statusError(resp)
 	}
 	watchdog := time.AfterFunc(silence, func() { cancel(fmt.Errorf("scheduler %s: silent for %v", c.url, silence)) })

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync/atomic"
@@ -71,5 +72,14 @@ func TestLongAnnouncementDoesNotCostTheSession(t *testing.T) {
 	}
 	if got := b.largest.Load(); got > 2*maxBatch {
 		t.Errorf("a batch had %d bytes", got)
+	}
+}
+
+func TestURLOfAnotherServiceIsNamed(t *testing.T) {
+	web := httptest.NewServer(http.NotFoundHandler())
+	t.Cleanup(web.Close)
+	err := NewClient(web.URL, "").Run(t.Context(), Host{ID: "h", Addr: "h:1"}, &announcer{})
+	if err == nil || !strings.Contains(err.Error(), "no scheduler") || !strings.Contains(err.Error(), web.URL) {
+		t.Errorf("error %v does not name the way out", err)
 	}
 }
