@@ -25,7 +25,7 @@ const (
 
 // RegistryConfig is how one registry is reached. The zero RegistryConfig is HTTPS with the system's certificates.
 type RegistryConfig struct {
-	// PlainHTTP speaks HTTP without TLS. Registries on loopback addresses do so without being told.
+	// PlainHTTP speaks HTTP without TLS. Registries on loopback addresses do so without being told, unless they have a CAFile.
 	PlainHTTP bool
 	// CAFile is a PEM file of certificates to trust besides the system's.
 	CAFile string
@@ -104,7 +104,7 @@ func dropCredentials(req *http.Request, via []*http.Request) error {
 // Resolve returns the URL below which the registry's /v2/ is, and the client to reach it with.
 func (e *Endpoints) Resolve(registry string) (*url.URL, *http.Client) {
 	base := &url.URL{Scheme: "https", Host: registry}
-	if e.configs[registry].PlainHTTP || isLoopback(registry) {
+	if c := e.configs[registry]; c.PlainHTTP || c.CAFile == "" && isLoopback(registry) {
 		base.Scheme = "http"
 	}
 	if registry == dockerHub {

@@ -332,6 +332,20 @@ func TestEndpointsResolve(t *testing.T) {
 	}
 }
 
+func TestLoopbackRegistryWithACAFileIsSpokenToInTLS(t *testing.T) {
+	srv := httptest.NewTLSServer(http.HandlerFunc(serveContent))
+	t.Cleanup(func() { srv.CloseClientConnections(); srv.Close() })
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	host := srv.Listener.Addr().String()
+	e := newEndpoints(t, map[string]source.RegistryConfig{host: {CAFile: ca}})
+	if _, err := fetchAll(t, newSource(t, source.Config{Resolve: e.Resolve}), blobAt(host), [2]int64{0, 10}, ""); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestCAFileMakesAPrivateRegistryTrusted(t *testing.T) {
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(serveContent))
 	srv.Config.ErrorLog = nil
