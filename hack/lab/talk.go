@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"text/tabwriter"
@@ -155,8 +157,17 @@ func (t *talk) table(r demoResult) {
 	fmt.Fprintf(t.out, "\nThe registry's access log: %s MiB sent of %d layers with %s MiB: %.3f copies.\n",
 		mib(served), len(r.layers), mib(size), float64(served)/float64(max(size, 1)))
 	if len(r.inferences) > 0 {
-		fmt.Fprintf(t.out, "%d containers answered; embeddings %s…, cosines %v.\n", len(r.inferences), r.inferences[0].Digest[:12], r.inferences[0].Cosine)
+		fmt.Fprintf(t.out, "%d containers answered; embeddings %s…, cosines %s.\n", len(r.inferences), r.inferences[0].Digest[:12], cosines(r.inferences[0].Cosine))
 	}
+}
+
+// cosines lists pairs of sentences with how alike they are.
+func cosines(of map[string]float64) string {
+	var pairs []string
+	for _, pair := range slices.Sorted(maps.Keys(of)) {
+		pairs = append(pairs, fmt.Sprintf("%s %.2f", pair, of[pair]))
+	}
+	return strings.Join(pairs, ", ")
 }
 
 // lookAround says what there is to see in a demo that was kept.
