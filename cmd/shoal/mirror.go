@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"path/filepath"
 
 	"github.com/urfave/cli/v2"
 
@@ -130,7 +131,11 @@ func needRoot(err error) error {
 
 // reportContainerd tells when what was written is not read. That is no failure: pulls by other clients may read it.
 func reportContainerd(stderr io.Writer, config, certsDir string) error {
-	err := hosts.CheckContainerd(config, certsDir)
+	certsDir, err := filepath.Abs(certsDir) // containerd does not know where we stand
+	if err != nil {
+		return err
+	}
+	err = hosts.CheckContainerd(config, certsDir)
 	if notRead, ok := errors.AsType[*hosts.NotReadError](err); ok {
 		fmt.Fprintf(stderr, "\nnote: %v\n", notRead)
 		return nil

@@ -56,6 +56,15 @@ func TestMirrorConfigureTellsWhenContainerdDoesNotRead(t *testing.T) {
 	}
 }
 
+func TestMirrorConfigureNamesAFolderThatContainerdCanFind(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	_, _, talk := shoal(t, "mirror", "configure", "--certs-dir", "certs", "--containerd-config", "none.toml")
+	if want := "config_path = \"" + filepath.Join(dir, "certs"); !strings.Contains(talk, want) {
+		t.Errorf("no %s in\n%s", want, talk)
+	}
+}
+
 func TestMirrorRefusesInOneLine(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.MkdirAll(filepath.Join(dir, "_default"), 0o700); err != nil {
