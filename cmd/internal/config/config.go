@@ -113,7 +113,13 @@ func Load(path string, into any) error {
 	}
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	dec.KnownFields(true)
-	if err := dec.Decode(into); err != nil && !errors.Is(err, io.EOF) {
+	err = dec.Decode(into)
+	if err == nil {
+		if err = dec.Decode(new(yaml.Node)); err == nil {
+			return fmt.Errorf("configuration %s: a second document begins; put all keys into one, without ---", path)
+		}
+	}
+	if !errors.Is(err, io.EOF) {
 		return fmt.Errorf("configuration %s: %s", path, readable(err))
 	}
 	return nil
@@ -155,7 +161,7 @@ func (n Node) Validate() error {
 		errs = append(errs, checkAddr("peer.advertise", n.Peer.Advertise))
 	}
 	for _, s := range n.Schedulers {
-		if u, err := url.Parse(s); err != nil || u.Scheme != "http" || u.Host == "" {
+		if u, err := url.Parse(s); err != nil || u.Scheme != "http" || u.Host == "" || strings.Trim(u.Path, "/") != "" {
 			errs = append(errs, fmt.Errorf("schedulers: %q is not of the form http://HOST:PORT", s))
 		}
 	}
@@ -178,6 +184,9 @@ func checkAddr(key, addr string) error {
 	if err != nil || port == "" {
 		return fmt.Errorf("%s: %q is not of the form HOST:PORT", key, addr)
 	}
+	if _, err := net.LookupPort("tcp", port); err != nil {
+		return fmt.Errorf("%s: %q has no port between 0 and 65535", key, addr)
+	}
 	if key == "peer.advertise" && (host == "" || net.ParseIP(host).IsUnspecified()) {
 		return fmt.Errorf("%s: %q is no address other hosts can reach", key, addr)
 	}
@@ -192,7 +201,8 @@ func (c Cluster) validate(shared bool) error {
 		return errors.New("cluster.token_file is not set: write a secret into a file (head -c 32 /dev/urandom | base64) " +
 			"and give it to every host and scheduler, or set cluster.insecure: true in a network you trust")
 	}
-	return nil
+	_, err := c.Token()
+	return err
 }
 
 // Token returns the cluster's secret, empty when it is insecure.
@@ -202,11 +212,11 @@ func (c Cluster) Token() (string, error) {
 	}
 	data, err := os.ReadFile(c.TokenFile)
 	if err != nil {
-		return "", fmt.Errorf("cluster.token_file: %w", err)
+		return "", fmt.Errorf("cluster.token_file: %w; name the file with the cluster's secret, one this user may read", err)
 	}
 	token := strings.TrimSpace(string(data))
 	if len(token) < 16 {
-		return "", fmt.Errorf("cluster.token_file: the secret in %s has %d characters, want at least 16", c.TokenFile, len(token))
+		return "", fmt.Errorf("cluster.token_file: the secret in %s has %d characters, want at least 16; make one with: head -c 32 /dev/urandom | base64", c.TokenFile, len(token))
 	}
 	return token, nil
 }
