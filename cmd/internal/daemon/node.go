@@ -92,19 +92,27 @@ func (n *node) open(ctx context.Context) error {
 // openData opens what is on disk.
 func (n *node) openData() error {
 	if err := os.MkdirAll(n.cfg.DataDir, 0o700); err != nil {
-		return fmt.Errorf("data_dir: %w; run as root or set data_dir to a folder you may write", err)
+		return dataDirError(err)
 	}
 	var err error
 	n.store, err = store.Open(filepath.Join(n.cfg.DataDir, "blobs"), store.Config{MaxBytes: n.cfg.Store.MaxBytes,
 		MaxPercent: n.cfg.Store.MaxPercent, Log: n.component("store"), Registerer: n.admin.registry})
 	if err != nil {
-		return fmt.Errorf("data_dir: %w", err)
+		return dataDirError(err)
 	}
 	n.records, err = mirror.OpenRecords(filepath.Join(n.cfg.DataDir, "mirror.db"))
 	if err != nil {
-		return fmt.Errorf("data_dir: %w", err)
+		return dataDirError(err)
 	}
 	return nil
+}
+
+// dataDirError says what to do about a data folder that cannot be used.
+func dataDirError(err error) error {
+	if errors.Is(err, store.ErrLocked) {
+		return fmt.Errorf("data_dir: %w; stop that one or give each node a data_dir of its own", err)
+	}
+	return fmt.Errorf("data_dir: %w; run as root or set data_dir to a folder you may write", err)
 }
 
 // build constructs the parts over the files; nothing runs yet.
