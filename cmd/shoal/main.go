@@ -34,7 +34,7 @@ const exitHelp = `EXIT CODES:
    3    a source is missing, unreadable or of another platform
    4    a registry refused or could not be reached
    5    bytes did not have the digest they should
-   130  interrupted`
+   130  interrupted; a daemon that is told to stop ends with 0`
 
 // version is set by the linker: -X main.version=$(git describe …).
 var version string
@@ -42,9 +42,17 @@ var version string
 func main() { os.Exit(main1()) }
 
 func main1() int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), stopSignals()...)
 	defer stop()
 	return run(ctx, os.Args, os.Stdout, os.Stderr)
+}
+
+// stopSignals are what ends a command in order. A terminal that goes away is one, unless nohup said otherwise.
+func stopSignals() []os.Signal {
+	if signal.Ignored(syscall.SIGHUP) {
+		return []os.Signal{os.Interrupt, syscall.SIGTERM}
+	}
+	return []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP}
 }
 
 // run executes the command line and chooses the exit code, in this one place.
@@ -122,8 +130,8 @@ func command(c *cli.Command) *cli.Command {
 	}
 	c.Action = func(ctx *cli.Context) error {
 		if n := ctx.NArg(); n > maxArgs {
-			return usageError(fmt.Errorf("%s: unexpected argument %q; flags go before arguments, see shoal %s --help",
-				ctx.Command.FullName(), ctx.Args().Get(maxArgs), ctx.Command.FullName()))
+			return usageError(fmt.Errorf("%s: unexpected argument %q; flags go before arguments, see %s --help",
+				ctx.Command.FullName(), ctx.Args().Get(maxArgs), ctx.Command.HelpName))
 		}
 		return action(ctx)
 	}
