@@ -220,7 +220,11 @@ func Convert(ctx context.Context, cfg Config) (*Result, error) {
 	if err != nil {
 		return nil, fmt.Errorf("temporary folder: %w; set TMPDIR to a folder that can be written", err)
 	}
-	defer os.RemoveAll(temp)
+	defer func() {
+		if err := os.RemoveAll(temp); err != nil {
+			cfg.Logger.WarnContext(ctx, "temporary folder stays", "error", err)
+		}
+	}()
 
 	work, wctx := errgroup.WithContext(ctx)
 	work.SetLimit(cfg.Uploads)
