@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -334,6 +335,7 @@ func (j *judged) podman(t *testing.T) {
 func (j *judged) docker(t *testing.T) {
 	dockerd, docker := need(t, "dockerd"), need(t, "docker")
 	dir := t.TempDir()
+	t.Cleanup(func() { unmountBelow(t, dir) }) // where mounts are private, dockerd leaves one on its own folder
 	host := "unix://" + dir + "/s"
 	env := []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "DOCKER_HOST=" + host, "DOCKER_CONFIG=" + dir}
 	daemon(t, dockerd, env, "--host", host, "--data-root", dir+"/data", "--exec-root", dir+"/exec", "--pidfile", dir+"/pid",
@@ -345,6 +347,21 @@ func (j *judged) docker(t *testing.T) {
 	})
 	run(t, env, docker, "pull", "--quiet", j.target)
 	j.wantOutput(t, run(t, env, docker, "run", "--rm", "--network=none", j.target))
+}
+
+// unmountBelow takes away what is still mounted below dir, the innermost first.
+func unmountBelow(t *testing.T, dir string) {
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	check(t, err)
+	var below []string
+	for line := range strings.Lines(string(table)) {
+		if fields := strings.Fields(line); len(fields) > 4 && strings.HasPrefix(fields[4], dir+"/") {
+			below = append(below, fields[4])
+		}
+	}
+	for _, target := range slices.Backward(below) {
+		check(t, syscall.Unmount(target, syscall.MNT_DETACH))
+	}
 }
 
 func (j *judged) containerd(t *testing.T, path, major string) {

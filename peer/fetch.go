@@ -14,6 +14,7 @@ import (
 	"github.com/shoal-project/shoal/peer/dispatch"
 	"github.com/shoal-project/shoal/peer/piece"
 	"github.com/shoal-project/shoal/peer/source"
+	"github.com/shoal-project/shoal/peer/store"
 	"github.com/shoal-project/shoal/peer/transfer"
 	"github.com/shoal-project/shoal/scheduler/api"
 )
@@ -26,7 +27,7 @@ func (t *task) start(ctx context.Context, r dispatch.Request) {
 		if !leased {
 			t.peer.metrics.selfReads.Inc()
 		}
-		t.workers.Go(func() { t.readSource(ctx, r, authorization) })
+		t.workers.Go(func() { t.readSource(ctx, r, authorization, leased) })
 		return
 	}
 	check, ok := t.verifier(r.Run.First)
@@ -36,8 +37,12 @@ func (t *task) start(ctx context.Context, r dispatch.Request) {
 	t.workers.Go(func() { t.readParent(ctx, r, check) })
 }
 
-// leased takes the right to read a run from the origin.
+// leased takes the right to read a run from the origin, as far as the blob reaches.
 func (t *task) leased(run dispatch.Run) {
+	run.First, run.End = max(run.First, 0), min(run.End, piece.Index(t.st.Layout().Count()))
+	if run.First >= run.End {
+		return
+	}
 	t.moved = time.Now()
 	t.unfail()
 	t.planner.Lease(run)
@@ -73,6 +78,7 @@ func (t *task) readParent(ctx context.Context, r dispatch.Request, check func([]
 			t.peer.metrics.fromPeer.Add(float64(length))
 			t.planner.Done(time.Now(), r, outcome)
 			t.got(i)
+			t.lastResort = false // others move again
 		default:
 			t.planner.Done(time.Now(), r, outcome)
 		}
@@ -111,6 +117,8 @@ const (
 
 func failureOf(err error) string {
 	switch {
+	case errors.Is(err, store.ErrNoSpace):
+		return failureDenied // trying again here is of no use, another host may succeed
 	case errors.Is(err, piece.ErrMismatch):
 		return failureCorrupt
 	case errors.Is(err, piece.ErrDenied):
@@ -122,8 +130,8 @@ func failureOf(err error) string {
 	}
 }
 
-// readSource reads a run of pieces from the origin and reports how that went.
-func (t *task) readSource(ctx context.Context, r dispatch.Request, authorization string) {
+// readSource reads a run of pieces from the origin and reports how that went: of a lease, to the scheduler.
+func (t *task) readSource(ctx context.Context, r dispatch.Request, authorization string, leased bool) {
 	var err error
 	if t.cm != nil {
 		err = t.readRun(ctx, r.Run, authorization)
@@ -134,14 +142,18 @@ func (t *task) readSource(ctx context.Context, r dispatch.Request, authorization
 		t.peer.metrics.corruptSource.Inc()
 	}
 	t.post(func() {
-		t.planner.Done(time.Now(), r, dispatch.OK)
+		outcome := dispatch.OK
+		if err != nil {
+			outcome = dispatch.Transient
+		}
+		t.planner.Done(time.Now(), r, outcome)
 		if err == nil || ctx.Err() != nil {
 			return
 		}
 		if errors.As(err, new(*storeError)) {
 			t.storeFailed(err)
 		}
-		if t.session != nil && !t.lastResort {
+		if t.session != nil && leased {
 			t.session.Send(api.Event{Failed: &api.LeaseFailed{Task: t.blob.Digest.String(),
 				Run: api.Run{int(r.Run.First), int(r.Run.End)}, Failure: failureOf(err), Text: err.Error()}})
 			return
@@ -206,8 +218,7 @@ func (t *task) readWhole(ctx context.Context, authorization string) error {
 			return groups, nil
 		})
 		if errors.Is(err, piece.ErrMismatch) {
-			_ = t.st.Drop() // what came before is as wrong; nothing of it may be read again
-			t.post(func() { t.fail(err) })
+			t.post(func() { t.drop(err) }) // what came before is as wrong; nothing of it may be read again
 		}
 		if err != nil {
 			return err
@@ -266,10 +277,20 @@ func (b *beating) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// maxHiccups is how many failures in passing, each retried later than the one before, readers wait for without a word.
+const maxHiccups = 3
+
 // sourceFailed takes note that nobody can read the rest from the origin. When a peer may still have it, readers wait until
 // their own deadline; when the origin's word is final and nobody holds anything, they are told.
 func (t *task) sourceFailed(failure, text string) {
-	if len(t.planner.Parents()) > 0 && t.planner.Reachable() {
+	if held := t.st.Have(); failure == failureCorrupt && t.cm == nil && held.Count() > 0 && !held.Full() {
+		t.drop(fmt.Errorf("%s: %w", text, piece.ErrMismatch)) // what is held came from there
+		return
+	}
+	if failure == failureTransient {
+		t.hiccups++
+	}
+	if t.planner.Reachable() || failure == failureTransient && t.hiccups < maxHiccups {
 		return
 	}
 	class := piece.ErrTransient

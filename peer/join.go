@@ -139,7 +139,7 @@ func (t *task) watch(ctx context.Context, id dispatch.ParentID) {
 	for ctx.Err() == nil {
 		began := time.Now()
 		err := t.peer.wire.Watch(ctx, string(id), t.blob.Digest, t.blob.encode(), func(h transfer.Have) error {
-			t.post(func() { t.parentHas(ctx, id, h) })
+			t.post(func() { t.parentHas(id, h) })
 			return nil
 		})
 		if ctx.Err() != nil {
@@ -157,7 +157,7 @@ func (t *task) watch(ctx context.Context, id dispatch.ParentID) {
 	}
 }
 
-func (t *task) parentHas(ctx context.Context, id dispatch.ParentID, h transfer.Have) {
+func (t *task) parentHas(id dispatch.ParentID, h transfer.Have) {
 	if h.All != nil {
 		t.planner.ParentReset(id)
 		for _, r := range runs(h.All) {
@@ -170,36 +170,38 @@ func (t *task) parentHas(ctx context.Context, id dispatch.ParentID, h transfer.H
 	for _, i := range h.Removed {
 		t.planner.ParentLost(id, i)
 	}
-	t.askDigests(ctx, id, h)
 }
 
-// askDigests asks a seed for the digests of the pieces it holds, when the blob has no chunk map and no scheduler lives to relay them. A
-// seed may be asked because it vouches for what it read; nobody else's word counts.
-func (t *task) askDigests(ctx context.Context, id dispatch.ParentID, h transfer.Have) {
-	if t.cm != nil || t.session != nil || !t.peer.isSeed(string(id)) {
+// digestsAtOnce is how many pieces' digests are asked for before the loop looks again.
+const digestsAtOnce = 64
+
+// askDigests asks the seeds among the parents for the digests of the pieces they hold, when the blob has no chunk map and no
+// scheduler lives to relay them. A seed may be asked because it vouches for what it read; nobody else's word counts.
+func (t *task) askDigests(ctx context.Context) {
+	if t.cm != nil || t.session != nil || t.asking {
 		return
 	}
-	var ask []piece.Index
-	held := h.Added
-	if h.All != nil {
-		held = slices.Collect(h.All.All())
-	}
-	for _, i := range held {
-		if t.digests[i] == nil {
-			ask = append(ask, i)
+	for _, id := range t.planner.Parents() {
+		if !t.peer.isSeed(string(id)) {
+			continue
+		}
+		if ask := t.planner.Unverifiable(id, digestsAtOnce); len(ask) > 0 {
+			t.asking = true
+			t.workers.Go(func() { t.readDigests(ctx, id, ask) })
+			return
 		}
 	}
-	if len(ask) == 0 {
-		return
-	}
-	t.workers.Go(func() {
-		for _, i := range ask {
-			groups, err := t.peer.wire.Groups(ctx, string(id), t.blob.Digest, i)
-			if err != nil {
-				return // its watch will notice too, and begin anew
-			}
-			root := piece.Root(groups)
-			t.post(func() { t.learn([]api.PieceDigest{{Piece: int(i), Digest: root[:]}}) })
+}
+
+func (t *task) readDigests(ctx context.Context, id dispatch.ParentID, ask []piece.Index) {
+	for _, i := range ask {
+		groups, err := t.peer.wire.Groups(ctx, string(id), t.blob.Digest, i)
+		if err != nil {
+			t.post(func() { t.planner.ParentLost(id, i) }) // until its next word
+			break
 		}
-	})
+		root := piece.Root(groups)
+		t.post(func() { t.learn([]api.PieceDigest{{Piece: int(i), Digest: root[:]}}) })
+	}
+	t.post(func() { t.asking = false })
 }

@@ -90,13 +90,14 @@ func (p *Peer) announce(d digest.Digest) {
 	s.Send(p.join(Blob{Digest: d, Size: b.Layout().Size}, b, true, false))
 }
 
-// join describes this host's part in a task. A seed tells the piece digests it knows, for those without a chunk map.
+// join describes this host's part in a task. A seed tells the piece digests it knows, for those without a chunk map: of a blob that it
+// reads as one of them, or that had its own digest.
 func (p *Peer) join(blob Blob, b *store.Blob, sequential, wants bool) api.Event {
 	j := &api.Join{Task: blob.task(sequential), Have: runs(b.Have()), Wants: wants}
 	if blob.Origin.Registry == "" {
 		j.Task.Origin = nil
 	}
-	if p.cfg.Host.Seed && sequential {
+	if p.cfg.Host.Seed && sequential && (wants || b.Vouched()) {
 		for i := range b.Have().All() {
 			if groups, err := b.Groups(i); err == nil {
 				root := piece.Root(groups)

@@ -12,8 +12,12 @@ import (
 	"github.com/shoal-project/shoal/peer/chunkmap"
 )
 
-// mapsKept is how many bootstrap layers' chunk maps stay in memory.
-const mapsKept = 16
+const (
+	// mapsKept is how many bootstrap layers' chunk maps stay in memory.
+	mapsKept = 16
+	// mapBytesKept bounds their lists, in bytes: layers compress well, and their makers need not mean well.
+	mapBytesKept = 128 << 20
+)
 
 // mapCache keeps the chunk maps of the bootstrap layers used last, and loads each once.
 type mapCache struct {
@@ -26,6 +30,7 @@ type mapEntry struct {
 	maps   map[digest.Digest]*chunkmap.Map
 	err    error
 	used   time.Time
+	size   int64 // of the maps' lists, in bytes
 }
 
 func newMapCache() *mapCache { return &mapCache{entries: map[digest.Digest]*mapEntry{}} }
@@ -78,7 +83,10 @@ func (c *mapCache) loaded(layer digest.Digest, e *mapEntry) {
 	if e.err != nil {
 		delete(c.entries, layer)
 	}
-	for len(c.entries) > mapsKept {
+	for _, m := range e.maps {
+		e.size += int64(32*len(m.Groups) + 36*len(m.Chunks))
+	}
+	for len(c.entries) > mapsKept || len(c.entries) > 1 && c.size() > mapBytesKept {
 		var oldest digest.Digest
 		for d, x := range c.entries {
 			if oldest == "" || x.used.Before(c.entries[oldest].used) {
@@ -87,6 +95,13 @@ func (c *mapCache) loaded(layer digest.Digest, e *mapEntry) {
 		}
 		delete(c.entries, oldest)
 	}
+}
+
+func (c *mapCache) size() (sum int64) {
+	for _, e := range c.entries {
+		sum += e.size
+	}
+	return sum
 }
 
 func (p *Peer) readMaps(ctx context.Context, b Blob, authorization string) (map[digest.Digest]*chunkmap.Map, error) {

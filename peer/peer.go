@@ -80,7 +80,7 @@ type Peer struct {
 	links   []*link
 	maps    *mapCache
 	starts  chan *task
-	stopped chan struct{}
+	stopped chan struct{} // closed when no task is begun any more
 	buffers buffers
 
 	mu     sync.Mutex // guards all below
@@ -111,7 +111,6 @@ func (p *Peer) Run(ctx context.Context) error {
 	for _, l := range p.links {
 		group.Go(func() error { return l.run(ctx) })
 	}
-	defer close(p.stopped)
 	for {
 		select {
 		case t := <-p.starts:
@@ -120,6 +119,7 @@ func (p *Peer) Run(ctx context.Context) error {
 				return nil
 			})
 		case <-ctx.Done():
+			close(p.stopped) // first: a link may be waiting to begin a task
 			_ = group.Wait() // tasks and links end with ctx and report nothing else
 			return nil
 		}
@@ -162,7 +162,8 @@ func (p *Peer) acquire(cancelled <-chan struct{}, b Blob, authorization string) 
 	t.refs++
 	p.mu.Unlock()
 	if !fresh {
-		t.post(func() { t.offer(b, authorization) })
+		failed := t.unfail() // here, so that the reader does not meet the failure of those before it
+		t.post(func() { t.offer(b, authorization, failed) })
 		return t, nil
 	}
 	select {

@@ -67,14 +67,14 @@ func (r *Reader) Await(ctx context.Context, off, length int64) (int64, error) {
 		}
 		if !told {
 			first, end := l.Span(off, length)
-			if !r.task.post(func() { r.task.readers[r] = dispatch.Run{First: first, End: end} }) {
-				return 0, fmt.Errorf("blob %s: %w", r.blob.Digest(), ErrClosed)
-			}
-			told = true
+			told = r.task.post(func() { r.task.readers[r] = dispatch.Run{First: first, End: end} })
 		}
 		failing, failed := r.task.failure()
 		if failed != nil {
 			return 0, failed
+		}
+		if !told {
+			return 0, fmt.Errorf("blob %s: %w", r.blob.Digest(), ErrClosed)
 		}
 		select {
 		case <-changed:

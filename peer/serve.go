@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"time"
@@ -59,6 +60,9 @@ func (s Served) Groups(d digest.Digest, i piece.Index) ([]piece.Digest, error) {
 		return nil, err
 	}
 	defer b.Close()
+	if t := s.peer.lookup(d); !b.Vouched() && (t == nil || t.mapped.Load()) {
+		return nil, fmt.Errorf("group digests of %s, which nobody vouched for: %w", d, piece.ErrAbsent)
+	}
 	return b.Groups(i)
 }
 
@@ -119,6 +123,7 @@ const unreachableFor = 5 * time.Second
 func (p *Peer) markUnreachable(addr string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	maps.DeleteFunc(p.silent, func(_ string, at time.Time) bool { return time.Since(at) > unreachableFor })
 	p.silent[addr] = time.Now()
 }
 
@@ -126,11 +131,7 @@ func (p *Peer) unreachable(addr string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	at, ok := p.silent[addr]
-	if ok && time.Since(at) > unreachableFor {
-		delete(p.silent, addr)
-		return false
-	}
-	return ok
+	return ok && time.Since(at) <= unreachableFor
 }
 
 // isSeed reports whether the scheduler named the host at addr as a seed.

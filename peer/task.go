@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -18,6 +19,10 @@ import (
 	"github.com/shoal-project/shoal/peer/store"
 	"github.com/shoal-project/shoal/scheduler/api"
 )
+
+// linger is how long the task of a complete blob waits for the next reader: who reads a blob range by range opens it
+// each time, and a new task looks over all pieces.
+const linger = 5 * time.Second
 
 // reportInterval is how often a task tells its scheduler what it gained.
 const reportInterval = 25 * time.Millisecond
@@ -31,7 +36,8 @@ type task struct {
 	ready   chan struct{} // closed when the following are set, for good
 	openErr error
 	st      *store.Blob
-	before  *piece.Set // what was held when the task began
+	before  *piece.Set  // what was held when the task began
+	mapped  atomic.Bool // the pieces are right by a chunk map, which says nothing to those without
 
 	mailMu sync.Mutex // guards mail, ended
 	mail   []func()
@@ -58,7 +64,10 @@ type task struct {
 	reported      time.Time
 	moved         time.Time // when a piece came last, or somebody asked
 	left          time.Time // when a reference was given up last
+	asking        bool      // a seed is being asked for digests
 	lastResort    bool      // the origin is read without leases although a scheduler lives
+	hiccups       int       // of the origin since a piece came last
+	dropped       bool      // the store's blob is gone: a later reader needs a new task
 	unprepared    bool      // the blob was complete, and no more is: what it is verified against has to be learned
 }
 
@@ -131,12 +140,15 @@ func (t *task) fail(err error) {
 	}
 }
 
-func (t *task) unfail() {
+// unfail clears a failure and reports whether there was one. The end of the task is final.
+func (t *task) unfail() bool {
 	t.failMu.Lock()
 	defer t.failMu.Unlock()
-	if t.failed != nil {
+	failed := t.failed != nil && !errors.Is(t.failed, ErrClosed)
+	if failed {
 		t.failed, t.failCh = nil, make(chan struct{})
 	}
+	return failed
 }
 
 // failure returns what ended the task for readers, and a channel that is closed when that happens.
@@ -150,14 +162,19 @@ func (t *task) failure() (failing <-chan struct{}, err error) {
 func (t *task) run(ctx context.Context) {
 	t.peer.metrics.tasks.Inc()
 	defer t.peer.metrics.tasks.Dec()
-	st, err := t.peer.store.Create(t.blob.Digest, t.blob.Size)
+	err := t.create()
+	if err == nil {
+		err = t.vet(ctx)
+	}
 	if err != nil {
+		if t.st != nil {
+			_ = t.st.Close() // a reference for reading: there is nothing to lose
+		}
 		t.abandon(err)
 		return
 	}
-	t.st = st
-	t.before = st.Have()
-	t.have, t.moved, t.left = st.Have(), time.Now(), time.Now()
+	t.before = t.st.Have()
+	t.have, t.moved, t.left = t.st.Have(), time.Now(), time.Now()
 	close(t.ready)
 	ctx, cancel := context.WithCancel(ctx)
 	t.prepare(ctx)
@@ -170,13 +187,10 @@ func (t *task) run(ctx context.Context) {
 // prepare learns what the pieces are verified against, makes the planner, and joins at the scheduler.
 func (t *task) prepare(ctx context.Context) {
 	t.unprepared = false
-	if t.blob.Origin.Map != nil && !t.st.Complete() {
-		cm, err := t.peer.loadMap(ctx, t.blob, t.authorization)
-		if err != nil && ctx.Err() == nil {
-			t.peer.log.Warn("no chunk map, the blob is read in order", "digest", t.blob.Digest, "error", err)
-		}
-		t.cm = cm
+	if !t.st.Complete() {
+		t.cm = t.loadMap(ctx)
 	}
+	t.mapped.Store(t.cm != nil)
 	layout := t.st.Layout()
 	cfg := t.peer.cfg.Dispatch
 	var known *piece.Set
@@ -196,13 +210,14 @@ func (t *task) prepare(ctx context.Context) {
 func (t *task) loop(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	for ctx.Err() == nil && !t.finished() {
+	for ctx.Err() == nil && !t.dropped && !t.finished() {
 		if t.unprepared {
 			t.prepare(ctx)
 		}
 		now := time.Now()
 		t.chooseMode(now)
 		t.tend(ctx)
+		t.askDigests(ctx)
 		t.planner.Readers(t.spans())
 		for _, r := range t.planner.Next(now) {
 			t.start(ctx, r)
@@ -221,7 +236,7 @@ func (t *task) loop(ctx context.Context) {
 // wait returns how long the loop may sleep when nothing happens.
 func (t *task) wait(now time.Time) time.Duration {
 	if t.planner.Missing() == 0 && len(t.watches) == 0 && !t.unreported() {
-		return 5 * time.Second
+		return time.Second
 	}
 	d := 250 * time.Millisecond
 	if t.unreported() {
@@ -236,11 +251,14 @@ func (t *task) wait(now time.Time) time.Duration {
 // finished reports, and settles under the peer's lock, that the task is needed no more. A seed goes on for as long as pieces
 // come, since it reads for others.
 func (t *task) finished() bool {
-	idle := t.left
-	if t.peer.cfg.Host.Seed {
-		idle = t.moved
+	idle, patience := t.left, min(t.peer.cfg.Grace, linger)
+	if t.planner.Missing() > 0 {
+		patience = t.peer.cfg.Grace
+		if t.peer.cfg.Host.Seed {
+			idle = t.moved
+		}
 	}
-	if t.unreported() || (t.planner.Missing() > 0 && time.Since(idle) < t.peer.cfg.Grace) {
+	if t.unreported() || time.Since(idle) < patience {
 		return false
 	}
 	t.peer.mu.Lock()
@@ -248,26 +266,64 @@ func (t *task) finished() bool {
 	if t.refs > 0 {
 		return false
 	}
+	t.farewell(failureTransient, "the task has ended")
 	delete(t.peer.tasks, t.blob.Digest)
 	return true
 }
 
-func (t *task) close() {
+// farewell tells the scheduler what will not be read and what stays behind. It goes before the blob can get a new task, whose
+// join it must not undo.
+func (t *task) farewell(failure, text string) {
+	if t.session == nil {
+		return
+	}
+	id, held := t.blob.Digest.String(), t.st.Have()
+	if failure == failureCorrupt { // stays a member that was refused, so that it is not asked again at once, and wants nothing
+		t.session.Send(api.Event{Progress: &api.Progress{Task: id, Lost: runs(t.have), Done: true}})
+	}
+	for _, run := range t.planner.Leased() {
+		t.session.Send(api.Event{Failed: &api.LeaseFailed{Task: id, Run: api.Run{int(run.First), int(run.End)}, Failure: failure, Text: text}})
+	}
+	switch {
+	case failure == failureCorrupt:
+	case held.Count() == 0:
+		t.session.Send(api.Event{Leave: &api.Leave{Task: id}})
+	case !held.Full():
+		t.session.Send(api.Event{Join: &api.Join{Task: t.blob.task(t.cm == nil), Have: runs(held)}})
+	}
+	t.session = nil
+}
+
+// drop ends the task because what it stored of the blob was wrong. The next reader begins anew.
+func (t *task) drop(err error) {
+	if t.dropped {
+		return
+	}
+	t.dropped = true
+	_ = t.st.Drop() // fails only when the disk does, and then so will the next use
+	t.farewell(failureCorrupt, err.Error())
+	t.forget()
+	t.fail(err) // last: a reader who asks again at once finds the way free
+}
+
+// forget makes room for a new task of the blob.
+func (t *task) forget() {
 	t.peer.mu.Lock()
+	defer t.peer.mu.Unlock()
 	if t.peer.tasks[t.blob.Digest] == t {
 		delete(t.peer.tasks, t.blob.Digest)
 	}
-	t.peer.mu.Unlock()
+}
+
+func (t *task) close() {
+	t.forget()
 	t.fail(ErrClosed)
 	t.end()
-	if t.session != nil && t.have.Count() == 0 {
-		t.session.Send(api.Event{Leave: &api.Leave{Task: t.blob.Digest.String()}})
-	}
 	_ = t.st.Close() // a reference for reading: there is nothing to lose
 }
 
-// offer takes what a further reader brings: credentials, and perhaps the place of a chunk map.
-func (t *task) offer(b Blob, authorization string) {
+// offer takes what a further reader brings: credentials, and perhaps the place of a chunk map. What had failed is tried again.
+func (t *task) offer(b Blob, authorization string, failed bool) {
 	if authorization != "" {
 		t.authorization = authorization
 	}
@@ -275,9 +331,9 @@ func (t *task) offer(b Blob, authorization string) {
 		t.blob.Origin = b.Origin
 	}
 	t.moved = time.Now()
-	if _, err := t.failure(); err != nil { // try again for the new reader
-		t.unfail()
-		t.session = nil
+	if failed {
+		t.hiccups, t.session = 0, nil
+		t.planner.Retry()
 		t.rehome()
 	}
 }
@@ -311,25 +367,32 @@ func verifyBlob(want, got digest.Digest) error {
 	return nil
 }
 
-// learn takes digests a scheduler relays. A digest does not change: the first one counts.
+// learn takes the digests of who reads the blob now. When they contradict what is held, that came from a reader who did not
+// come to the blob's end, and nothing of it can be believed; the last one may not be held before this is known.
 func (t *task) learn(digests []api.PieceDigest) {
-	if t.cm != nil {
+	if t.cm != nil || t.planner.Missing() == 0 || len(t.digests) == 1 { // one piece is checked by the blob's own digest
 		return
 	}
 	for _, d := range digests {
-		if d.Piece < 0 || d.Piece >= len(t.digests) || t.digests[d.Piece] != nil || len(d.Digest) != len(piece.Digest{}) {
+		if d.Piece < 0 || d.Piece >= len(t.digests) || len(d.Digest) != len(piece.Digest{}) {
 			continue
 		}
-		t.digests[d.Piece] = (*piece.Digest)(d.Digest)
-		t.planner.Know(piece.Index(d.Piece))
+		want, i := (*piece.Digest)(d.Digest), piece.Index(d.Piece)
+		if groups, err := t.st.Groups(i); err == nil && piece.Root(groups) != *want {
+			t.drop(&piece.MismatchError{Unit: "piece", Index: i, Want: want.String(), Got: piece.Root(groups).String()})
+			return
+		}
+		t.digests[i] = want
+		t.planner.Know(i)
 	}
 }
 
 // got takes note of a piece that is now in the store.
 func (t *task) got(i piece.Index) {
 	t.planner.Got(i)
-	t.moved = time.Now()
+	t.moved, t.hiccups = time.Now(), 0
 	t.unfail()
+	t.settled()
 }
 
 // resync compares the planner's view with the store's after a bad piece was dropped there.

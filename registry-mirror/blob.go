@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"strconv"
 	"time"
@@ -19,7 +20,7 @@ func (h *Handler) serveBlob(w http.ResponseWriter, r *http.Request, req request)
 		h.refuseError(w, err)
 		return
 	}
-	if h.isRefused(dgst) {
+	if h.isRefused(blobKey(req, dgst)) {
 		h.fallback(w, dgst, "refused", errors.New("it failed a moment ago; ask the origin"))
 		return
 	}
@@ -74,6 +75,7 @@ func (h *Handler) blobRef(ctx context.Context, req request, d digest.Digest, siz
 			}
 			info.Size = resp.Size
 		}
+		_ = h.records.put(bucketBlobs, blobKey(req, d), info) // not kept: the origin is asked again
 	}
 	return BlobRef{Registry: req.Registry, Repository: req.Repository, Digest: d, Size: info.Size, MapLayer: info.MapLayer,
 		MapSize: info.MapSize}, nil
@@ -98,11 +100,11 @@ func (h *Handler) stream(w http.ResponseWriter, r *http.Request, req request, re
 		w.WriteHeader(http.StatusOK)
 	}
 	if err != nil { // a later range: refusing it would fail the pull, an early end sends containerd on
-		h.cut(w, ref.Digest, &copyError{err})
+		h.cut(w, req, ref.Digest, &copyError{err})
 		return
 	}
-	if err := h.copy(r.Context(), w, blob, s, ready); err != nil {
-		h.cut(w, ref.Digest, err)
+	if err := h.copy(r.Context(), w, blob, s, ready); err != nil && r.Context().Err() == nil {
+		h.cut(w, req, ref.Digest, err) // when the caller has left, nothing is wrong with the blob
 	}
 }
 
@@ -160,14 +162,16 @@ func (h *Handler) await(ctx context.Context, blob Blob, off, length int64) (int6
 
 // cut ends a stream early. The server closes the connection in order once the handler returns, because fewer bytes
 // were written than announced.
-func (h *Handler) cut(w http.ResponseWriter, d digest.Digest, err error) {
+func (h *Handler) cut(w http.ResponseWriter, req request, d digest.Digest, err error) {
 	if _, ours := errors.AsType[*copyError](err); !ours {
 		return // the caller has left
 	}
 	h.metrics.fallbacks.WithLabelValues("cut").Inc()
 	h.log.Warn("stream cut, the caller is sent to the origin", "digest", d, "error", err)
+	now := time.Now()
 	h.mu.Lock()
-	h.refused[d] = time.Now().Add(h.cfg.RefuseFor)
+	maps.DeleteFunc(h.refused, func(_ string, until time.Time) bool { return now.After(until) })
+	h.refused[blobKey(req, d)] = now.Add(h.cfg.RefuseFor)
 	h.mu.Unlock()
 	_ = http.NewResponseController(w).Flush() // the header at least; the connection ends anyway
 }
@@ -180,13 +184,8 @@ func (h *Handler) fallback(w http.ResponseWriter, d digest.Digest, reason string
 	h.refuse(w, http.StatusNotFound, "BLOB_UNKNOWN", err.Error())
 }
 
-func (h *Handler) isRefused(d digest.Digest) bool {
+func (h *Handler) isRefused(key string) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	until, ok := h.refused[d]
-	if ok && time.Now().After(until) {
-		delete(h.refused, d)
-		return false
-	}
-	return ok
+	return time.Now().Before(h.refused[key])
 }

@@ -32,7 +32,8 @@ type document struct {
 // their chunk maps, which stands in the Nydus variant beside a plain one. Nothing here can fail the answer.
 func (h *Handler) learn(ctx context.Context, req request, rec Record) {
 	var known bool
-	if h.records.get(bucketSiblings, "learned "+rec.Digest.String(), &known) {
+	key := learnedKey(req, rec.Digest)
+	if h.records.get(bucketSiblings, key, &known) {
 		return
 	}
 	var doc document
@@ -40,22 +41,25 @@ func (h *Handler) learn(ctx context.Context, req request, rec Record) {
 		return
 	}
 	if len(doc.Manifests) > 0 {
-		h.learnIndex(doc)
+		h.learnIndex(req, doc)
 	} else if !h.learnManifest(ctx, req, rec.Digest, doc) {
 		return
 	}
-	_ = h.records.put(bucketSiblings, "learned "+rec.Digest.String(), true) // not kept: learned again
+	_ = h.records.put(bucketSiblings, key, true) // not kept: learned again
 }
 
-// learnIndex notes which Nydus manifest stands beside which plain one.
-func (h *Handler) learnIndex(doc document) {
+// learnedKey names a manifest within its repository: what one repository says of an image means nothing in another.
+func learnedKey(req request, d digest.Digest) string { return "learned " + blobKey(req, d) }
+
+// learnIndex notes which Nydus manifest stands beside which plain one in this repository.
+func (h *Handler) learnIndex(req request, doc document) {
 	for _, lazy := range doc.Manifests {
 		if !isNydus(lazy) {
 			continue
 		}
 		for _, plain := range doc.Manifests {
 			if !isNydus(plain) && samePlatform(plain.Platform, lazy.Platform) {
-				_ = h.records.put(bucketSiblings, plain.Digest.String(), lazy.Digest) // not kept: no chunk map is known
+				_ = h.records.put(bucketSiblings, blobKey(req, plain.Digest), lazy.Digest) // not kept: no chunk map is known
 			}
 		}
 	}
@@ -76,7 +80,7 @@ func samePlatform(a, b *ocispec.Platform) bool {
 func (h *Handler) learnManifest(ctx context.Context, req request, d digest.Digest, doc document) bool {
 	layers, bootstrap, complete := doc.Layers, findBootstrap(doc.Layers), true
 	var lazy digest.Digest
-	if bootstrap == nil && h.records.get(bucketSiblings, d.String(), &lazy) {
+	if bootstrap == nil && h.records.get(bucketSiblings, blobKey(req, d), &lazy) {
 		ctx, cancel := context.WithTimeout(ctx, learnTimeout)
 		defer cancel()
 		other, err := h.sibling(ctx, req, lazy)

@@ -63,7 +63,17 @@ func (h *Handler) fresh(rec Record) bool {
 	if _, err := digest.Parse(rec.Reference); err == nil {
 		ttl = h.cfg.VerdictTTL // a digest never points elsewhere, only the verdict ages
 	}
-	return time.Since(rec.Checked) < ttl
+	return within(rec.Checked, ttl, 0)
+}
+
+// clockSkew is how far ahead the clock of another host may be.
+const clockSkew = time.Minute
+
+// within reports whether at is less than limit ago. What a clock that was wrong put into the future, by more than skew, is
+// not: it would be believed until that time has come.
+func within(at time.Time, limit, skew time.Duration) bool {
+	age := time.Since(at)
+	return age < limit && age >= -skew
 }
 
 func (h *Handler) askOrigin(ctx context.Context, q Query, header http.Header) (Record, error) {
@@ -83,9 +93,7 @@ func (h *Handler) askOrigin(ctx context.Context, q Query, header http.Header) (R
 		return Record{}, err
 	}
 	if resp.Status == http.StatusUnauthorized || resp.Status == http.StatusForbidden {
-		if err := h.records.revoke(q.Registry, q.Repository, q.Credential); err != nil {
-			return Record{}, err
-		}
+		h.revoke(q.Registry, q.Repository, q.Credential)
 	}
 	return Record{}, fromOrigin(resp)
 }
@@ -95,17 +103,41 @@ func (h *Handler) keep(rec Record) {
 	if err := h.records.store(rec); err != nil {
 		h.log.Warn("manifest not kept", "registry", rec.Registry, "repository", rec.Repository, "reference", rec.Reference, "error", err)
 	}
+	h.sweep()
+}
+
+// revoke forgets a verdict after the origin has refused the credential.
+func (h *Handler) revoke(registry, repository, credential string) {
+	if err := h.records.revoke(registry, repository, credential); err != nil {
+		h.log.Warn("verdict not revoked", "registry", registry, "repository", repository, "error", err)
+	}
+}
+
+// forgetEvery is after how many verdicts those too old to be of use are removed.
+const forgetEvery = 4096
+
+// sweep is called after each verdict that was kept.
+func (h *Handler) sweep() {
+	if h.kept.Add(1)%forgetEvery == 0 {
+		h.forget()
+	}
+}
+
+func (h *Handler) forget() {
+	if err := h.records.forget(time.Now().Add(-h.cfg.StaleFor)); err != nil {
+		h.log.Warn("old verdicts are kept", "error", err)
+	}
 }
 
 // bridge answers out of what is known while the origin cannot.
 func (h *Handler) bridge(ctx context.Context, q Query, resp *upstream.Response, cause error) (Record, error) {
-	if rec, err := h.records.lookup(q); err == nil && time.Since(rec.Checked) < h.cfg.StaleFor {
+	if rec, err := h.records.lookup(q); err == nil && within(rec.Checked, h.cfg.StaleFor, clockSkew) {
 		h.metrics.stale.WithLabelValues("own").Inc()
 		return rec, nil
 	}
 	if h.cluster != nil {
 		rec, err := h.cluster.Lookup(ctx, q)
-		if err == nil && rec.Digest == digest.FromBytes(rec.Body) && time.Since(rec.Checked) < h.cfg.StaleFor {
+		if err == nil && answers(rec, q) && within(rec.Checked, h.cfg.StaleFor, clockSkew) {
 			h.metrics.stale.WithLabelValues("seed").Inc()
 			h.keep(rec)
 			return rec, nil
@@ -121,24 +153,37 @@ func (h *Handler) bridge(ctx context.Context, q Query, resp *upstream.Response, 
 		text: fmt.Sprintf("the origin is down and nobody here knows %s: %v", q.ref(), cause)}
 }
 
+// answers reports whether a record has the content it claims, and that is what was asked for.
+func answers(rec Record, q Query) bool {
+	d, err := digest.Parse(q.Reference)
+	return rec.Digest == digest.FromBytes(rec.Body) && (err != nil || d == rec.Digest)
+}
+
 // permitted returns nil when the caller may read the repository: the origin said so lately, says so now, or is down and
 // said so within Config.StaleFor. Otherwise the error is the answer to give. The size of the blob is returned when it was
 // learned on the way, else 0.
 func (h *Handler) permitted(ctx context.Context, req request) (size int64, err error) {
 	cred := credential(req.authorization())
 	at := h.records.accepted(req.Registry, req.Repository, cred)
-	if time.Since(at) < h.cfg.VerdictTTL {
+	if within(at, h.cfg.VerdictTTL, 0) {
 		return 0, nil
 	}
 	resp, err := h.origin.Blob(ctx, req.Ref, req.header)
 	switch {
 	case err == nil && resp.Status == http.StatusOK:
-		return max(resp.Size, 0), h.records.accept(req.Registry, req.Repository, cred, time.Now())
-	case passing(resp, err) && time.Since(at) < h.cfg.StaleFor:
+		if err := h.records.accept(req.Registry, req.Repository, cred, time.Now()); err != nil {
+			h.log.Warn("verdict not kept", "registry", req.Registry, "repository", req.Repository, "error", err)
+		}
+		h.sweep()
+		return max(resp.Size, 0), nil
+	case passing(resp, err) && within(at, h.cfg.StaleFor, clockSkew):
 		h.metrics.stale.WithLabelValues("verdict").Inc()
 		return 0, nil
 	case err != nil:
 		return 0, err
+	}
+	if resp.Status == http.StatusUnauthorized || resp.Status == http.StatusForbidden {
+		h.revoke(req.Registry, req.Repository, cred)
 	}
 	return 0, fromOrigin(resp)
 }

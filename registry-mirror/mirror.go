@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -74,7 +75,7 @@ type Config struct {
 	FirstByte time.Duration
 	// Stall is how long a stream may stand still before the caller is sent to the origin. Default 10 s.
 	Stall time.Duration
-	// RefuseFor is how long a blob that failed in mid-stream is refused. Default 60 s.
+	// RefuseFor is how long a blob that failed in mid-stream is refused in its repository. Default 60 s.
 	RefuseFor time.Duration
 	// Log is where fallbacks are reported; nil discards.
 	Log *slog.Logger
@@ -105,17 +106,19 @@ type Handler struct {
 	cluster Cluster
 	records *Records
 	flights singleflight.Group
+	kept    atomic.Int64 // verdicts since the start
 
-	mu      sync.Mutex // guards refused
-	refused map[digest.Digest]time.Time
+	mu      sync.Mutex           // guards refused
+	refused map[string]time.Time // by blobKey, until when
 }
 
 // New returns a handler. cluster may be nil.
 func New(cfg Config, records *Records, origin Origin, blobs Blobs, cluster Cluster) *Handler {
 	h := &Handler{cfg: cfg.withDefaults(), records: records, origin: origin, blobs: blobs, cluster: cluster,
-		refused: map[digest.Digest]time.Time{}}
+		refused: map[string]time.Time{}}
 	h.log = h.cfg.Log
 	h.metrics = newMetrics(cfg.Registerer)
+	h.forget()
 	return h
 }
 

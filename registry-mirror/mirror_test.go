@@ -141,6 +141,7 @@ type fixture struct {
 	origin   *registry
 	blobs    *fakeBlobs
 	records  *Records
+	handler  *Handler
 	mirror   *httptest.Server
 	blob     digest.Digest
 	manifest digest.Digest
@@ -166,7 +167,8 @@ func newFixture(t *testing.T, cfg Config, cluster Cluster) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.mirror = httptest.NewServer(New(cfg, f.records, up, f.blobs, cluster))
+	f.handler = New(cfg, f.records, up, f.blobs, cluster)
+	f.mirror = httptest.NewServer(f.handler)
 	t.Cleanup(f.mirror.Close)
 	return f
 }
@@ -327,6 +329,18 @@ func TestBlobWholeAndInRanges(t *testing.T) {
 	if got := f.get(f.blobPath(), "Range", "bytes=999999999-"); got.status != 416 ||
 		got.header.Get("Content-Range") != fmt.Sprintf("bytes */%d", size) {
 		t.Errorf("past the end: %d %v", got.status, got.header)
+	}
+}
+
+func TestSizeOfABlobThatNoManifestNamedIsAskedOnce(t *testing.T) {
+	f := newFixture(t, Config{}, nil)
+	for off := range 5 {
+		if got := f.get(f.blobPath(), "Range", fmt.Sprintf("bytes=%d-%d", off, off+9)); got.status != 206 {
+			t.Fatalf("status %d", got.status)
+		}
+	}
+	if got := f.origin.asked.Load(); got != 1 {
+		t.Errorf("the origin was asked %d times for five ranges, want once", got)
 	}
 }
 

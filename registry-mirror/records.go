@@ -6,10 +6,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 	"go.etcd.io/bbolt"
+	bbolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/shoal-project/shoal/registry-mirror/upstream"
 )
@@ -67,17 +69,29 @@ type Records struct{ db *bbolt.DB }
 // Buckets of the file, each a map from a string to JSON.
 const (
 	bucketManifests = "manifests" // digest → manifestRecord
-	bucketTags      = "tags"      // tagKey → tagRecord
+	bucketTags      = "tags"      // tagKey of a tag, and of a digest the repository has → tagRecord
 	bucketVerdicts  = "verdicts"  // verdictKey → time of the last acceptance
 	bucketBlobs     = "blobs"     // blobKey → blobInfo
-	bucketSiblings  = "siblings"  // digest of a plain manifest → that of the Nydus one beside it; "learned " + digest → true
+	bucketSiblings  = "siblings"  // blobKey of a plain manifest → digest of the Nydus one beside it; learnedKey → true
 )
 
-// OpenRecords opens or creates the file.
+// OpenRecords opens or creates the file. One that is broken, as a power failure may leave it, is started anew: all in it can
+// be asked again.
 func OpenRecords(path string) (*Records, error) {
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, NoSync: true}) // after a power failure all of it is asked anew
+	r, err := openFile(path)
+	if err != nil && !errors.Is(err, bbolterrors.ErrTimeout) && os.Remove(path) == nil {
+		r, err = openFile(path)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("records %s: %w", path, err)
+	}
+	return r, nil
+}
+
+func openFile(path string) (*Records, error) {
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, NoSync: true}) // see OpenRecords
+	if err != nil {
+		return nil, err
 	}
 	err = db.Update(func(tx *bbolt.Tx) error {
 		for _, b := range []string{bucketManifests, bucketTags, bucketVerdicts, bucketBlobs, bucketSiblings} {
@@ -89,7 +103,7 @@ func OpenRecords(path string) (*Records, error) {
 	})
 	if err != nil {
 		_ = db.Close() // it is of no use
-		return nil, fmt.Errorf("records %s: %w", path, err)
+		return nil, err
 	}
 	return &Records{db: db}, nil
 }
@@ -124,8 +138,10 @@ func verdictKey(registry, repository, credential string) string {
 // store keeps a record: the manifest, the tag if the reference is one, and the verdict.
 func (r *Records) store(rec Record) error {
 	err := r.put(bucketManifests, rec.Digest.String(), manifestRecord{rec.MediaType, rec.Body})
-	if _, parseErr := digest.Parse(rec.Reference); parseErr != nil && err == nil {
-		err = r.put(bucketTags, tagKey(rec.Registry, rec.Repository, rec.Reference), tagRecord{rec.Digest, rec.Checked})
+	for _, reference := range []string{rec.Reference, rec.Digest.String()} {
+		if err == nil {
+			err = r.put(bucketTags, tagKey(rec.Registry, rec.Repository, reference), tagRecord{rec.Digest, rec.Checked})
+		}
 	}
 	if err == nil {
 		err = r.accept(rec.Registry, rec.Repository, rec.Credential, rec.Checked)
@@ -137,7 +153,7 @@ func (r *Records) store(rec Record) error {
 func (r *Records) accept(registry, repository, credential string, at time.Time) error {
 	var before time.Time
 	key := verdictKey(registry, repository, credential)
-	if r.get(bucketVerdicts, key, &before) && !at.After(before) {
+	if r.get(bucketVerdicts, key, &before) && !at.After(before) && !before.After(time.Now().Add(clockSkew)) {
 		return nil
 	}
 	return r.put(bucketVerdicts, key, at)
@@ -147,6 +163,25 @@ func (r *Records) accept(registry, repository, credential string, at time.Time) 
 func (r *Records) revoke(registry, repository, credential string) error {
 	return r.db.Update(func(tx *bbolt.Tx) error {
 		return tx.Bucket([]byte(bucketVerdicts)).Delete([]byte(verdictKey(registry, repository, credential)))
+	})
+}
+
+// forget removes the verdicts from before a time: where callers bring tokens, each pull leaves one.
+func (r *Records) forget(before time.Time) error {
+	return r.db.Update(func(tx *bbolt.Tx) error {
+		verdicts := tx.Bucket([]byte(bucketVerdicts))
+		var old [][]byte
+		err := verdicts.ForEach(func(key, value []byte) error {
+			var at time.Time
+			if json.Unmarshal(value, &at) != nil || at.Before(before) {
+				old = append(old, key)
+			}
+			return nil
+		})
+		for _, key := range old {
+			err = errors.Join(err, verdicts.Delete(key))
+		}
+		return err
 	})
 }
 
@@ -165,22 +200,18 @@ func (r *Records) lookup(q Query) (Record, error) {
 	if rec.Checked.IsZero() {
 		return Record{}, ErrUnknown
 	}
-	d, err := digest.Parse(q.Reference)
-	if err != nil {
-		var tag tagRecord
-		if !r.get(bucketTags, tagKey(q.Registry, q.Repository, q.Reference), &tag) {
-			return Record{}, ErrUnknown
-		}
-		d = tag.Digest
-		if tag.Checked.Before(rec.Checked) {
-			rec.Checked = tag.Checked
-		}
+	var tag tagRecord
+	if !r.get(bucketTags, tagKey(q.Registry, q.Repository, q.Reference), &tag) {
+		return Record{}, ErrUnknown // also of a manifest that only another repository is known to have
+	}
+	if _, err := digest.Parse(q.Reference); err != nil && tag.Checked.Before(rec.Checked) {
+		rec.Checked = tag.Checked // what a digest names does not age
 	}
 	var m manifestRecord
-	if !r.get(bucketManifests, d.String(), &m) {
+	if !r.get(bucketManifests, tag.Digest.String(), &m) {
 		return Record{}, ErrUnknown
 	}
-	rec.Digest, rec.MediaType, rec.Body = d, m.MediaType, m.Body
+	rec.Digest, rec.MediaType, rec.Body = tag.Digest, m.MediaType, m.Body
 	return rec, nil
 }
 

@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"bytes"
 	"maps"
 	"slices"
 	"time"
@@ -21,7 +22,12 @@ func (m *Machine) progress(now time.Time, ev Progress) {
 		}
 	}
 	m.lose(t, me, ev.Lost)
-	m.gain(t, me, ev.Gained)
+	for _, i := range m.gain(t, me, ev.Gained) {
+		if t.fresh == nil {
+			t.fresh = map[int]time.Time{}
+		}
+		t.fresh[i] = now
+	}
 	if ev.Done {
 		me.wants = false
 	}
@@ -45,14 +51,16 @@ func leaseOf(t *task, me *member) *lease {
 	return nil
 }
 
-// learn takes piece digests from those who may vouch for them, a seed or the holder of the lease, and returns the new ones.
+// learn takes piece digests from those who may vouch for them, a seed or the holder of the lease, and returns the new ones. The
+// holder's word replaces that of one who did not come to the blob's end, and so never vouched for it as a whole.
 func (m *Machine) learn(t *task, h *host, digests []PieceDigest, l *lease) []PieceDigest {
 	if !t.Sequential || (!h.Seed && l == nil) {
 		return nil
 	}
 	var fresh []PieceDigest
 	for _, d := range digests {
-		if d.Piece < 0 || d.Piece >= t.Pieces || t.digests[d.Piece] != nil {
+		if d.Piece < 0 || d.Piece >= t.Pieces || bytes.Equal(t.digests[d.Piece], d.Digest) ||
+			t.digests[d.Piece] != nil && l == nil {
 			continue
 		}
 		t.digests[d.Piece] = d.Digest
@@ -73,13 +81,17 @@ func (m *Machine) tellDigests(t *task, to HostID) {
 	}
 }
 
-func (m *Machine) gain(t *task, me *member, runs []Run) {
+// gain records pieces of a member and returns those that nobody held.
+func (m *Machine) gain(t *task, me *member, runs []Run) (first []int) {
 	for i := range pieces(t, runs) {
 		if !me.have.Test(uint(i)) {
 			me.have.Set(uint(i))
-			t.holders[i]++
+			if t.holders[i]++; t.holders[i] == 1 {
+				first = append(first, i)
+			}
 		}
 	}
+	return first
 }
 
 func (m *Machine) lose(t *task, me *member, runs []Run) {
@@ -243,6 +255,9 @@ func (m *Machine) leaseFailed(now time.Time, ev LeaseFailed) {
 	})
 	if ev.Failure == FailureDenied || ev.Failure == FailureAbsent || ev.Failure == FailureCorrupt {
 		me.denied = true
+		if ev.Failure == FailureCorrupt {
+			clear(t.digests) // of bytes that were wrong somewhere
+		}
 	} else {
 		me.notBefore = now.Add(m.cfg.RetryAfter)
 	}
@@ -261,7 +276,8 @@ func (m *Machine) tellFailed(t *task, f Failure) {
 	}
 }
 
-// stuck lets a host that cannot reach the holders read the origin itself; pieces that are being read are left alone.
+// stuck lets a host that cannot reach the holders read the origin itself; pieces that are being read are left alone, and so
+// are those that came so lately that the host need not have heard of it.
 func (m *Machine) stuck(now time.Time, ev Stuck) {
 	t, me := m.find(ev.Host, ev.Task)
 	if me == nil || me.denied || now.Before(me.notBefore) {
@@ -275,7 +291,8 @@ func (m *Machine) stuck(now time.Time, ev Stuck) {
 	}
 	var run Run
 	for i := range pieces(t, ev.Runs) {
-		if t.holders[i] == 0 || t.leased.Test(uint(i)) || me.have.Test(uint(i)) {
+		at, fresh := t.fresh[i]
+		if t.holders[i] == 0 || t.leased.Test(uint(i)) || me.have.Test(uint(i)) || fresh && now.Sub(at) < freshFor {
 			continue
 		}
 		if run.End != i && run.End > 0 {
@@ -292,10 +309,16 @@ func (m *Machine) stuck(now time.Time, ev Stuck) {
 	}
 }
 
+// freshFor is how long the word of a piece may take to all neighbours of its first holder.
+const freshFor = 500 * time.Millisecond
+
 // tick moves leases that went silent, and retries what had failed in passing.
 func (m *Machine) tick(now time.Time) {
 	for _, id := range slices.Sorted(maps.Keys(m.tasks)) {
 		t := m.tasks[id]
+		if maps.DeleteFunc(t.fresh, func(_ int, at time.Time) bool { return now.Sub(at) >= freshFor }); len(t.fresh) == 0 {
+			t.fresh = nil
+		}
 		for _, l := range slices.Clone(t.leases) {
 			if now.Sub(l.heard) < m.cfg.LeaseSilence || !m.anotherReader(now, t, l.to) {
 				continue

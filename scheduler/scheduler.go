@@ -38,6 +38,10 @@ type Task struct {
 	Origin []byte
 }
 
+// MaxPieces is the largest number of pieces a task may have: 16 TiB in the largest pieces. A task with more is ignored, since its
+// state would cost memory for nothing.
+const MaxPieces = 1 << 20
+
 // Run is the half-open range of pieces [First, End).
 type Run struct{ First, End int }
 
@@ -82,12 +86,13 @@ type host struct {
 type task struct {
 	Task
 	members map[HostID]*member
-	holders []uint16       // per piece, members that hold it
-	leases  []*lease       // in the order they were given
-	leased  *bitset.BitSet // pieces under a lease
-	digests [][]byte       // per piece, only for sequential tasks; nil where unknown
-	cursor  int            // below it no piece is idle
-	refused string         // why the last possible reader could not read the origin
+	holders []uint16          // per piece, members that hold it
+	leases  []*lease          // in the order they were given
+	leased  *bitset.BitSet    // pieces under a lease
+	digests [][]byte          // per piece, only for sequential tasks; nil where unknown
+	cursor  int               // below it no piece is idle
+	fresh   map[int]time.Time // pieces that got their first holder lately, and when
+	refused string            // why the last possible reader could not read the origin
 }
 
 // member is one host's part in one task.
@@ -144,7 +149,11 @@ func (m *Machine) hostJoined(now time.Time, ev HostJoined) {
 		m.hostLeft(now, ev.Host.ID) // a new session of a restarted host: its old state is void
 	}
 	m.hosts[ev.Host.ID] = &host{Host: ev.Host, tasks: map[TaskID]*member{}}
-	m.tellSeeds()
+	if ev.Host.Seed {
+		m.tellSeeds(slices.Sorted(maps.Keys(m.hosts))...)
+	} else {
+		m.tellSeeds(ev.Host.ID)
+	}
 }
 
 func (m *Machine) hostLeft(now time.Time, id HostID) {
@@ -157,26 +166,26 @@ func (m *Machine) hostLeft(now time.Time, id HostID) {
 		m.removeMember(now, m.tasks[tid], h.tasks[tid])
 	}
 	if h.Seed {
-		m.tellSeeds()
+		m.tellSeeds(slices.Sorted(maps.Keys(m.hosts))...)
 	}
 }
 
-// tellSeeds sends everybody the list of seeds, which they fall back on when no scheduler lives.
-func (m *Machine) tellSeeds() {
+// tellSeeds sends hosts the list of seeds, which they fall back on when no scheduler lives.
+func (m *Machine) tellSeeds(to ...HostID) {
 	var seeds []Host
 	for _, id := range slices.Sorted(maps.Keys(m.hosts)) {
 		if h := m.hosts[id]; h.Seed {
 			seeds = append(seeds, h.Host)
 		}
 	}
-	for _, id := range slices.Sorted(maps.Keys(m.hosts)) {
+	for _, id := range to {
 		m.send(id, Seeds{Hosts: seeds})
 	}
 }
 
 func (m *Machine) taskJoined(now time.Time, ev TaskJoined) {
 	h := m.hosts[ev.Host]
-	if h == nil || ev.Task.Pieces <= 0 {
+	if h == nil || ev.Task.Pieces <= 0 || ev.Task.Pieces > MaxPieces {
 		return
 	}
 	t := m.tasks[ev.Task.ID]

@@ -228,7 +228,7 @@ func TestStuckPeerReadsItself(t *testing.T) {
 	c := newCluster(t)
 	c.do(hostJoins("s1", true, ""), hostJoins("n1", false, ""), join("n1", blob(1)))
 	c.do(Progress{Host: "s1", Task: "blob", Gained: []Run{{0, 1}}, Done: true})
-	c.do(Stuck{Host: "n1", Task: "blob", Runs: []Run{{0, 1}}})
+	c.after(time.Second, Stuck{Host: "n1", Task: "blob", Runs: []Run{{0, 1}}})
 	if d := cmp.Diff([]Run{{0, 1}}, c.leases["n1"]); d != "" {
 		t.Errorf("leases of the stuck peer (-want +got):\n%s", d)
 	}

@@ -96,12 +96,14 @@ func TestRootOneCopyLeavesTheRegistryAndEveryNodeAnswers(t *testing.T) {
 
 func TestRootShoalNeverStandsInTheWayOfAPull(t *testing.T) {
 	for _, test := range faultCases() {
-		t.Run(test.name, func(t *testing.T) {
-			ctx, shoal := prepare(t, faultTools()...)
-			if err := runFault(ctx, shoal, t.Output(), test); err != nil {
-				t.Errorf("%s: %v", test.what, err)
-			}
-		})
+		for kind, converted := range map[string]bool{"ordinary": false, "converted": true} {
+			t.Run(test.name+"/"+kind, func(t *testing.T) {
+				ctx, shoal := prepare(t, faultTools()...)
+				if err := runFault(ctx, shoal, t.Output(), test, converted); err != nil {
+					t.Errorf("%s: %v", test.what, err)
+				}
+			})
+		}
 	}
 }
 

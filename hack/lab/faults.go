@@ -2,16 +2,24 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/opencontainers/go-digest"
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 
 	"github.com/shoal-project/shoal/hack/lab/cluster"
 )
@@ -21,6 +29,7 @@ import (
 const (
 	faultLayer  = 20 << 20
 	faultLayer2 = 4 << 20
+	faultModel  = 8 << 20
 	faultLink   = cluster.Rate(100e6)
 	// fallbackBound is what containerd may take to find out that the node is dead, with a tiny image pulled besides.
 	fallbackBound = 3 * time.Second
@@ -39,7 +48,8 @@ type faultRun struct {
 
 	ref   string
 	blobs []blob
-	size  int64 // of all layers
+	size  int64          // of all layers
+	undo  []func() error // what to take back before the cluster is removed
 }
 
 func faultCases() []faultCase {
@@ -65,6 +75,20 @@ func faultCases() []faultCase {
 			return r.pullWith(ctx, r.seed.Pause)
 		}},
 		{"registry-down", "the registry is down while the cluster holds the image", registryDown},
+		{"disk-full-before", "a node's disk has no room for the image", func(ctx context.Context, r *faultRun) error {
+			_, err := r.onSmallDisk(ctx, 8<<20)
+			if err != nil {
+				return err
+			}
+			return r.pull(ctx)
+		}},
+		{"disk-full-during", "a node's disk fills up in the midst of the pull", func(ctx context.Context, r *faultRun) error {
+			fill, err := r.onSmallDisk(ctx, 96<<20)
+			if err != nil {
+				return err
+			}
+			return r.pullWith(ctx, fill)
+		}},
 		{"chunk-flipped", "a byte is flipped on the disk of all who hold the image", chunkFlipped},
 	}
 }
@@ -120,6 +144,40 @@ func chunkFlipped(ctx context.Context, r *faultRun) error {
 		return errors.New("the flipped byte was counted by nobody in shoal_peer_verify_failures_total")
 	}
 	return nil
+}
+
+// onSmallDisk restarts the first node with its data on a disk of that size, and returns what fills it.
+func (r *faultRun) onSmallDisk(ctx context.Context, size int64) (fill func() error, err error) {
+	n := r.nodes[0]
+	n.Kill()
+	if err := os.RemoveAll(n.DataDir()); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(n.DataDir(), 0o700); err != nil {
+		return nil, err
+	}
+	if err := unix.Mount("tmpfs", n.DataDir(), "tmpfs", 0, fmt.Sprintf("size=%d", size)); err != nil {
+		return nil, fmt.Errorf("a small disk for %s: %w", n.Name(), err)
+	}
+	r.undo = append(r.undo, func() error { return unix.Unmount(n.DataDir(), unix.MNT_DETACH) })
+	return func() error {
+		f, err := os.Create(filepath.Join(n.DataDir(), "ballast"))
+		if err != nil {
+			return err
+		}
+		if _, err := io.Copy(f, io.LimitReader(zeros{}, size)); !errors.Is(err, unix.ENOSPC) {
+			return errors.Join(fmt.Errorf("the disk of %s did not fill up", n.Name()), err, f.Close())
+		}
+		return f.Close()
+	}, n.Start(ctx)
+}
+
+// zeros reads as zeros without end.
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
 }
 
 // flipByte changes the middle byte of the blob that a node holds, known by its size.
@@ -218,14 +276,20 @@ func (r *faultRun) withLogs(err error) error {
 	return err
 }
 
-// runFault makes a cluster for the case, runs it and removes the cluster.
-func runFault(ctx context.Context, shoal string, log io.Writer, test faultCase) (err error) {
+// runFault makes a cluster for the case, runs it and removes the cluster. The image is an ordinary one, whose blobs have no chunk
+// map, or a converted one.
+func runFault(ctx context.Context, shoal string, log io.Writer, test faultCase, converted bool) (err error) {
 	c, err := cluster.New(ctx, cluster.Config{Shoal: shoal, Link: faultLink, Log: log})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.Close()) }()
 	r := &faultRun{}
+	defer func() {
+		for _, undo := range r.undo {
+			err = errors.Join(err, undo())
+		}
+	}()
 	if r.swarm, err = newSwarm(ctx, c, 3); err != nil {
 		return err
 	}
@@ -236,11 +300,13 @@ func runFault(ctx context.Context, shoal string, log io.Writer, test faultCase) 
 	if err != nil {
 		return err
 	}
-	if err := r.registry.Push(ctx, repository, "1", img); err != nil {
-		return err
-	}
 	r.ref = r.registry.Addr() + "/" + repository + ":1"
-	if r.blobs, err = layersOf(img); err != nil {
+	if converted {
+		err = r.convert(ctx, shoal, img)
+	} else if err = r.registry.Push(ctx, repository, "1", img); err == nil {
+		r.blobs, err = layersOf(img)
+	}
+	if err != nil {
 		return err
 	}
 	for _, b := range r.blobs {
@@ -261,6 +327,47 @@ func runFault(ctx context.Context, shoal string, log io.Writer, test faultCase) 
 	return nil
 }
 
+// convert pushes the image as the base of a converted one with a small model.
+func (r *faultRun) convert(ctx context.Context, shoal string, img v1.Image) error {
+	base, model := filepath.Join(r.Dir(), "base"), filepath.Join(r.Dir(), "model")
+	p, err := layout.Write(base, empty.Index)
+	if err != nil {
+		return err
+	}
+	if err := p.AppendImage(img, layout.WithPlatform(v1.Platform{OS: "linux", Architecture: runtime.GOARCH})); err != nil {
+		return err
+	}
+	if err := os.Mkdir(model, 0o755); err != nil {
+		return err
+	}
+	weights := make([]byte, faultModel)
+	_, _ = rand.NewChaCha8([32]byte{7}).Read(weights) // never fails
+	if err := os.WriteFile(filepath.Join(model, "weights.bin"), weights, 0o644); err != nil {
+		return err
+	}
+	out, err := r.registry.Host().Run(ctx, shoal, "convert", "--plain-http", "--quiet", "--output", "json",
+		"--model", model, "--base", "oci:"+base, "--target", r.ref)
+	if err != nil {
+		return err
+	}
+	var result struct {
+		Layers []struct {
+			Kind   string
+			Digest digest.Digest
+			Size   int64
+		}
+	}
+	if err := json.Unmarshal([]byte(out), &result); err != nil {
+		return fmt.Errorf("summary of shoal convert: %w", err)
+	}
+	for _, l := range result.Layers {
+		if l.Kind == "base" || l.Kind == "model" {
+			r.blobs = append(r.blobs, blob{l.Digest, l.Size})
+		}
+	}
+	return nil
+}
+
 func faultCommand() *cli.Command {
 	var help strings.Builder
 	help.WriteString("Three containerds pull an image at once through their nodes. CASE is one of:\n")
@@ -271,20 +378,23 @@ func faultCommand() *cli.Command {
 		Name:        "fault",
 		Usage:       "let something go wrong before or during a pull and check what arrives",
 		Description: help.String(),
-		Flags:       []cli.Flag{&cli.StringFlag{Name: "case", Usage: "only this `CASE`; all when not given"}},
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "case", Usage: "only this `CASE`; all when not given"},
+			&cli.BoolFlag{Name: "converted", Usage: "pull an image made by shoal convert, whose blobs have chunk maps, instead of an ordinary one"},
+		},
 		Action: func(ctx *cli.Context) error {
 			if err := cluster.CheckTools(faultTools()...); err != nil {
 				return err
 			}
 			return withShoal(ctx, func(shoal string) error {
-				return runFaults(ctx.Context, shoal, ctx.App.Writer, ctx.String("case"))
+				return runFaults(ctx.Context, shoal, ctx.App.Writer, ctx.String("case"), ctx.Bool("converted"))
 			})
 		},
 	}
 }
 
 // runFaults runs one case, or all when only is empty.
-func runFaults(ctx context.Context, shoal string, out io.Writer, only string) error {
+func runFaults(ctx context.Context, shoal string, out io.Writer, only string, converted bool) error {
 	found := false
 	for _, test := range faultCases() {
 		if only != "" && only != test.name {
@@ -293,7 +403,7 @@ func runFaults(ctx context.Context, shoal string, out io.Writer, only string) er
 		found = true
 		start := time.Now()
 		fmt.Fprintf(out, "%s: %s\n", test.name, test.what)
-		if err := runFault(ctx, shoal, out, test); err != nil {
+		if err := runFault(ctx, shoal, out, test, converted); err != nil {
 			return fmt.Errorf("%s: %w", test.name, err)
 		}
 		fmt.Fprintf(out, "  right bytes everywhere, %.1f s in all\n", time.Since(start).Seconds())

@@ -28,7 +28,7 @@ type Config struct {
 	Window int64
 	// BusyPause is how long a parent that answered busy is left alone; the pause is random, between half and all of it. Default 20 ms.
 	BusyPause time.Duration
-	// SharedPause is how long a piece is not asked again of a parent that is sending it to another peer. Default 60 ms.
+	// SharedPause is how long a piece is not asked again of a parent that is sending it to another peer. Default 150 ms.
 	SharedPause time.Duration
 	// Penalty is how long a parent that failed is left alone, doubling up to eight times. Default 500 ms.
 	Penalty time.Duration
@@ -42,7 +42,7 @@ func (c Config) withDefaults() Config {
 	c.SourceBytes = cmp.Or(c.SourceBytes, 4<<20)
 	c.Window = cmp.Or(c.Window, 8<<20)
 	c.BusyPause = cmp.Or(c.BusyPause, 20*time.Millisecond)
-	c.SharedPause = cmp.Or(c.SharedPause, 60*time.Millisecond)
+	c.SharedPause = cmp.Or(c.SharedPause, 150*time.Millisecond)
 	c.Penalty = cmp.Or(c.Penalty, 500*time.Millisecond)
 	c.StuckAfter = cmp.Or(c.StuckAfter, time.Second)
 	return c
@@ -82,6 +82,8 @@ type Planner struct {
 	leases   []Run
 	reading  []Run
 	self     bool
+	selfFrom time.Time // no read without a lease before
+	selfFail int       // reads of the origin that failed in a row
 	idleFrom time.Time // since when nothing could be done although pieces are missing; zero when not so
 	starved  bool      // Stuck has reported, and no parent gave anything since
 }
@@ -135,6 +137,21 @@ func (p *Planner) ParentReset(id ParentID) {
 		p.avail[i]--
 	}
 	par.have = piece.NewSet(p.layout.Count())
+}
+
+// Unverifiable returns up to n pieces that a parent holds, that are missing here, and whose digests are not known.
+func (p *Planner) Unverifiable(id ParentID, n int) []piece.Index {
+	par := p.parents[id]
+	if par == nil {
+		return nil
+	}
+	var out []piece.Index
+	for i := range par.have.All() {
+		if len(out) < n && !p.have.Has(i) && !p.known.Has(i) {
+			out = append(out, i)
+		}
+	}
+	return out
 }
 
 // Parents returns the known parents in order.
@@ -193,6 +210,12 @@ func (p *Planner) Revoke(run Run) {
 	p.leases = slices.DeleteFunc(p.leases, func(l Run) bool { return l == run })
 }
 
+// Leased returns the runs that a lease or Self let be read and that were not reported with Done.
+func (p *Planner) Leased() []Run { return slices.Concat(p.reading, p.leases) }
+
+// Retry forgets that the origin failed.
+func (p *Planner) Retry() { p.selfFrom, p.selfFail = time.Time{}, 0 }
+
 // Self tells whether the origin may be read without leases, for want of a scheduler.
 func (p *Planner) Self(on bool) { p.self = on }
 
@@ -200,7 +223,7 @@ func (p *Planner) Self(on bool) { p.self = on }
 func (p *Planner) Next(now time.Time) []Request {
 	var out []Request
 	for len(p.reading) < p.cfg.SourceRuns {
-		run, ok := p.nextSource()
+		run, ok := p.nextSource(now)
 		if !ok {
 			break
 		}
@@ -287,14 +310,36 @@ func (p *Planner) rarest(now time.Time, par *parent, run Run) (best piece.Index,
 	return best, ok
 }
 
-// nextSource takes the next lease, or, without a scheduler, a run of pieces that nobody known holds.
-func (p *Planner) nextSource() (Run, bool) {
-	if len(p.leases) > 0 {
+// nextLease takes the next run of leased pieces that are neither held nor being read.
+func (p *Planner) nextLease() (Run, bool) {
+	idle := func(i piece.Index) bool { return !p.have.Has(i) && !p.isRead(i) }
+	for len(p.leases) > 0 {
 		run := p.leases[0]
-		p.leases = p.leases[1:]
+		for run.First < run.End && !idle(run.First) {
+			run.First++
+		}
+		end := run.First
+		for end < run.End && idle(end) {
+			end++
+		}
+		if end < run.End {
+			p.leases[0].First = end
+		} else {
+			p.leases = p.leases[1:]
+		}
+		if run.First < end {
+			return Run{run.First, end}, true
+		}
+	}
+	return Run{}, false
+}
+
+// nextSource takes the next lease, or, without a scheduler, a run of pieces that nobody known holds.
+func (p *Planner) nextSource(now time.Time) (Run, bool) {
+	if run, ok := p.nextLease(); ok {
 		return run, true
 	}
-	if !p.self {
+	if !p.self || now.Before(p.selfFrom) {
 		return Run{}, false
 	}
 	most := piece.Index(max(p.cfg.SourceBytes/max(p.layout.PieceSize, 1), 1))
@@ -335,6 +380,12 @@ func (p *Planner) Done(now time.Time, r Request, o Outcome) {
 	if r.Parent == "" {
 		if i := slices.Index(p.reading, r.Run); i >= 0 {
 			p.reading = slices.Delete(p.reading, i, i+1)
+		}
+		if o == OK {
+			p.Retry()
+		} else {
+			p.selfFrom = now.Add(p.cfg.Penalty << min(p.selfFail, 3))
+			p.selfFail++
 		}
 		return
 	}
@@ -426,6 +477,9 @@ func (p *Planner) NextWake(now time.Time) time.Time {
 			}
 			sooner(at)
 		}
+	}
+	if p.self {
+		sooner(p.selfFrom)
 	}
 	if !p.idleFrom.IsZero() {
 		sooner(p.idleFrom.Add(p.cfg.StuckAfter))

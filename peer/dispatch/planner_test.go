@@ -123,10 +123,10 @@ func TestAPieceSentToAnotherPeerIsPassedOverForAMoment(t *testing.T) {
 	if got := p.Next(t0.Add(50 * time.Millisecond)); len(got) != 0 {
 		t.Errorf("asked again within the pause: %v", got)
 	}
-	if at := p.NextWake(t0); at != t0.Add(60*time.Millisecond) {
+	if at := p.NextWake(t0); at != t0.Add(150*time.Millisecond) {
 		t.Errorf("next wake %v, want when the pause ends", at.Sub(t0))
 	}
-	if d := cmp.Diff([]Request{first}, p.Next(t0.Add(60*time.Millisecond))); d != "" {
+	if d := cmp.Diff([]Request{first}, p.Next(t0.Add(150*time.Millisecond))); d != "" {
 		t.Errorf("after the pause (-want +got):\n%s", d)
 	}
 }
@@ -145,6 +145,9 @@ func TestUnverifiablePiecesAreNotAsked(t *testing.T) {
 	p := withParents(New(Config{}, l, piece.NewSet(4), piece.NewSet(4), rand.New(rand.NewPCG(1, 1))), "a")
 	if got := p.Next(t0); len(got) != 0 {
 		t.Fatalf("asked for pieces without a digest: %v", got)
+	}
+	if d := cmp.Diff([]piece.Index{0, 1, 2}, p.Unverifiable("a", 3)); d != "" {
+		t.Errorf("digests to ask for (-want +got):\n%s", d)
 	}
 	p.Know(2)
 	if d := cmp.Diff([]Request{{"a", Run{2, 3}}}, p.Next(t0)); d != "" {
@@ -234,5 +237,47 @@ func TestRandomRunsFinish(t *testing.T) {
 				break
 			}
 		}
+	}
+}
+
+func TestLeaseIsReadAsFarAsNothingElseBroughtItsPieces(t *testing.T) {
+	p := planner(20)
+	p.Got(3)
+	p.Lease(Run{2, 6})
+	p.Lease(Run{4, 8})
+	want := []Request{{Run: Run{2, 3}}, {Run: Run{4, 6}}}
+	if d := cmp.Diff(want, p.Next(t0)); d != "" {
+		t.Errorf("reads (-want +got):\n%s", d)
+	}
+	if d := cmp.Diff([]Run{{2, 3}, {4, 6}, {4, 8}}, p.Leased()); d != "" {
+		t.Errorf("leased (-want +got):\n%s", d)
+	}
+	p.Done(t0, Request{Run: Run{2, 3}}, OK)
+	if d := cmp.Diff([]Request{{Run: Run{6, 8}}}, p.Next(t0)); d != "" {
+		t.Errorf("the overlap is read twice (-want +got):\n%s", d)
+	}
+}
+
+func TestOriginThatFailedIsLeftAloneForLongerEachTime(t *testing.T) {
+	p := planner(1)
+	p.Self(true)
+	now := t0
+	for _, pause := range []time.Duration{500 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second, 4 * time.Second} {
+		reads := p.Next(now)
+		if len(reads) != 1 {
+			t.Fatalf("after %v: %v", now.Sub(t0), reads)
+		}
+		p.Done(now, reads[0], Transient)
+		if got := p.Next(now.Add(pause - 1)); len(got) != 0 {
+			t.Errorf("read again within %v: %v", pause, got)
+		}
+		if at := p.NextWake(now); at.Sub(now) > pause {
+			t.Errorf("wakes after %v, want at most %v", at.Sub(now), pause)
+		}
+		now = now.Add(pause)
+	}
+	p.Retry()
+	if got := p.Next(now.Add(-time.Millisecond)); len(got) != 1 {
+		t.Errorf("a new reader does not have the origin asked: %v", got)
 	}
 }

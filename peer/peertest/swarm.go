@@ -226,6 +226,9 @@ func Dir(dir string) Option { return func(c *hostConfig) { c.dir = dir } }
 // Quota bounds the host's store, in bytes.
 func Quota(n int64) Option { return func(c *hostConfig) { c.quota = n } }
 
+// SelfAfter sets how long the host's tasks may stand still before they read the origin themselves.
+func SelfAfter(d time.Duration) Option { return func(c *hostConfig) { c.peer.SelfAfter = d } }
+
 // Wrap puts a handler around what the host serves to others.
 func Wrap(f func(http.Handler) http.Handler) Option { return func(c *hostConfig) { c.wrap = f } }
 

@@ -21,6 +21,8 @@ const (
 	silence = 3 * Beat
 	// batchDelay is how long events are gathered before they are sent.
 	batchDelay = 20 * time.Millisecond
+	// maxBatch is the length of a batch, in bytes, beyond which no event is added to it.
+	maxBatch = 4 << 20
 	// maxLine bounds one command, in bytes.
 	maxLine = 64 << 20
 )
@@ -43,7 +45,8 @@ func NewClient(url, token string) *Client {
 // URL returns the address the client was made with.
 func (c *Client) URL() string { return c.url }
 
-// Handler takes what a scheduler says. Its methods are called one after the other, from the goroutine of Run, and must not block.
+// Handler takes what a scheduler says. Its methods are called one after the other, from the goroutine of Run; meanwhile nothing else is
+// heard of the scheduler, which waits a few seconds before it gives up.
 type Handler interface {
 	// Opened is called when the session is live; the host now announces its tasks through s.
 	Opened(s *Session)
@@ -105,7 +108,7 @@ func (c *Client) Run(ctx context.Context, host Host, h Handler) error {
 	defer watchdog.Stop()
 	group, gctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
-		return c.read(gctx, resp.Body, h, func() { watchdog.Reset(silence) }, group)
+		return c.read(gctx, resp.Body, h, watchdog, group)
 	})
 	err = group.Wait()
 	if cause := context.Cause(ctx); cause != nil {
@@ -114,12 +117,13 @@ func (c *Client) Run(ctx context.Context, host Host, h Handler) error {
 	return err
 }
 
-func (c *Client) read(ctx context.Context, body io.Reader, h Handler, alive func(), group *errgroup.Group) error {
+// read hands on what the scheduler says. The watchdog runs while the scheduler is waited for, not while h works.
+func (c *Client) read(ctx context.Context, body io.Reader, h Handler, watchdog *time.Timer, group *errgroup.Group) error {
 	lines := bufio.NewScanner(body)
 	lines.Buffer(make([]byte, 0, 4<<10), maxLine)
 	var session *Session
-	for lines.Scan() {
-		alive()
+	for ; lines.Scan(); watchdog.Reset(silence) {
+		watchdog.Stop()
 		var cmd Command
 		if err := json.Unmarshal(lines.Bytes(), &cmd); err != nil {
 			return fmt.Errorf("scheduler %s: command: %w", c.url, err)
@@ -164,17 +168,37 @@ func (s *Session) flush(ctx context.Context) error {
 				return ctx.Err()
 			}
 		}
-		events := s.take()
-		if events == nil {
-			events = []Event{}
-		}
-		if err := s.post(ctx, events); err != nil {
+		batches, err := split(s.take())
+		if err != nil {
 			return err
+		}
+		for _, batch := range batches {
+			if err := s.post(ctx, batch); err != nil {
+				return err
+			}
 		}
 	}
 }
 
-func (s *Session) post(ctx context.Context, events []Event) error {
+// split encodes events in batches that the other side takes: a seed with much to announce has more than one. There is always
+// one, if only as a sign of life.
+func split(events []Event) ([][]json.RawMessage, error) {
+	batches, size := [][]json.RawMessage{{}}, 0
+	for _, ev := range events {
+		data, err := json.Marshal(ev)
+		if err != nil {
+			return nil, err
+		}
+		if size += len(data); size > maxBatch && size > len(data) {
+			batches, size = append(batches, nil), len(data)
+		}
+		last := len(batches) - 1
+		batches[last] = append(batches[last], data)
+	}
+	return batches, nil
+}
+
+func (s *Session) post(ctx context.Context, events []json.RawMessage) error {
 	body, err := json.Marshal(events)
 	if err != nil {
 		return err

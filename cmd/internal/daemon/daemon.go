@@ -72,7 +72,17 @@ func listen(ctx context.Context, key, addr string) (net.Listener, error) {
 
 // serve serves on l until ctx ends, lets streams drain, and returns when all connections are gone.
 func serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
-	base, stop := context.WithCancel(context.WithoutCancel(ctx))
+	return serveUnder(ctx, context.WithoutCancel(ctx), l, h, log)
+}
+
+// serveEndless is serve for a handler with streams that only end with their request's context: it ends with ctx.
+func serveEndless(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
+	return serveUnder(ctx, ctx, l, h, log)
+}
+
+// serveUnder is serve with requests whose contexts are below base.
+func serveUnder(ctx, base context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
+	base, stop := context.WithCancel(base)
 	defer stop()
 	server := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
 		BaseContext: func(net.Listener) context.Context { return base }, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}

@@ -167,7 +167,7 @@ func (n *node) run(ctx context.Context) error {
 	below.Go(func() error { return n.peer.Run(belowCtx) })
 	below.Go(func() error { return n.seeds.Run(belowCtx) })
 	if n.pieceListener != nil {
-		below.Go(func() error { return serve(belowCtx, n.pieceListener, n.piece, n.component("transfer")) })
+		below.Go(func() error { return serveEndless(belowCtx, n.pieceListener, n.piece, n.component("transfer")) })
 	}
 	adm := http.NewServeMux()
 	n.admin.register(adm, true)

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
@@ -19,6 +20,10 @@ import (
 // bytes; the same seed gives the same image. The layers are kept in files below dir.
 func RandomImage(dir string, seed uint64, sizes ...int64) (v1.Image, error) {
 	img := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
+	img, err := mutate.ConfigFile(img, &v1.ConfigFile{OS: "linux", Architecture: runtime.GOARCH, RootFS: v1.RootFS{Type: "layers"}})
+	if err != nil {
+		return nil, err
+	}
 	for i, size := range sizes {
 		layer, err := randomLayer(filepath.Join(dir, fmt.Sprintf("layer-%d-%d", seed, i)), seed+uint64(i)<<32, size)
 		if err != nil {

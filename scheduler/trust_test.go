@@ -1,0 +1,71 @@
+package scheduler
+
+import (
+	"fmt"
+	"testing"
+	"time"
+)
+
+func TestHostThatIsNoSeedDisturbsNobody(t *testing.T) {
+	c := newCluster(t)
+	for i := range 10 {
+		c.do(hostJoins(fmt.Sprint("n", i), i == 0, ""))
+	}
+	cmds := c.Step(c.now, hostJoins("late", false, ""))
+	if len(cmds) != 1 || cmds[0].To != "late" {
+		t.Errorf("%d commands, want one to the newcomer", len(cmds))
+	}
+}
+
+func TestTaskOfAbsurdSizeIsIgnored(t *testing.T) {
+	c := newCluster(t)
+	c.do(hostJoins("liar", false, ""), join("liar", blob(MaxPieces+1)))
+	if got := c.Snapshot(); len(got.Tasks) != 0 {
+		t.Errorf("tasks %v", got.Tasks)
+	}
+}
+
+func digests(fill byte, n int) []PieceDigest {
+	var out []PieceDigest
+	for i := range n {
+		out = append(out, PieceDigest{Piece: i, Digest: []byte{fill}})
+	}
+	return out
+}
+
+func TestDigestsOfAReaderThatFailedAreReplaced(t *testing.T) {
+	for name, ends := range map[string]Event{
+		"corrupt": LeaseFailed{Host: "s1", Task: "blob", Run: Run{0, 4}, Failure: FailureCorrupt}, "dead": HostLeft{Host: "s1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t)
+			task := blob(4)
+			task.Sequential = true
+			c.do(hostJoins("s1", true, ""), hostJoins("n1", false, ""), join("n1", task))
+			c.do(Progress{Host: "s1", Task: "blob", Gained: []Run{{0, 2}}, Digests: digests(1, 2)})
+			c.do(hostJoins("s2", true, ""), ends)
+			if len(c.leases["s2"]) != 1 {
+				t.Fatalf("leases %v, want one of s2", c.leases)
+			}
+			before := c.digests["n1"]
+			c.do(Progress{Host: "s2", Task: "blob", Gained: []Run{{0, 4}}, Digests: digests(2, 4)})
+			if got := c.digests["n1"] - before; got != 4 {
+				t.Errorf("n1 was told %d digests of the second reader, want all 4", got)
+			}
+		})
+	}
+}
+
+func TestStuckPeerIsNotLeasedWhatCameAMomentAgo(t *testing.T) {
+	c := newCluster(t)
+	c.do(hostJoins("s1", true, ""), hostJoins("n1", false, ""), join("n1", blob(4)))
+	c.do(Progress{Host: "s1", Task: "blob", Gained: []Run{{0, 4}}})
+	c.after(50*time.Millisecond, Stuck{Host: "n1", Task: "blob", Runs: []Run{{0, 4}}})
+	if len(c.leases["n1"]) != 0 {
+		t.Errorf("n1 was leased %v although the seed has just read it", c.leases["n1"])
+	}
+	c.after(2*time.Second, Stuck{Host: "n1", Task: "blob", Runs: []Run{{0, 4}}})
+	if len(c.leases["n1"]) != 1 {
+		t.Errorf("n1 got leases %v, want one", c.leases["n1"])
+	}
+}
