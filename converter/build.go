@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"path"
 	"strings"
 	"sync"
@@ -329,9 +330,7 @@ func (b *build) bootstrapLayer() (image.Layer, []byte, error) {
 		return image.Layer{}, nil, classify(ErrSource, "bootstrap: %w", err)
 	}
 	files := map[string][]byte{image.BootstrapName: boot}
-	for name, meta := range b.metas {
-		files[name] = meta
-	}
+	maps.Copy(files, b.metas)
 	for blob, m := range b.maps {
 		files[chunkmap.FileName(blob)] = m.Encode()
 	}

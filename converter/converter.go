@@ -37,7 +37,8 @@ type Config struct {
 	Entrypoint, Cmd, Env []string
 	// DryRun computes everything and pushes nothing.
 	DryRun bool
-	// TempDir is where the Nydus blob of one base layer at a time is held; default: that of the system.
+	// TempDir is where the Nydus blobs of base layers are held until they are uploaded, at most Uploads+1 of them; default:
+	// that of the system.
 	TempDir string
 	// Uploads is how many blobs are uploaded at once; default 3.
 	Uploads int
@@ -217,9 +218,13 @@ func Convert(ctx context.Context, cfg Config) (*Result, error) {
 	}
 	temp, err := os.MkdirTemp(cfg.TempDir, "shoal-convert-")
 	if err != nil {
-		return nil, fmt.Errorf("temporary folder: %w", err)
+		return nil, fmt.Errorf("temporary folder: %w; set TMPDIR to a folder that can be written", err)
 	}
-	defer os.RemoveAll(temp)
+	defer func() {
+		if err := os.RemoveAll(temp); err != nil {
+			cfg.Logger.WarnContext(ctx, "temporary folder stays", "error", err)
+		}
+	}()
 
 	work, wctx := errgroup.WithContext(ctx)
 	work.SetLimit(cfg.Uploads)

@@ -8,5 +8,5 @@
 //	push     blobs, then both manifests, then the index under the tag
 //
 // Nothing is tagged before all it leads to is in the registry. The model is never copied: it is read twice. A base layer's
-// Nydus blob is held in one temporary file until it is uploaded. Memory does not grow with the size of files.
+// Nydus blob is held in a temporary file until it is uploaded. Memory does not grow with the size of files, but with their number.
 package converter

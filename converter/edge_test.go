@@ -23,17 +23,17 @@ func dryRun(t *testing.T, base string) converter.Config {
 }
 
 func TestModelDoesNotChangeTheBase(t *testing.T) {
-	tmp, owned := dir("tmp"), dir("home/u")
+	tmp, owned := dir("tmp"), dir("srv/u")
 	tmp.Mode, owned.Uid = 0o1777, 1000
 	base := writeLayout(t, baseImage(t, linuxAMD64(), tarOf(t, dir("usr"), dir("usr/lib"), file("usr/lib/w", "old"),
-		dir("usr/w"), file("usr/w/inside", "x"), link(tar.TypeSymlink, "lib", "usr/lib"), tmp, dir("home"), owned, file("etc", "a file"))))
+		dir("usr/w"), file("usr/w/inside", "x"), link(tar.TypeSymlink, "lib", "usr/lib"), tmp, dir("srv"), owned, file("etc", "a file"))))
 	for _, tc := range []struct{ path, want string }{
 		{"/models/m", ""},
 		{"/usr/lib", ""}, // a file over a file
 		{"/lib/m", "/lib is a symbolic link"},
 		{"/lib", "/lib is a symbolic link"},
 		{"/tmp/m", "/tmp"},
-		{"/home/u/m", "/home/u is a folder with mode 0755 and owner 1000:0"},
+		{"/srv/u/m", "/srv/u is a folder with mode 0755 and owner 1000:0"},
 		{"/etc/m", "/etc is a file"},
 		{"/usr", "/usr/w is a folder"},
 	} {

@@ -41,6 +41,9 @@ func classify(class error, format string, args ...any) error {
 
 // sourceError gives the errors of package source their class; those of a registry are translated.
 func sourceError(ref string, err error) error {
+	if errors.Is(err, source.ErrDigest) {
+		return &classified{ErrVerify, err}
+	}
 	if errors.Is(err, source.ErrBase) || errors.Is(err, source.ErrModel) {
 		return &classified{ErrSource, err}
 	}

@@ -136,6 +136,11 @@ func (t tempWriter) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// contextWriter ends with the context: the holes of a sparse file are packed without a read of the layer.
+type contextWriter struct{ ctx context.Context }
+
+func (w contextWriter) Write(p []byte) (int, error) { return len(p), w.ctx.Err() }
+
 // packLayer reads a layer to its end and writes its Nydus blob to temp; ok is false if it has no file with content.
 func (b *build) packLayer(ctx context.Context, desc v1.Descriptor, l image.Layer, temp io.Writer) (blob bootstrap.Blob, ok bool, err error) {
 	r, err := b.openLayer(ctx, desc)
@@ -145,7 +150,7 @@ func (b *build) packLayer(ctx context.Context, desc v1.Descriptor, l image.Layer
 	defer r.Close()
 	nydus := chunkmap.NewBuilder()
 	buffered := bufio.NewWriterSize(tempWriter{temp}, 1<<20)
-	packer, err := bootstrap.NewPacker(io.MultiWriter(buffered, nydus), rafsChunkSize, frameworkCompressor)
+	packer, err := bootstrap.NewPacker(io.MultiWriter(contextWriter{ctx}, buffered, nydus), rafsChunkSize, frameworkCompressor)
 	if err != nil {
 		return blob, false, err
 	}

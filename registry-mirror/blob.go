@@ -75,6 +75,7 @@ func (h *Handler) blobRef(ctx context.Context, req request, d digest.Digest, siz
 			}
 			info.Size = resp.Size
 		}
+		_ = h.records.put(bucketBlobs, blobKey(req, d), info) // not kept: the origin is asked again
 	}
 	return BlobRef{Registry: req.Registry, Repository: req.Repository, Digest: d, Size: info.Size, MapLayer: info.MapLayer,
 		MapSize: info.MapSize}, nil

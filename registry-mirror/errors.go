@@ -3,6 +3,7 @@ package mirror
 import (
 	"encoding/json"
 	"errors"
+	"maps"
 	"net/http"
 
 	"github.com/shoal-project/shoal/peer/piece"
@@ -58,9 +59,7 @@ func passing(resp *upstream.Response, err error) bool {
 // refuseError answers with err, whatever it is.
 func (h *Handler) refuseError(w http.ResponseWriter, err error) {
 	if e, ok := errors.AsType[*answerError](err); ok {
-		for key, values := range e.header {
-			w.Header()[key] = values
-		}
+		maps.Copy(w.Header(), e.header)
 		h.refuse(w, e.status, e.code, e.text)
 		return
 	}

@@ -332,6 +332,18 @@ func TestBlobWholeAndInRanges(t *testing.T) {
 	}
 }
 
+func TestSizeOfABlobThatNoManifestNamedIsAskedOnce(t *testing.T) {
+	f := newFixture(t, Config{}, nil)
+	for off := range 5 {
+		if got := f.get(f.blobPath(), "Range", fmt.Sprintf("bytes=%d-%d", off, off+9)); got.status != 206 {
+			t.Fatalf("status %d", got.status)
+		}
+	}
+	if got := f.origin.asked.Load(); got != 1 {
+		t.Errorf("the origin was asked %d times for five ranges, want once", got)
+	}
+}
+
 func TestFirstBytesMissingIs404WithinTheLimit(t *testing.T) {
 	for name, set := range map[string]func(*fakeBlobs){
 		"error": func(b *fakeBlobs) { b.failAt = 0 }, "silence": func(b *fakeBlobs) { b.stuckAt = 0 },

@@ -300,7 +300,7 @@ func simulate(t *testing.T, seed uint64) {
 		step(HostJoined{Host{ID: id, Seed: i == 0 && rng.IntN(2) == 0}})
 	}
 	survivor := order[len(order)-1]
-	for round := 0; round < 2000; round++ {
+	for range 2000 {
 		now = now.Add(100 * time.Millisecond)
 		step(Tick{})
 		id := order[rng.IntN(len(order))]

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/shoal-project/shoal/converter"
 	"github.com/urfave/cli/v2"
@@ -101,10 +103,30 @@ func convertError(ctx context.Context, command string, err error) error {
 		converter.ErrRegistry: exitRegistry, converter.ErrVerify: exitVerify,
 	} {
 		if errors.Is(err, class) {
+			if !errors.Is(err, converter.ErrConfig) { // whose faults have a line each
+				err = errors.New(printable(err.Error()))
+			}
 			return &exitError{code, fmt.Errorf("%s: %w", command, err)}
 		}
 	}
 	return fmt.Errorf("%s: %w", command, err)
+}
+
+// printable replaces what would end a line or speak to the terminal: names of files and of servers are not ours.
+func printable(s string) string {
+	if !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		if unicode.IsPrint(r) {
+			b.WriteRune(r)
+			continue
+		}
+		quoted := strconv.QuoteRune(r)
+		b.WriteString(quoted[1 : len(quoted)-1])
+	}
+	return b.String()
 }
 
 // words reads a flag that is one word or a JSON list of them, as in a Dockerfile. An unset flag is nil.
@@ -133,9 +155,9 @@ func printResult(w io.Writer, r *converter.Result, took time.Duration) error {
 	fmt.Fprintf(&b, "  index     %s  %s\n", r.Digest, r.Platform)
 	fmt.Fprintf(&b, "  plain     %s\n  nydus     %s\n", r.Plain, r.Nydus)
 	for _, l := range r.Layers {
-		fmt.Fprintf(&b, "  %-9s %s  %10s  %s\n", l.Kind, l.Digest, bytesText(l.Size), l.Of)
+		fmt.Fprintf(&b, "  %-9s %s  %10s  %s\n", l.Kind, l.Digest, bytesText(l.Size), printable(l.Of))
 	}
-	fmt.Fprintf(&b, "model: %d files, %s, in %s; took %s\n", r.ModelFiles, bytesText(r.ModelBytes), r.ModelPath, took.Round(10*time.Millisecond))
+	fmt.Fprintf(&b, "model: %d files, %s, in %s; took %s\n", r.ModelFiles, bytesText(r.ModelBytes), printable(r.ModelPath), took.Round(10*time.Millisecond))
 	_, err := io.WriteString(w, b.String())
 	return err
 }
@@ -182,6 +204,7 @@ func isTerminal(w io.Writer) bool {
 func (p *progress) Step(text string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	text = printable(text)
 	p.step = text
 	if p.terminal {
 		p.showLocked()

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/shoal-project/shoal/converter"
 )
 
 func TestConvertExitCodes(t *testing.T) {
@@ -60,6 +62,30 @@ func TestInterruptedCommandSaysSo(t *testing.T) {
 		if code != exitInterrupted || !strings.Contains(stderr.String(), args[0]+": interrupted") {
 			t.Errorf("exit code %d: %s", code, stderr.String())
 		}
+	}
+}
+
+func TestNamesCannotWriteToTheTerminal(t *testing.T) {
+	model := filepath.Join(t.TempDir(), "m")
+	if err := os.Mkdir(model, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("nowhere", filepath.Join(model, "two\nlines \x1b[31m")); err != nil {
+		t.Fatal(err)
+	}
+	var stdout, stderr bytes.Buffer
+	run(t.Context(), []string{"shoal", "convert", "--model", model, "--base", "oci:x", "--target", "r.example.com/m:v1"}, &stdout, &stderr)
+	if strings.Count(stderr.String(), "\n") != 1 || strings.Contains(stderr.String(), "\x1b") {
+		t.Errorf("%q", stderr.String())
+	}
+	var out bytes.Buffer
+	p := newProgress(&out)
+	p.Step("hash a\nb")
+	if err := printResult(&out, &converter.Result{ModelPath: "/models/a\nb", Layers: []converter.Layer{{Of: "a\x1bb"}}}, 0); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(out.String(), "a\nb") || strings.Contains(out.String(), "\x1b") {
+		t.Errorf("%q", out.String())
 	}
 }
 

@@ -18,11 +18,28 @@ const maxLinkHops = 40
 type Tree struct {
 	Root  *Inode
 	layer int
-	count int
+	count int   // of names ever made
+	bytes int64 // in them, and in what hangs on them
 }
 
-// maxInodes bounds the number of entries a Tree takes.
-const maxInodes = 4 << 20
+// What a Tree takes is bounded, whatever the compression of a layer pretends.
+const (
+	maxInodes    = 4 << 20
+	maxTreeBytes = 1 << 30
+)
+
+// charge counts a name that is made, with the bytes that come with it.
+func (t *Tree) charge(name string, n *Inode) error {
+	t.count++
+	t.bytes += int64(len(name) + len(n.Link))
+	for key, value := range n.Xattrs {
+		t.bytes += int64(len(key) + len(value))
+	}
+	if t.count > maxInodes || t.bytes > maxTreeBytes {
+		return fmt.Errorf("more than %d entries or %d bytes of names and attributes: %w", maxInodes, maxTreeBytes, ErrUnsupported)
+	}
+	return nil
+}
 
 // NewTree returns a tree with an empty root directory.
 func NewTree() *Tree {
@@ -35,8 +52,8 @@ func (t *Tree) NextLayer() { t.layer++ }
 // Add puts n at path. It replaces what is there, except that a directory over a directory takes over its attributes and
 // keeps the children. Missing parents are created with mode 0755.
 func (t *Tree) Add(path string, n *Inode) error {
-	if t.count++; t.count > maxInodes {
-		return fmt.Errorf("more than %d entries: %w", maxInodes, ErrUnsupported)
+	if err := t.charge(path, n); err != nil {
+		return err
 	}
 	n.layer = t.layer
 	if n.IsDir() && n.Children == nil {
@@ -78,6 +95,9 @@ func (t *Tree) Link(path, target string) error {
 			return fmt.Errorf("hard link %q to %q: %w", path, target, err)
 		}
 		n = dir.Children[name]
+	}
+	if err := t.charge(path, &Inode{}); err != nil {
+		return err
 	}
 	if n == nil || n.IsDir() {
 		return fmt.Errorf("hard link %q to %q, which is no file: %w", path, target, ErrPath)
@@ -180,8 +200,11 @@ func (t *Tree) parent(parts []string, create bool) (dir *Inode, name string, err
 		here := stack[len(stack)-1]
 		next := here.Children[part]
 		switch {
-		case next == nil && create:
+		case create && (next == nil || !next.IsDir() && next.Type() != TypeSymlink):
 			next = &Inode{Mode: TypeDir | 0o755, Children: map[string]*Inode{}, layer: t.layer}
+			if err := t.charge(part, next); err != nil {
+				return nil, "", err
+			}
 			here.Children[part] = next
 		case next == nil:
 			return nil, "", fmt.Errorf("%s does not exist: %w", part, ErrPath)
@@ -194,9 +217,6 @@ func (t *Tree) parent(parts []string, create bool) (dir *Inode, name string, err
 			}
 			pending = append(components(next.Link), pending...)
 			continue
-		case !next.IsDir() && create:
-			next = &Inode{Mode: TypeDir | 0o755, Children: map[string]*Inode{}, layer: t.layer}
-			here.Children[part] = next
 		case !next.IsDir():
 			return nil, "", fmt.Errorf("%s is no directory: %w", part, ErrPath)
 		case create:

@@ -2,6 +2,7 @@ package bootstrap
 
 import (
 	"errors"
+	"fmt"
 	"sort"
 	"strings"
 	"testing"
@@ -137,5 +138,28 @@ func TestRootTakesOverAttributes(t *testing.T) {
 	check(t, tree.Add("./", &Inode{Mode: TypeDir | 0o700, UID: 7}))
 	if tree.Root.UID != 7 || tree.Lookup("a") == nil || tree.Lookup("") != tree.Root || tree.Lookup("../a") != nil {
 		t.Errorf("root %+v", tree.Root)
+	}
+}
+
+func TestTreeBoundsWhatALayerCanMakeItHold(t *testing.T) {
+	deep := strings.Repeat("d/", 1000)
+	for name, step := range map[string]func(*Tree, int) error{
+		"hard links":       func(tree *Tree, i int) error { return tree.Link(fmt.Sprint("l", i), "a") },
+		"parents":          func(tree *Tree, i int) error { return tree.Add(fmt.Sprint(i, "/", deep), &Inode{Mode: TypeRegular}) },
+		"attributes":       func(tree *Tree, i int) error { return tree.Add("x", &Inode{Xattrs: map[string]string{"user.x": deep}}) },
+		"symbolic targets": func(tree *Tree, i int) error { return tree.Add("x", &Inode{Mode: TypeSymlink, Link: deep}) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			tree := NewTree()
+			check(t, tree.Add("a", &Inode{Mode: TypeRegular}))
+			tree.count, tree.bytes = maxInodes-5000, maxTreeBytes-1<<16
+			var err error
+			for i := 0; i < 6000 && err == nil; i++ {
+				err = step(tree, i)
+			}
+			if !errors.Is(err, ErrUnsupported) {
+				t.Errorf("want ErrUnsupported, got %v", err)
+			}
+		})
 	}
 }

@@ -1,6 +1,7 @@
 package source
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -20,6 +21,9 @@ import (
 // ErrBase is the class of base images that are missing, broken or of another platform. Errors of a registry come as they
 // are.
 var ErrBase = errors.New("base image")
+
+// ErrDigest is the class of base images whose manifest or configuration has not the digest it is named by.
+var ErrDigest = errors.New("digest")
 
 // DefaultPlatform is taken from a base image that has several. It does not depend on the machine, so that neither do the
 // digests.
@@ -119,9 +123,15 @@ func (b *Base) openRemote(ctx context.Context, want *v1.Platform, nameOpts []nam
 	if err != nil {
 		return err
 	}
-	if !desc.MediaType.IsIndex() {
+	switch {
+	case desc.MediaType.IsSchema1():
+		return fmt.Errorf("%w %s is of Docker's schema 1, which has no layers by digest; push it again with a tool of this decade",
+			ErrBase, b.Ref)
+	case desc.MediaType.IsImage():
 		b.image, err = desc.Image()
 		return err
+	case !desc.MediaType.IsIndex():
+		return fmt.Errorf("%w %s is of media type %s: neither image nor index", ErrBase, b.Ref, desc.MediaType)
 	}
 	idx, err := desc.ImageIndex()
 	if err != nil {
@@ -143,7 +153,11 @@ func openLayout(spec string, want *v1.Platform) (v1.Image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w oci:%s: %w", ErrBase, spec, err)
 	}
-	return choose("oci:"+spec, idx, want, tag)
+	img, err := choose("oci:"+spec, idx, want, tag)
+	if err != nil && !errors.Is(err, ErrBase) && !errors.Is(err, ErrDigest) {
+		err = fmt.Errorf("%w oci:%s: %w", ErrBase, spec, err)
+	}
+	return img, err
 }
 
 // choose picks the image of an index: by tag, if one is given, then by platform.
@@ -173,10 +187,10 @@ func choose(ref string, idx v1.ImageIndex, want *v1.Platform, tag string) (v1.Im
 		candidates = append(candidates, d)
 	}
 	if len(candidates) == 0 {
-		return nil, fmt.Errorf("%w %s: no image%s; there is %q", ErrBase, ref, tagged(tag), have)
+		return nil, fmt.Errorf("%w %s: it holds no image%s; tags there: %q", ErrBase, ref, tagged(tag), have)
 	}
 	if len(candidates) == 1 {
-		return idx.Image(candidates[0].Digest)
+		return verified(ref, idx, candidates[0].Digest)
 	}
 	if want == nil {
 		want, _ = ParsePlatform(DefaultPlatform)
@@ -184,12 +198,33 @@ func choose(ref string, idx v1.ImageIndex, want *v1.Platform, tag string) (v1.Im
 	have = nil
 	for _, d := range candidates {
 		if d.Platform != nil && d.Platform.Satisfies(*want) {
-			return idx.Image(d.Digest)
+			return verified(ref, idx, d.Digest)
 		}
 		have = append(have, called(d))
 	}
 	return nil, fmt.Errorf("%w %s: no image for %s; there are %s; choose with --platform or by tag",
 		ErrBase, ref, want, strings.Join(have, ", "))
+}
+
+// verified returns an image of an index. Folders are not to be trusted more than registries.
+func verified(ref string, idx v1.ImageIndex, want v1.Hash) (v1.Image, error) {
+	img, err := idx.Image(want)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := img.RawManifest()
+	if err != nil {
+		return nil, err
+	}
+	return img, hasDigest(ref, "manifest", raw, want)
+}
+
+func hasDigest(ref, part string, raw []byte, want v1.Hash) error {
+	got, _, err := v1.SHA256(bytes.NewReader(raw))
+	if err != nil || got != want {
+		return fmt.Errorf("base image %s: its %s has %w %s, not %s", ref, part, ErrDigest, got, want)
+	}
+	return nil
 }
 
 // called returns what an image of an index can be chosen by; not every tool writes the platform.
@@ -228,6 +263,9 @@ func (b *Base) load(want *v1.Platform) error {
 	}
 	if b.Config, err = b.image.RawConfigFile(); err != nil {
 		return fmt.Errorf("%w %s: %w", ErrBase, b.Ref, err)
+	}
+	if err := hasDigest(b.Ref, "configuration", b.Config, b.Manifest.Config.Digest); err != nil {
+		return err
 	}
 	var config v1.ConfigFile
 	if err := json.Unmarshal(b.Config, &config); err != nil {

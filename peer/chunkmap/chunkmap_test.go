@@ -273,6 +273,15 @@ func TestFromLayerRefusesHostileLayers(t *testing.T) {
 	}
 }
 
+// One reader would take the first, another the last.
+func TestTwoMapsOfABlobAreRefused(t *testing.T) {
+	one := build([]byte("one"))
+	raw := layerTar(t, true, file{FileName(one.Blob), one.Encode()}, file{"./" + FileName(one.Blob), one.Encode()})
+	if _, err := AllFromLayer(bytes.NewReader(raw)); !errors.Is(err, ErrInvalid) {
+		t.Errorf("want ErrInvalid, got %v", err)
+	}
+}
+
 func FuzzDecodeAnyBytes(f *testing.F) {
 	f.Add([]byte(nil))
 	f.Add(build([]byte("shoal"), 2).Encode())

@@ -61,6 +61,9 @@ func AllFromLayer(r io.Reader) (map[digest.Digest]*Map, error) {
 		if total += len(m.Blob) + groupSize*len(m.Groups) + chunkSize*len(m.Chunks); total > maxMapsBytes {
 			return true, fmt.Errorf("%w: more than %d bytes of them", ErrInvalid, maxMapsBytes)
 		}
+		if all[m.Blob] != nil {
+			return true, fmt.Errorf("%s: %w: it stands there twice", name, ErrInvalid) // FromLayer would take the first
+		}
 		all[m.Blob] = m
 		return false, nil
 	})

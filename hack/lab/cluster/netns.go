@@ -82,7 +82,7 @@ func (ns namespace) pids(ctx context.Context) ([]int, error) {
 		return nil, err
 	}
 	var pids []int
-	for _, field := range strings.Fields(out) {
+	for field := range strings.FieldsSeq(out) {
 		var pid int
 		if _, err := fmt.Sscan(field, &pid); err == nil {
 			pids = append(pids, pid)
