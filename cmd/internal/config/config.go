@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -184,7 +185,7 @@ func checkAddr(key, addr string) error {
 	if err != nil || port == "" {
 		return fmt.Errorf("%s: %q is not of the form HOST:PORT", key, addr)
 	}
-	if _, err := net.LookupPort("tcp", port); err != nil {
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
 		return fmt.Errorf("%s: %q has no port between 0 and 65535", key, addr)
 	}
 	if key == "peer.advertise" && (host == "" || net.ParseIP(host).IsUnspecified()) {
