@@ -24,7 +24,7 @@ Everything can be set in a YAML file; the flags below override it. An unknown ke
    log: {level: info, format: text}
 
 EXAMPLES:
-   head -c 32 /dev/urandom | base64 > /etc/shoal/token
+   mkdir -p /etc/shoal && (umask 077; head -c 32 /dev/urandom | base64 > /etc/shoal/token)
    shoal scheduler --token-file /etc/shoal/token`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "config", Aliases: []string{"c"}, Usage: "read the configuration from `FILE`"},
