@@ -84,6 +84,6 @@ demo: ## one model to three nodes, start to end; KEEP=1 leaves it running; needs
 	exec bin/lab demo $(if $(KEEP),--keep)
 
 .PHONY: clean
-clean: ## remove what was built here and what killed lab runs left; the cache stays
+clean: ## remove what was built here and what killed lab runs and kept demos left; the cache stays
 	rm -rf bin dist
 	if [[ $$(id -u) == 0 && -d hack/lab ]]; then go run ./hack/lab clean; fi
