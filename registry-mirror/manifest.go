@@ -147,7 +147,12 @@ func (h *Handler) bridge(ctx context.Context, q Query, resp *upstream.Response, 
 		}
 	}
 	if cause == nil {
-		return Record{}, fromOrigin(resp)
+		cause = fromOrigin(resp)
+		h.log.Warn("the origin cannot answer", "image", q.ref(), "error", cause)
+		return Record{}, cause
+	}
+	if ctx.Err() == nil { // else the caller has left
+		h.log.Warn("the origin cannot be asked", "image", q.ref(), "error", cause)
 	}
 	return Record{}, &answerError{status: http.StatusServiceUnavailable, code: "UNAVAILABLE",
 		text: fmt.Sprintf("the origin is down and nobody here knows %s: %v", q.ref(), cause)}

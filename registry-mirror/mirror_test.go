@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -507,4 +508,14 @@ func FuzzPath(f *testing.F) {
 			t.Errorf("%q parsed to %+v", path, req)
 		}
 	})
+}
+
+func TestOriginThatCannotAnswerIsLogged(t *testing.T) {
+	var log bytes.Buffer // written before the answer
+	f := newFixture(t, Config{Log: slog.New(slog.NewTextHandler(&log, nil))}, nil)
+	f.origin.set(func() { f.origin.down = true })
+	f.get("/v2/a/b/manifests/v1")
+	if !strings.Contains(log.String(), "level=WARN") || !strings.Contains(log.String(), "a/b:v1") {
+		t.Errorf("the log does not name the image:\n%s", log.String())
+	}
 }
