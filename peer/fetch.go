@@ -97,9 +97,9 @@ func (t *task) outcome(err error) dispatch.Outcome {
 	case errors.Is(err, piece.ErrMismatch):
 		return count("corrupt", dispatch.Corrupt)
 	case errors.Is(err, transfer.ErrBusy):
-		return count("busy", dispatch.Busy)
+		return dispatch.Busy // nothing failed; the sender counts it
 	case errors.Is(err, transfer.ErrShared):
-		return count("shared", dispatch.Shared)
+		return dispatch.Shared // likewise
 	case errors.Is(err, piece.ErrAbsent):
 		return count("absent", dispatch.Absent)
 	default:

@@ -49,6 +49,12 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			&cli.PathFlag{Name: "shoal", Usage: "the shoal `BINARY` to run; built from this tree when not given"},
 			&cli.PathFlag{Name: "cache", Usage: "`FOLDER` of the tools, the base image and the model", EnvVars: []string{"SHOAL_CACHE"}, Value: defaultCache()},
 		},
+		Action: func(ctx *cli.Context) error {
+			if ctx.NArg() > 0 {
+				return fmt.Errorf("unknown command %q; see lab --help", ctx.Args().First())
+			}
+			return cli.ShowAppHelp(ctx)
+		},
 		Before: func(ctx *cli.Context) error {
 			return toolsFirst(ctx.Path("cache"))
 		},
@@ -80,6 +86,12 @@ func linkFlag(value string) cli.Flag {
 
 // withShoal calls fn with the binary to run: the one that was named, or one that is built from this tree and removed again.
 func withShoal(ctx *cli.Context, fn func(shoal string) error) (err error) {
+	if ctx.NArg() > 0 {
+		return fmt.Errorf("unexpected argument %q; see lab %s --help", ctx.Args().First(), ctx.Command.Name)
+	}
+	if os.Geteuid() != 0 {
+		return cluster.ErrRoot
+	}
 	dir, err := os.MkdirTemp("", "shoal-build-")
 	if err != nil {
 		return err

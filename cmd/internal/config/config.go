@@ -6,6 +6,7 @@ package config
 
 import (
 	"bytes"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -172,7 +173,8 @@ func (n Node) Validate() error {
 	if n.Store.MaxBytes < 0 || n.Store.MaxPercent < 0 || n.Store.MaxPercent > 100 {
 		errs = append(errs, errors.New("store: max_bytes must not be negative, max_percent must be 0 to 100"))
 	}
-	for host := range n.Registries {
+	for host, r := range n.Registries {
+		errs = append(errs, checkCA(host, r.CAFile))
 		if strings.Contains(host, "/") {
 			errs = append(errs, fmt.Errorf("registries: %q: name HOST or HOST:PORT, without scheme and path", host))
 		}
@@ -190,6 +192,21 @@ func checkAddr(key, addr string) error {
 	}
 	if key == "peer.advertise" && (host == "" || net.ParseIP(host).IsUnspecified()) {
 		return fmt.Errorf("%s: %q is no address other hosts can reach", key, addr)
+	}
+	return nil
+}
+
+// checkCA reports a CA file that cannot be used.
+func checkCA(registry, file string) error {
+	if file == "" {
+		return nil
+	}
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("registries: ca_file of %s: %w", registry, err)
+	}
+	if !x509.NewCertPool().AppendCertsFromPEM(pem) {
+		return fmt.Errorf("registries: ca_file of %s: no certificate in PEM form in %s", registry, file)
 	}
 	return nil
 }
