@@ -181,7 +181,7 @@ func (d *demo) convert(ctx context.Context) (err error) {
 	d.out.step("convert the model %s and push it as %s", demoModel, d.ref)
 	start := time.Now()
 	_, err = d.registry.Host().Run(ctx, d.shoal, "convert", "--plain-http",
-		"--model", filepath.Join(d.cfg.cache, "models", demoModel), "--base", "oci:"+filepath.Join(d.cfg.cache, "base"), "--target", d.ref)
+		"--model", d.modelSource(), "--base", "oci:"+filepath.Join(d.cfg.cache, "base"), "--target", d.ref)
 	if err != nil {
 		return err
 	}
@@ -250,6 +250,9 @@ func (d *demo) inferEROFS(ctx context.Context, i int) (inference, error) {
 	if err != nil {
 		return inference{}, err
 	}
+	if err := d.compareModel(i, "erofs", mount); err != nil {
+		return inference{}, err
+	}
 	return d.infer(ctx, i, "erofs", cluster.Container{
 		Image:  d.ref,
 		Mounts: []string{"type=bind,src=" + filepath.Join(mount, "models") + ",dst=/models,options=rbind:ro"},
@@ -262,8 +265,23 @@ func (d *demo) inferNydusd(ctx context.Context, i int) (inference, error) {
 	if err != nil {
 		return inference{}, err
 	}
+	if err := d.compareModel(i, "nydusd", root); err != nil {
+		return inference{}, err
+	}
 	return d.infer(ctx, i, "nydusd", cluster.Container{Rootfs: root, Args: []string{"/usr/bin/python3", demoProgram}})
 }
+
+// compareModel checks that the model in a mounted image is the one that was converted, file by file.
+func (d *demo) compareModel(i int, variant, root string) error {
+	files, err := sameFiles(d.modelSource(), filepath.Join(root, demoModelDir))
+	if err != nil {
+		return err
+	}
+	d.out.step("%s: %s shows the model's %d files with the sha256 of their sources", d.nodes[i].Host().Name, variant, files)
+	return nil
+}
+
+func (d *demo) modelSource() string { return filepath.Join(d.cfg.cache, "models", demoModel) }
 
 // infer runs a container on a node and reads its answer.
 func (d *demo) infer(ctx context.Context, i int, variant string, spec cluster.Container) (inference, error) {

@@ -210,3 +210,36 @@ func TestDeviceTableIsReadInItsOrder(t *testing.T) {
 		t.Errorf("deviceTable() of a cut image = %v, want an error", got)
 	}
 }
+
+func TestSameFilesTellsAnyDifference(t *testing.T) {
+	source, mounted := t.TempDir(), t.TempDir()
+	write := func(path, text string) {
+		t.Helper()
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := sameFiles(source, mounted); err == nil {
+		t.Error("two empty folders are taken for a proof")
+	}
+	for _, dir := range []string{source, mounted} {
+		write(filepath.Join(dir, "a"), "1")
+		write(filepath.Join(dir, "b", "c"), "2")
+	}
+	if n, err := sameFiles(source, mounted); n != 2 || err != nil {
+		t.Errorf("equal folders: %d files, %v", n, err)
+	}
+	write(filepath.Join(mounted, "b", "c"), "3")
+	if _, err := sameFiles(source, mounted); err == nil {
+		t.Error("a changed file is not seen")
+	}
+	if err := os.Remove(filepath.Join(mounted, "b", "c")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sameFiles(source, mounted); err == nil {
+		t.Error("a missing file is not seen")
+	}
+}

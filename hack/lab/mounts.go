@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"os"
 	"path"
@@ -254,4 +255,44 @@ func writeFile(name string, from io.Reader) error {
 		return err
 	}
 	return f.Close()
+}
+
+// sameFiles compares each regular file below source with the one of the same name below mounted, by sha256, and returns how many
+// there are.
+func sameFiles(source, mounted string) (files int, err error) {
+	err = filepath.WalkDir(source, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || !entry.Type().IsRegular() {
+			return err
+		}
+		name, err := filepath.Rel(source, path)
+		if err != nil {
+			return err
+		}
+		want, err := fileDigest(path)
+		if err != nil {
+			return err
+		}
+		got, err := fileDigest(filepath.Join(mounted, name))
+		if err != nil {
+			return err
+		}
+		if got != want {
+			return fmt.Errorf("%s in %s has %s, its source %s", name, mounted, got, want)
+		}
+		files++
+		return nil
+	})
+	if err == nil && files == 0 {
+		err = fmt.Errorf("no file in %s", source)
+	}
+	return files, err
+}
+
+func fileDigest(path string) (digest.Digest, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	return digest.FromReader(f)
 }
