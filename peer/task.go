@@ -112,9 +112,7 @@ func (t *task) release() {
 
 // abandon ends a task that was never run.
 func (t *task) abandon(err error) {
-	t.peer.mu.Lock()
-	delete(t.peer.tasks, t.blob.Digest)
-	t.peer.mu.Unlock()
+	t.forget()
 	t.openErr = fmt.Errorf("blob %s: %w", t.blob.Digest, err)
 	t.end()
 	close(t.ready)
