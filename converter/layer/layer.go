@@ -7,18 +7,19 @@
 // The padding is a PAX comment record, which every tar reader skips. Names, content, order and whether a file is executable
 // decide the bytes; owner, time and the other permissions do not.
 //
-// Everything is streamed twice and never stored: NewPlan computes from names and sizes where each byte goes, Build reads the
-// files once to learn the digests, and Open reads them again for the upload, checking against what Build saw.
+// Everything is streamed and never stored. A Writer lays out, hashes and passes on the bytes of entries that are added one after
+// the other, so that a source which can be read only once makes the same layer as a folder. What it returns remembers the layout and can give the same bytes again,
+// from any offset, if the entries can be opened again:
 //
-//	entries → NewPlan → Build → Layer: digest, size, chunk map, extents of files
-//	                              └→ Open: the same bytes, or an error
+//	entries → Writer.Add … Finish → Layer: digest, size, chunk map, extents of files
+//	              └→ its io.Writer    └→ Open: the same bytes, or an error
 package layer
 
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"errors"
-	"fmt"
 	"io"
 	"strings"
 	"time"
@@ -47,8 +48,8 @@ type Entry struct {
 	Executable bool   // of a file
 	Link       string // of a symbolic link
 	Size       int64  // of a file in bytes
-	// Open returns the content of a file from its start. It is called once in each pass.
-	Open func() (io.ReadCloser, error)
+	// Open returns the content of a file from offset on. Nil for an entry that can be read only once.
+	Open func(ctx context.Context, offset int64) (io.ReadCloser, error)
 }
 
 // Mode returns the permissions an entry gets: what git would keep of them.
@@ -62,90 +63,54 @@ func (e *Entry) Mode() int64 {
 	return 0o644
 }
 
-// segment is a run of bytes of the tar. Headers are made anew each time they are needed: with their padding they have some
+// segment is a run of bytes of the layer. Headers are made anew each time they are needed: with their padding they have some
 // 4 KiB, which would add up in models of many small files.
 type segment struct {
 	length  int64
-	entry   *Entry // whose content or header it is; nil for zeros and the table
-	header  bool
+	kind    segmentKind
+	entry   int    // number of the entry whose header or content it is
 	comment int    // length in bytes of the header's padding record
 	raw     []byte // the table
 }
 
-// isContent reports whether the bytes are those of a file.
-func (s *segment) isContent() bool { return s.entry != nil && !s.header }
+type segmentKind byte
 
-// bytes returns the bytes of any other segment.
-func (s *segment) bytes() []byte {
+const (
+	isFill segmentKind = iota // zeros, or raw
+	isHeader
+	isContent
+)
+
+// bytes returns the bytes of a segment that is no content.
+func (s *segment) bytes(entries []Entry) []byte {
 	switch {
 	case s.raw != nil:
 		return s.raw
-	case s.entry != nil:
-		raw, _ := header(s.entry, s.comment) // it was made before
+	case s.kind == isHeader:
+		raw, _ := header(&entries[s.entry], s.comment) // it was made before
 		return raw
 	}
 	return make([]byte, s.length)
 }
 
-// Plan is a layer of which everything is known but the content.
-type Plan struct {
-	entries  []Entry
-	segments []segment
-	tarSize  int64 // with the padding behind its end
-}
-
-// NewPlan lays out a layer. Entries are written in the order given; a directory must come before what is in it.
-func NewPlan(entries []Entry) (*Plan, error) {
-	p := &Plan{entries: entries}
-	for i := range entries {
-		if err := p.add(&entries[i]); err != nil {
-			return nil, fmt.Errorf("%s: %w", entries[i].Name, err)
-		}
+// alignedHeader returns the tar header of a file that stands at offset, such that its content begins at a multiple of Align, and
+// the length of the padding record in it.
+func alignedHeader(e *Entry, offset int64) (head []byte, comment int, err error) {
+	if head, err = header(e, 1); err != nil {
+		return nil, 0, err
 	}
-	p.zeros(1024) // two blocks of them end a tar
-	p.zeros(-p.tarSize & (Align - 1))
-	return p, nil
-}
-
-// Size returns the length of the tar in bytes, without the table.
-func (p *Plan) Size() int64 { return p.tarSize }
-
-func (p *Plan) append(s segment) {
-	p.tarSize += s.length
-	p.segments = append(p.segments, s)
-}
-
-func (p *Plan) zeros(n int64) {
-	if n > 0 {
-		p.append(segment{length: n})
-	}
-}
-
-func (p *Plan) add(e *Entry) error {
-	if e.Kind != File || e.Size == 0 {
-		head, err := header(e, 0)
-		if err != nil {
-			return err
-		}
-		p.append(segment{entry: e, header: true, length: int64(len(head))})
-		return nil
-	}
-	// All parts of a header are multiples of 512, and 512 more bytes of comment make it that much longer, so one of few
-	// lengths fits.
-	for comment := 1; comment <= 2*Align; comment += 256 {
-		head, err := header(e, comment)
-		if err != nil {
-			return err
-		}
-		if (p.tarSize+int64(len(head)))%Align != 0 {
+	// All parts of a header are multiples of 512, and so much more comment makes it that much longer, but for the digits of its
+	// length, which may cost one step more.
+	missing := int(-(offset + int64(len(head))) & (Align - 1))
+	for _, comment = range []int{1 + missing, 1 + missing - 2, 1 + missing + Align - 2} {
+		if comment < 1 {
 			continue
 		}
-		p.append(segment{entry: e, header: true, comment: comment, length: int64(len(head))})
-		p.append(segment{entry: e, length: e.Size})
-		p.zeros(-e.Size & 511)
-		return nil
+		if head, err = header(e, comment); err != nil || (offset+int64(len(head)))%Align == 0 {
+			return head, comment, err
+		}
 	}
-	return errors.New("cannot align the tar header") // unreachable
+	return nil, 0, errors.New("cannot align the tar header") // unreachable
 }
 
 // header returns the tar header of an entry with a PAX comment of the given length.

@@ -40,8 +40,8 @@ func testConfig() Config {
 }
 
 func fileEntry(name string, data []byte) Entry {
-	return Entry{Name: name, Size: int64(len(data)), Open: func() (io.ReadCloser, error) {
-		return io.NopCloser(bytes.NewReader(data)), nil
+	return Entry{Name: name, Size: int64(len(data)), Open: func(_ context.Context, offset int64) (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(data[offset:])), nil
 	}}
 }
 
@@ -51,17 +51,30 @@ func noise(seed uint64, n int) []byte {
 	return out
 }
 
+func write(ctx context.Context, out io.Writer, entries []Entry) (*Layer, error) {
+	w := NewWriter(out, testConfig())
+	for _, e := range entries {
+		if err := w.Add(ctx, e, nil); err != nil {
+			return nil, err
+		}
+	}
+	return w.Finish()
+}
+
 func build(t testing.TB, entries []Entry) (*Layer, []byte) {
 	t.Helper()
-	p, err := NewPlan(entries)
+	var out bytes.Buffer
+	l, err := write(t.Context(), &out, entries)
 	check(t, err)
-	l, err := p.Build(t.Context(), testConfig())
+	r, err := l.Open(t.Context(), 0)
 	check(t, err)
-	r := l.Open()
 	defer r.Close()
-	raw, err := io.ReadAll(r)
+	again, err := io.ReadAll(r)
 	check(t, err)
-	return l, raw
+	if !bytes.Equal(out.Bytes(), again) {
+		t.Fatal("the second reading has other bytes")
+	}
+	return l, again
 }
 
 func sampleEntries() []Entry {
@@ -106,7 +119,7 @@ func TestLayerIsATarWhoseFilesLieOn4KiB(t *testing.T) {
 		if e.Kind != File {
 			continue
 		}
-		r, err := e.Open()
+		r, err := e.Open(t.Context(), 0)
 		check(t, err)
 		want, err := io.ReadAll(r)
 		check(t, err)
@@ -131,7 +144,7 @@ func TestExtentsFindEveryFile(t *testing.T) {
 			}
 			got = append(got, raw[c.Offset:c.Offset+int64(c.Size)]...)
 		}
-		r, _ := e.Open()
+		r, _ := e.Open(t.Context(), 0)
 		want, _ := io.ReadAll(r)
 		if !bytes.Equal(want, got) {
 			t.Errorf("%s: other bytes", e.Name)
@@ -188,7 +201,7 @@ func TestLayerWithoutDataHasNoTable(t *testing.T) {
 // flaky is a file whose content differs in each pass.
 func flaky(passes ...[]byte) Entry {
 	n := 0
-	return Entry{Name: "weights", Size: int64(len(passes[0])), Open: func() (io.ReadCloser, error) {
+	return Entry{Name: "weights", Size: int64(len(passes[0])), Open: func(context.Context, int64) (io.ReadCloser, error) {
 		data := passes[min(n, len(passes)-1)]
 		n++
 		if data == nil {
@@ -213,11 +226,10 @@ func TestChangedFilesAreNamed(t *testing.T) {
 		{"gone", nil, os.ErrNotExist},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			p, err := NewPlan([]Entry{flaky(data, tc.second)})
+			l, err := write(t.Context(), io.Discard, []Entry{flaky(data, tc.second)})
 			check(t, err)
-			l, err := p.Build(t.Context(), testConfig())
+			r, err := l.Open(t.Context(), 0)
 			check(t, err)
-			r := l.Open()
 			_, err = io.Copy(io.Discard, r)
 			if !errors.Is(err, tc.want) || !strings.Contains(fmt.Sprint(err), "weights") {
 				t.Errorf("second pass: want %v of weights, got %v", tc.want, err)
@@ -231,9 +243,7 @@ func TestChangedFilesAreNamed(t *testing.T) {
 			}
 			e := flaky(tc.second)
 			e.Size = int64(len(data))
-			p, err = NewPlan([]Entry{e})
-			check(t, err)
-			if _, err := p.Build(t.Context(), testConfig()); !errors.Is(err, tc.want) {
+			if _, err := write(t.Context(), io.Discard, []Entry{e}); !errors.Is(err, tc.want) {
 				t.Errorf("first pass: want %v, got %v", tc.want, err)
 			}
 		})
@@ -241,11 +251,9 @@ func TestChangedFilesAreNamed(t *testing.T) {
 }
 
 func TestBuildEndsWithItsContext(t *testing.T) {
-	p, err := NewPlan([]Entry{fileEntry("a", noise(1, 10*chunkSize))})
-	check(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := p.Build(ctx, testConfig()); !errors.Is(err, context.Canceled) {
+	if _, err := write(ctx, io.Discard, []Entry{fileEntry("a", noise(1, 10*chunkSize))}); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -253,8 +261,9 @@ func TestBuildEndsWithItsContext(t *testing.T) {
 func TestReaderMayBeClosedAnywhere(t *testing.T) {
 	l, raw := build(t, sampleEntries())
 	for _, n := range []int64{0, 1, 4096, 9000, int64(len(raw))} {
-		r := l.Open()
-		_, err := io.CopyN(io.Discard, r, n)
+		r, err := l.Open(t.Context(), 0)
+		check(t, err)
+		_, err = io.CopyN(io.Discard, r, n)
 		check(t, err)
 		check(t, r.Close())
 		if _, err := r.Read(make([]byte, 1)); err == nil {
@@ -263,59 +272,113 @@ func TestReaderMayBeClosedAnywhere(t *testing.T) {
 	}
 }
 
-func FuzzPlanIsAlwaysAligned(f *testing.F) {
+func FuzzContentIsAlwaysAligned(f *testing.F) {
 	f.Add("a", "b", uint16(1), uint16(5000))
 	f.Fuzz(func(t *testing.T, one, two string, n, m uint16) {
 		entries := []Entry{fileEntry(one, noise(1, int(n))), fileEntry(two, noise(2, int(m)))}
-		p, err := NewPlan(entries)
+		var raw bytes.Buffer
+		l, err := write(t.Context(), &raw, entries)
 		if err != nil {
 			return // a name tar cannot hold
 		}
-		l, err := p.Build(t.Context(), testConfig())
-		check(t, err)
 		for _, x := range l.Extents {
 			if l.Chunks[x.First].Offset%Align != 0 {
 				t.Fatalf("%q at %d", entries[x.Entry].Name, l.Chunks[x.First].Offset)
 			}
 		}
-		raw, err := io.ReadAll(l.Open())
-		check(t, err)
-		if diff := cmp.Diff(l.Digest, digest.FromBytes(raw)); diff != "" {
+		if diff := cmp.Diff(l.Digest, digest.FromBytes(raw.Bytes())); diff != "" {
 			t.Fatal(diff)
 		}
 	})
 }
 
-func BenchmarkBuild(b *testing.B) {
+func BenchmarkWriter(b *testing.B) {
 	data := noise(1, 64<<20)
-	p, err := NewPlan([]Entry{fileEntry("weights", data)})
-	check(b, err)
 	cfg := testConfig()
 	cfg.ChunkSize = 1 << 20
 	b.SetBytes(int64(len(data)))
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := p.Build(b.Context(), cfg); err != nil {
-			b.Fatal(err)
-		}
+		w := NewWriter(io.Discard, cfg)
+		check(b, w.Add(b.Context(), fileEntry("weights", data), nil))
+		_, err := w.Finish()
+		check(b, err)
 	}
 }
 
-func TestPlanHoldsNoHeaders(t *testing.T) {
+func TestLayerHoldsNoHeaders(t *testing.T) {
 	const files = 4000
-	entries := make([]Entry, files)
-	for i := range entries {
-		entries[i] = Entry{Name: fmt.Sprintf("models/m/file-%d", i), Size: 1}
-	}
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
-	plan, err := NewPlan(entries)
+	w := NewWriter(io.Discard, testConfig())
+	for i := range files {
+		check(t, w.Add(t.Context(), Entry{Name: fmt.Sprintf("models/m/file-%d", i), Size: 1}, strings.NewReader("x")))
+	}
+	l, err := w.Finish()
 	check(t, err)
 	runtime.GC()
 	runtime.ReadMemStats(&after)
 	if per := int64(after.HeapAlloc-before.HeapAlloc) / files; per > 1024 {
 		t.Errorf("%d bytes a file are held", per)
 	}
-	runtime.KeepAlive(plan)
+	runtime.KeepAlive(l)
+}
+
+func TestReadingBeginsAnywhere(t *testing.T) {
+	l, raw := build(t, sampleEntries())
+	for _, offset := range []int64{0, 1, 511, 4096, 4097, 262143, 262144, 262145, int64(len(raw)) - 1, int64(len(raw))} {
+		r, err := l.Open(t.Context(), offset)
+		check(t, err)
+		got, err := io.ReadAll(r)
+		check(t, err)
+		if !bytes.Equal(raw[offset:], got) {
+			t.Errorf("from %d: other bytes", offset)
+		}
+		check(t, r.Close())
+	}
+	if _, err := l.Open(t.Context(), int64(len(raw))+1); err == nil {
+		t.Error("behind the end")
+	}
+}
+
+func TestContentThatIsReadOnceMakesTheSameLayer(t *testing.T) {
+	entries := sampleEntries()
+	want, _ := build(t, entries)
+	w := NewWriter(io.Discard, testConfig())
+	for _, e := range entries {
+		var content io.Reader
+		if e.Kind == File {
+			r, err := e.Open(t.Context(), 0)
+			check(t, err)
+			content = iotest.OneByteReader(r)
+			e.Open = nil
+		}
+		check(t, w.Add(t.Context(), e, content))
+	}
+	got, err := w.Finish()
+	check(t, err)
+	if diff := cmp.Diff(want.Digest, got.Digest); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestFaultOfTheOutputEndsTheLayer(t *testing.T) {
+	full := errors.New("no space")
+	_, err := write(t.Context(), &limitedWriter{left: 100_000, err: full}, sampleEntries())
+	if !errors.Is(err, full) {
+		t.Errorf("got %v", err)
+	}
+}
+
+type limitedWriter struct {
+	left int
+	err  error
+}
+
+func (w *limitedWriter) Write(p []byte) (int, error) {
+	if w.left -= len(p); w.left < 0 {
+		return 0, w.err
+	}
+	return len(p), nil
 }

@@ -1,6 +1,8 @@
 package layer
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -8,14 +10,29 @@ import (
 	"github.com/zeebo/blake3"
 )
 
-// Open returns the bytes of the layer from the start, reading the files again. Each group is compared with what Build saw; a
-// file that was changed since ends the stream with ErrChanged and the file's name. The reader is not safe for concurrent
-// use; several may be open at once.
-func (l *Layer) Open() io.ReadCloser { return &reader{layer: l, group: blake3.New()} }
+// Open returns the bytes of the layer from offset on, reading the files again. Each group is compared with what the Writer saw; a
+// file that was changed since ends the stream with ErrChanged and the file's name. The context bounds the reading too. The
+// reader is not safe for concurrent use; several may be open at once.
+func (l *Layer) Open(ctx context.Context, offset int64) (io.ReadCloser, error) {
+	if offset < 0 || offset > l.Size {
+		return nil, fmt.Errorf("layer %s of %d bytes: no offset %d", l.Digest, l.Size, offset)
+	}
+	r := &reader{ctx: ctx, layer: l, group: blake3.New()}
+	// Verification begins with a group, so what is before offset in its group is read too.
+	start := offset / piece.GroupSize * piece.GroupSize
+	r.seek(start)
+	if _, err := io.CopyN(io.Discard, r, offset-start); err != nil {
+		_ = r.Close() // the first error is the one to tell
+		return nil, err
+	}
+	return r, nil
+}
 
 type reader struct {
+	ctx   context.Context
 	layer *Layer
 	next  int           // segment
+	skip  int64         // bytes of the next segment that are not wanted
 	file  io.ReadCloser // of the segment before next, if it is a file
 	left  int64         // of the segment before next
 	raw   []byte
@@ -26,6 +43,16 @@ type reader struct {
 	groups   int
 	total    int64
 	lastFile string // of which a byte was read
+}
+
+// seek moves to the start of a group.
+func (r *reader) seek(offset int64) {
+	r.total, r.groups = offset, int(offset/piece.GroupSize)
+	for r.next < len(r.layer.segments) && offset >= r.layer.segments[r.next].length {
+		offset -= r.layer.segments[r.next].length
+		r.next++
+	}
+	r.skip = offset
 }
 
 func (r *reader) Read(p []byte) (int, error) {
@@ -41,6 +68,9 @@ func (r *reader) Read(p []byte) (int, error) {
 }
 
 func (r *reader) read(p []byte) (int, error) {
+	if r.ctx.Err() != nil {
+		return 0, context.Cause(r.ctx)
+	}
 	if len(p) == 0 {
 		return 0, nil
 	}
@@ -57,7 +87,7 @@ func (r *reader) read(p []byte) (int, error) {
 	}
 	n, err := r.file.Read(p)
 	r.left -= int64(n)
-	if err == io.EOF && r.left == 0 {
+	if errors.Is(err, io.EOF) && r.left == 0 {
 		err = nil
 	}
 	if err != nil {
@@ -79,15 +109,16 @@ func (r *reader) advance() error {
 	if r.next == len(r.layer.segments) {
 		return io.EOF
 	}
-	s := &r.layer.segments[r.next]
+	s, skip := &r.layer.segments[r.next], r.skip
 	r.next++
-	r.left = s.length
-	if !s.isContent() {
-		r.raw = s.bytes()
+	r.skip = 0
+	if r.left = s.length - skip; s.kind != isContent {
+		r.raw = s.bytes(r.layer.Entries)[skip:]
 		return nil
 	}
-	r.lastFile = s.entry.Name
-	file, err := s.entry.Open()
+	e := &r.layer.Entries[s.entry]
+	r.lastFile = e.Name
+	file, err := e.Open(r.ctx, skip)
 	if err != nil {
 		return fmt.Errorf("%s: %w", r.lastFile, err)
 	}

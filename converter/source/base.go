@@ -1,241 +1,139 @@
 package source
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
+	"slices"
 	"strings"
 
-	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/layout"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // ErrBase is the class of base images that are missing, broken or of another platform. Errors of a registry come as they
 // are.
 var ErrBase = errors.New("base image")
 
-// ErrDigest is the class of base images whose manifest or configuration has not the digest it is named by.
-var ErrDigest = errors.New("digest")
+// maxConfig bounds the configuration of an image in bytes.
+const maxConfig = 16 << 20
 
-// DefaultPlatform is taken from a base image that has several. It does not depend on the machine, so that neither do the
-// digests.
-const DefaultPlatform = "linux/amd64"
+// Images is where base images come from. Both methods verify what they return; see package repository.
+type Images interface {
+	// Manifest returns a manifest or index by tag or digest; by "" the only one there is.
+	Manifest(ctx context.Context, ref string) (ocispec.Descriptor, []byte, error)
+	// Blob returns the bytes of a blob from offset on.
+	Blob(ctx context.Context, d ocispec.Descriptor, offset int64) (io.ReadCloser, error)
+}
 
-// refNameAnnotation holds the tag of a manifest in an OCI layout.
-const refNameAnnotation = "org.opencontainers.image.ref.name"
-
-// Base is a base image.
+// Base is a base image for one platform.
 type Base struct {
-	Ref      string // as it was given
-	Platform v1.Platform
-	Manifest *v1.Manifest
-	Config   []byte // as it stands in the image
-	DiffIDs  []v1.Hash
-	// Repository is where the layers can be mounted from, if the image comes from a registry.
-	Repository *name.Repository
+	Platform   v1.Platform
+	Descriptor ocispec.Descriptor // of the manifest
+	Raw        []byte             // the manifest as it stands in the image
+	Manifest   ocispec.Manifest
+	Config     []byte // as it stands in the image
+	DiffIDs    []digest.Digest
 
-	image v1.Image
+	images Images
 }
 
-// OpenBase finds the base image: "oci:FOLDER[:TAG]" is an OCI layout, anything else a reference to a registry, spoken to with
-// the options given. platform, "os/arch[/variant]", chooses from an index and is checked against a single image; empty, it
-// is what the image has, or DefaultPlatform if it has several.
-func OpenBase(ctx context.Context, ref, platform string, nameOpts []name.Option, opts []remote.Option) (*Base, error) {
-	want, err := ParsePlatform(platform)
-	if err != nil {
-		return nil, err
-	}
-	b := &Base{Ref: ref}
-	if folder, ok := strings.CutPrefix(ref, "oci:"); ok {
-		b.image, err = openLayout(folder, want)
-	} else if err = foreign(ref); err == nil {
-		err = b.openRemote(ctx, want, nameOpts, opts)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return b, b.load(want)
+// Layer returns the bytes of a layer as they are stored, from offset on.
+func (b *Base) Layer(ctx context.Context, d ocispec.Descriptor, offset int64) (io.ReadCloser, error) {
+	return b.images.Blob(ctx, d, offset)
 }
 
-// Layer returns the compressed bytes of a layer. They are not verified.
-func (b *Base) Layer(d v1.Descriptor) (io.ReadCloser, error) {
-	l, err := b.image.LayerByDigest(d.Digest)
-	if err != nil {
-		return nil, err
-	}
-	return l.Compressed()
-}
-
-// ImageLayer returns the layer as the registry client wants it.
-func (b *Base) ImageLayer(d v1.Descriptor) (v1.Layer, error) { return b.image.LayerByDigest(d.Digest) }
-
-// ParsePlatform reads os/arch[/variant]; of nothing it makes nil.
-func ParsePlatform(s string) (*v1.Platform, error) {
-	if s == "" {
-		return nil, nil
-	}
+// ParsePlatform reads os/arch[/variant].
+func ParsePlatform(s string) (v1.Platform, error) {
 	p, err := v1.ParsePlatform(s)
 	if err != nil || p.OS == "" || p.Architecture == "" {
-		return nil, fmt.Errorf("%w: platform %q: want os/architecture, such as %s", ErrBase, s, DefaultPlatform)
+		return v1.Platform{}, fmt.Errorf("%w: platform %q: want os/architecture, such as linux/amd64", ErrBase, s)
 	}
-	return p, nil
+	return *p, nil
 }
 
-// foreign says what to write instead of a reference that other tools would take, but that is none to a registry.
-func foreign(ref string) error {
-	for _, scheme := range []string{"docker://", "https://", "http://"} {
-		if strings.HasPrefix(ref, scheme) {
-			return fmt.Errorf("%w %s: leave out %s", ErrBase, ref, scheme)
+// OpenBases returns the base image for each platform wanted; of none wanted, for each linux platform it has, in the order of its
+// index. name is what the errors call it.
+func OpenBases(ctx context.Context, images Images, name, ref string, platforms []string) ([]*Base, error) {
+	o := opener{ctx: ctx, images: images, name: name}
+	var wanted []v1.Platform
+	for _, p := range platforms {
+		want, err := ParsePlatform(p)
+		if err != nil {
+			return nil, err
 		}
+		wanted = append(wanted, want)
 	}
-	archive := ref
-	if strings.HasPrefix(ref, ".") || strings.HasPrefix(ref, "/") {
-		if info, err := os.Stat(ref); err != nil || info.IsDir() {
-			return fmt.Errorf("%w %s: for a folder with an OCI layout write oci:%s", ErrBase, ref, ref)
-		}
-		archive = "docker-archive:" + ref
+	desc, raw, err := images.Manifest(ctx, ref)
+	if err != nil {
+		return nil, err
 	}
-	for _, transport := range []string{"docker-archive:", "docker-daemon:", "oci-archive:", "containers-storage:", "dir:"} {
-		if strings.HasPrefix(archive, transport) {
-			return fmt.Errorf("%w %s: make an OCI layout of it: skopeo copy %s oci:FOLDER:TAG; then give --base oci:FOLDER:TAG",
-				ErrBase, ref, archive)
-		}
+	candidates, err := o.candidates(desc, raw, 0)
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	return o.choose(candidates, wanted)
 }
 
-func (b *Base) openRemote(ctx context.Context, want *v1.Platform, nameOpts []name.Option, opts []remote.Option) error {
-	ref, err := name.ParseReference(b.Ref, nameOpts...)
-	if err != nil {
-		return fmt.Errorf("%w %q: %w; for a folder with an OCI layout write oci:FOLDER", ErrBase, b.Ref, err)
-	}
-	repo := ref.Context()
-	b.Repository = &repo
-	desc, err := remote.Get(ref, append(opts, remote.WithContext(ctx))...)
-	if err != nil {
-		return err
-	}
+// opener finds base images. It lives no longer than the call its context belongs to.
+type opener struct {
+	ctx    context.Context
+	images Images
+	name   string
+}
+
+func (o *opener) fault(format string, args ...any) error {
+	return fmt.Errorf("%w %s: %w", ErrBase, o.name, fmt.Errorf(format, args...))
+}
+
+// candidate is an image of an index.
+type candidate struct {
+	desc     ocispec.Descriptor
+	raw      []byte       // the manifest, if it was read
+	platform *v1.Platform // as the index says, if it does
+}
+
+// candidates returns the images a manifest stands for: itself, or those of an index.
+func (o *opener) candidates(desc ocispec.Descriptor, raw []byte, depth int) ([]candidate, error) {
+	mediaType := types.MediaType(desc.MediaType)
 	switch {
-	case desc.MediaType.IsSchema1():
-		return fmt.Errorf("%w %s is of Docker's schema 1, which has no layers by digest; push it again with a tool of this decade",
-			ErrBase, b.Ref)
-	case desc.MediaType.IsImage():
-		b.image, err = desc.Image()
-		return err
-	case !desc.MediaType.IsIndex():
-		return fmt.Errorf("%w %s is of media type %s: neither image nor index", ErrBase, b.Ref, desc.MediaType)
+	case mediaType.IsSchema1():
+		return nil, o.fault("it is of Docker's schema 1, which has no layers by digest; push it again with a tool of this decade")
+	case mediaType.IsImage():
+		return []candidate{{desc: desc, raw: raw}}, nil
+	case !mediaType.IsIndex():
+		return nil, o.fault("it is of media type %q: neither image nor index", desc.MediaType)
+	case depth > 3:
+		return nil, o.fault("indexes within indexes")
 	}
-	idx, err := desc.ImageIndex()
-	if err != nil {
-		return err
+	var index v1.IndexManifest
+	if err := json.Unmarshal(raw, &index); err != nil {
+		return nil, o.fault("index: %w", err)
 	}
-	b.image, err = choose(b.Ref, idx, want, "")
-	return err
-}
-
-func openLayout(spec string, want *v1.Platform) (v1.Image, error) {
-	folder, tag := spec, ""
-	if i := strings.LastIndexByte(spec, ':'); i > strings.LastIndexByte(spec, filepath.Separator) {
-		folder, tag = spec[:i], spec[i+1:]
-	}
-	if _, err := os.Stat(filepath.Join(folder, "index.json")); err != nil {
-		return nil, fmt.Errorf("%w oci:%s: no OCI layout there: %w", ErrBase, spec, err)
-	}
-	idx, err := layout.ImageIndexFromPath(folder)
-	if err != nil {
-		return nil, fmt.Errorf("%w oci:%s: %w", ErrBase, spec, err)
-	}
-	img, err := choose("oci:"+spec, idx, want, tag)
-	if err != nil && !errors.Is(err, ErrBase) && !errors.Is(err, ErrDigest) {
-		err = fmt.Errorf("%w oci:%s: %w", ErrBase, spec, err)
-	}
-	return img, err
-}
-
-// choose picks the image of an index: by tag, if one is given, then by platform.
-func choose(ref string, idx v1.ImageIndex, want *v1.Platform, tag string) (v1.Image, error) {
-	manifest, err := idx.IndexManifest()
-	if err != nil {
-		return nil, fmt.Errorf("%w %s: %w", ErrBase, ref, err)
-	}
-	var candidates []v1.Descriptor
-	var have []string
-	for _, d := range manifest.Manifests {
-		name := d.Annotations[refNameAnnotation]
-		if tag != "" && name != tag && !strings.HasSuffix(name, ":"+tag) {
-			have = append(have, name)
-			continue
-		}
-		if d.MediaType.IsIndex() {
-			nested, err := idx.ImageIndex(d.Digest)
+	var out []candidate
+	for _, d := range index.Manifests {
+		desc := ocispec.Descriptor{MediaType: string(d.MediaType), Digest: digest.Digest(d.Digest.String()), Size: d.Size}
+		switch {
+		case d.MediaType.IsIndex():
+			_, raw, err := o.images.Manifest(o.ctx, desc.Digest.String())
 			if err != nil {
-				return nil, fmt.Errorf("%w %s: %w", ErrBase, ref, err)
+				return nil, err
 			}
-			return choose(ref, nested, want, "")
+			nested, err := o.candidates(desc, raw, depth+1)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, nested...)
+		case isImage(d):
+			out = append(out, candidate{desc: desc, platform: d.Platform})
 		}
-		if !isImage(d) {
-			continue
-		}
-		candidates = append(candidates, d)
 	}
-	if len(candidates) == 0 {
-		return nil, fmt.Errorf("%w %s: it holds no image%s; tags there: %q", ErrBase, ref, tagged(tag), have)
-	}
-	if len(candidates) == 1 {
-		return verified(ref, idx, candidates[0].Digest)
-	}
-	if want == nil {
-		want, _ = ParsePlatform(DefaultPlatform)
-	}
-	have = nil
-	for _, d := range candidates {
-		if d.Platform != nil && d.Platform.Satisfies(*want) {
-			return verified(ref, idx, d.Digest)
-		}
-		have = append(have, called(d))
-	}
-	return nil, fmt.Errorf("%w %s: no image for %s; there are %s; choose with --platform or by tag",
-		ErrBase, ref, want, strings.Join(have, ", "))
-}
-
-// verified returns an image of an index. Folders are not to be trusted more than registries.
-func verified(ref string, idx v1.ImageIndex, want v1.Hash) (v1.Image, error) {
-	img, err := idx.Image(want)
-	if err != nil {
-		return nil, err
-	}
-	raw, err := img.RawManifest()
-	if err != nil {
-		return nil, err
-	}
-	return img, hasDigest(ref, "manifest", raw, want)
-}
-
-func hasDigest(ref, part string, raw []byte, want v1.Hash) error {
-	got, _, err := v1.SHA256(bytes.NewReader(raw))
-	if err != nil || got != want {
-		return fmt.Errorf("base image %s: its %s has %w %s, not %s", ref, part, ErrDigest, got, want)
-	}
-	return nil
-}
-
-// called returns what an image of an index can be chosen by; not every tool writes the platform.
-func called(d v1.Descriptor) string {
-	switch tag := d.Annotations[refNameAnnotation]; {
-	case d.Platform != nil:
-		return d.Platform.String()
-	case tag != "":
-		return "tag " + tag
-	}
-	return d.Digest.String()
+	return out, nil
 }
 
 // isImage reports whether a manifest of an index is an image: neither an attestation nor the Nydus variant of one of ours.
@@ -243,59 +141,113 @@ func called(d v1.Descriptor) string {
 func isImage(d v1.Descriptor) bool {
 	switch types.MediaType(d.ArtifactType) {
 	case "", types.OCIConfigJSON, types.DockerConfigJSON:
-		return d.Platform == nil || d.Platform.OS != "unknown"
+		return d.MediaType.IsImage() && (d.Platform == nil || d.Platform.OS != "unknown")
 	}
 	return false
 }
 
-func tagged(tag string) string {
-	if tag == "" {
-		return ""
+// choose loads the candidates that are wanted.
+func (o *opener) choose(candidates []candidate, wanted []v1.Platform) ([]*Base, error) {
+	var have []string
+	loaded := make([]*Base, len(candidates))
+	for i, c := range candidates {
+		if c.platform != nil {
+			have = append(have, c.platform.String())
+			continue
+		}
+		b, err := o.load(c)
+		if err != nil {
+			return nil, err
+		}
+		loaded[i], candidates[i].platform = b, &b.Platform
+		have = append(have, b.Platform.String())
 	}
-	return " with tag " + tag
+	if len(candidates) == 0 {
+		return nil, o.fault("it holds no image")
+	}
+	if len(wanted) == 0 {
+		for _, c := range candidates {
+			if c.platform.OS == "linux" && c.platform.Architecture != "" && !slices.ContainsFunc(wanted, c.platform.Equals) {
+				wanted = append(wanted, *c.platform)
+			}
+		}
+	}
+	var out []*Base
+	for _, want := range wanted {
+		i := slices.IndexFunc(candidates, func(c candidate) bool { return c.platform.Satisfies(want) })
+		if i < 0 {
+			return nil, o.fault("no image for %s; there are %s; choose with --platform", want, strings.Join(have, ", "))
+		}
+		b := loaded[i]
+		if b == nil {
+			var err error
+			if b, err = o.load(candidates[i]); err != nil {
+				return nil, err
+			}
+		}
+		out = append(out, b)
+	}
+	if len(out) == 0 {
+		return nil, o.fault("it is for %s; only linux images can be converted", strings.Join(have, ", "))
+	}
+	return out, nil
 }
 
-// load reads manifest and config and checks what can be checked without the layers.
-func (b *Base) load(want *v1.Platform) error {
+// load reads manifest and configuration and checks what can be checked without the layers.
+func (o *opener) load(c candidate) (*Base, error) {
+	b := &Base{Descriptor: c.desc, Raw: c.raw, images: o.images}
 	var err error
-	if b.Manifest, err = b.image.Manifest(); err != nil {
-		return fmt.Errorf("%w %s: %w", ErrBase, b.Ref, err)
+	if b.Raw == nil {
+		if _, b.Raw, err = o.images.Manifest(o.ctx, c.desc.Digest.String()); err != nil {
+			return nil, err
+		}
 	}
-	if b.Config, err = b.image.RawConfigFile(); err != nil {
-		return fmt.Errorf("%w %s: %w", ErrBase, b.Ref, err)
+	if err := json.Unmarshal(b.Raw, &b.Manifest); err != nil {
+		return nil, o.fault("manifest: %w", err)
 	}
-	if err := hasDigest(b.Ref, "configuration", b.Config, b.Manifest.Config.Digest); err != nil {
-		return err
+	if b.Config, err = o.config(b.Manifest.Config); err != nil {
+		return nil, err
 	}
 	var config v1.ConfigFile
 	if err := json.Unmarshal(b.Config, &config); err != nil {
-		return fmt.Errorf("%w %s: configuration: %w", ErrBase, b.Ref, err)
+		return nil, o.fault("configuration: %w", err)
 	}
 	b.Platform = v1.Platform{
 		OS: config.OS, Architecture: config.Architecture, Variant: config.Variant,
 		OSVersion: config.OSVersion, OSFeatures: config.OSFeatures,
 	}
-	if want != nil && !b.Platform.Satisfies(*want) {
-		return fmt.Errorf("%w %s is for %s, not for %s; choose another base or leave out --platform", ErrBase, b.Ref, b.Platform, want)
-	}
 	if b.Platform.OS != "linux" || b.Platform.Architecture == "" {
-		return fmt.Errorf("%w %s is for %q; only linux images can be converted", ErrBase, b.Ref, b.Platform)
+		return nil, o.fault("it is for %q; only linux images can be converted", b.Platform)
 	}
-	b.DiffIDs = config.RootFS.DiffIDs
+	for _, d := range config.RootFS.DiffIDs {
+		b.DiffIDs = append(b.DiffIDs, digest.Digest(d.String()))
+	}
 	if len(b.DiffIDs) != len(b.Manifest.Layers) {
-		return fmt.Errorf("%w %s: %d layers, but %d in the configuration", ErrBase, b.Ref, len(b.Manifest.Layers), len(b.DiffIDs))
+		return nil, o.fault("%d layers, but %d in the configuration", len(b.Manifest.Layers), len(b.DiffIDs))
 	}
 	for _, l := range b.Manifest.Layers {
 		if _, err := LayerMediaType(l.MediaType); err != nil {
-			return fmt.Errorf("%w %s: %w", ErrBase, b.Ref, err)
+			return nil, o.fault("%w", err)
 		}
 	}
-	return nil
+	return b, nil
+}
+
+func (o *opener) config(d ocispec.Descriptor) ([]byte, error) {
+	if d.Size > maxConfig {
+		return nil, o.fault("configuration of %d bytes", d.Size)
+	}
+	r, err := o.images.Blob(o.ctx, d, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	return io.ReadAll(r)
 }
 
 // LayerMediaType returns the OCI media type of a layer; Docker's names say the same.
-func LayerMediaType(t types.MediaType) (string, error) {
-	switch t {
+func LayerMediaType(mediaType string) (string, error) {
+	switch t := types.MediaType(mediaType); t {
 	case types.OCILayer, types.DockerLayer:
 		return string(types.OCILayer), nil
 	case types.OCIUncompressedLayer, types.DockerUncompressedLayer:
@@ -303,5 +255,29 @@ func LayerMediaType(t types.MediaType) (string, error) {
 	case types.OCILayerZStd:
 		return string(types.OCILayerZStd), nil
 	}
-	return "", fmt.Errorf("layer of media type %s: not a tar, tar+gzip or tar+zstd layer", t)
+	return "", fmt.Errorf("layer of media type %s: not a tar, tar+gzip or tar+zstd layer", mediaType)
+}
+
+// Advice says what to write instead of a reference that other tools would take, but this one does not; "" if it knows nothing.
+func Advice(ref string) string {
+	if path, ok := strings.CutPrefix(ref, "docker-daemon:"); ok {
+		return fmt.Sprintf("save it first: docker save -o FILE %s; then give docker-archive:FILE", path)
+	}
+	for _, scheme := range []string{"docker://", "https://", "http://"} {
+		if strings.HasPrefix(ref, scheme) {
+			return "leave out " + scheme
+		}
+	}
+	for _, transport := range []string{"oci-archive:", "containers-storage:", "dir:"} {
+		if strings.HasPrefix(ref, transport) {
+			return fmt.Sprintf("make an OCI layout of it: skopeo copy %s oci:FOLDER:TAG; then give oci:FOLDER:TAG", ref)
+		}
+	}
+	if !strings.HasPrefix(ref, ".") && !strings.HasPrefix(ref, "/") {
+		return ""
+	}
+	if info, err := os.Stat(ref); err == nil && !info.IsDir() {
+		return "for an archive made by docker save write docker-archive:" + ref
+	}
+	return "for a folder with an OCI layout write oci:" + ref
 }

@@ -1,0 +1,231 @@
+package layer
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/shoal-project/shoal/peer/chunkmap"
+	"github.com/zeebo/blake3"
+)
+
+// Config says how a layer is cut for readers of chunks.
+type Config struct {
+	// ChunkSize is the length in bytes at which files are cut, a multiple of 4 KiB.
+	ChunkSize uint32
+	// Table returns what is appended behind the tar, whose length is offset. It is not called for a layer without data,
+	// which gets no table. It must return the same for the same chunks.
+	Table func(offset int64, chunks []Chunk) []byte
+	// Progress, if not nil, is called with the number of bytes read since it was called last.
+	Progress func(n int64)
+	// AnyFormat takes model files as they are, also those whose header contradicts them; otherwise they are an error.
+	AnyFormat bool
+}
+
+// Chunk is one cut of one file.
+type Chunk struct {
+	Offset     int64 // in the layer, in bytes
+	Size       uint32
+	Digest     [32]byte // BLAKE3 of its bytes
+	FileOffset int64    // in the file
+}
+
+// Extent is where the chunks of one file are.
+type Extent struct {
+	Entry        int // number of the entry in the layer
+	First, Count int // in Layer.Chunks
+}
+
+// Layer is a layer whose content was read once. It is not changed any more and may be used concurrently.
+type Layer struct {
+	Digest  digest.Digest // sha256; the layer is not compressed, so it is its DiffID too
+	Size    int64         // in bytes, with the table
+	TarSize int64         // in bytes; where the table begins
+	Map     *chunkmap.Map
+	Entries []Entry
+	Chunks  []Chunk
+	Extents []Extent // of the files that have content
+
+	segments []segment
+}
+
+// Writer makes a layer of the entries added to it. It is not safe for concurrent use.
+type Writer struct {
+	cfg   Config
+	out   io.Writer
+	sum   hash.Hash
+	cut   *chunkmap.Cutter
+	layer Layer
+	// Two buffers: one is hashed while the next is filled.
+	bufs [2][]byte
+}
+
+// NewWriter returns a Writer that passes the layer's bytes on to out.
+func NewWriter(out io.Writer, cfg Config) *Writer {
+	if cfg.Progress == nil {
+		cfg.Progress = func(int64) {}
+	}
+	return &Writer{cfg: cfg, out: out, sum: sha256.New(), cut: chunkmap.NewCutter()}
+}
+
+// Size returns the number of bytes written so far.
+func (w *Writer) Size() int64 { return w.layer.TarSize }
+
+// Add appends an entry. A directory must come before what is in it. content is that of a file from its start; nil: the entry is opened. The
+// error names the file that could not be read, whose size is not what the entry says, or whose header contradicts it.
+func (w *Writer) Add(ctx context.Context, e Entry, content io.Reader) error {
+	if err := w.add(ctx, e, content); err != nil {
+		return fmt.Errorf("%s: %w", e.Name, err)
+	}
+	return nil
+}
+
+func (w *Writer) add(ctx context.Context, e Entry, content io.Reader) error {
+	w.layer.Entries = append(w.layer.Entries, e)
+	number := len(w.layer.Entries) - 1
+	if e.Kind != File || e.Size == 0 {
+		head, err := header(&e, 0)
+		if err != nil {
+			return err
+		}
+		return w.emit(segment{entry: number, kind: isHeader, length: int64(len(head))}, head)
+	}
+	head, comment, err := alignedHeader(&e, w.layer.TarSize)
+	if err != nil {
+		return err
+	}
+	if err := w.emit(segment{entry: number, kind: isHeader, comment: comment, length: int64(len(head))}, head); err != nil {
+		return err
+	}
+	if content == nil {
+		r, err := e.Open(ctx, 0)
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		content = r
+	}
+	first := len(w.layer.Chunks)
+	if err := w.content(ctx, &e, content); err != nil {
+		return err
+	}
+	w.layer.segments = append(w.layer.segments, segment{entry: number, kind: isContent, length: e.Size})
+	w.layer.Extents = append(w.layer.Extents, Extent{number, first, len(w.layer.Chunks) - first})
+	return w.zeros(-e.Size & 511)
+}
+
+// Finish ends the layer. The Writer must not be used afterwards.
+func (w *Writer) Finish() (*Layer, error) {
+	if err := w.zeros(1024); err != nil { // two blocks of them end a tar
+		return nil, err
+	}
+	if err := w.zeros(-w.layer.TarSize & (Align - 1)); err != nil {
+		return nil, err
+	}
+	tarSize := w.layer.TarSize
+	if len(w.layer.Chunks) > 0 {
+		table := w.cfg.Table(tarSize, w.layer.Chunks)
+		if err := w.emit(segment{raw: table, length: int64(len(table))}, table); err != nil {
+			return nil, err
+		}
+	}
+	l := &w.layer
+	l.TarSize, l.Size = tarSize, w.cut.Size()
+	l.Digest = digest.NewDigest(digest.SHA256, w.sum)
+	l.Map = w.cut.Map(l.Digest)
+	return l, nil
+}
+
+// emit appends bytes that are not those of a file.
+func (w *Writer) emit(s segment, raw []byte) error {
+	w.layer.segments = append(w.layer.segments, s)
+	w.layer.TarSize += s.length
+	w.sum.Write(raw)
+	_, _ = w.cut.Write(raw) // it never fails
+	_, err := w.out.Write(raw)
+	return err
+}
+
+func (w *Writer) zeros(n int64) error {
+	if n == 0 {
+		return nil
+	}
+	return w.emit(segment{length: n}, make([]byte, n))
+}
+
+// content appends the bytes of a file. One part is hashed, in four ways at once, while the next is read.
+func (w *Writer) content(ctx context.Context, e *Entry, r io.Reader) error {
+	w.cut.BeginFile(e.Name, e.Size)
+	part, err := w.fill(ctx, r, 0, e.Size)
+	for done := int64(0); err == nil && done < e.Size; {
+		chunk := Chunk{Offset: w.layer.TarSize, Size: uint32(len(part)), FileOffset: done}
+		done += int64(len(part))
+		var next []byte
+		var werr, rerr error
+		var all sync.WaitGroup
+		all.Go(func() { w.sum.Write(part) })
+		all.Go(func() { _, _ = w.cut.Write(part) })
+		all.Go(func() { chunk.Digest = blake3.Sum256(part) })
+		if done < e.Size {
+			all.Go(func() { next, rerr = w.fill(ctx, r, done, e.Size) })
+		}
+		_, werr = w.out.Write(part)
+		all.Wait()
+		w.layer.Chunks = append(w.layer.Chunks, chunk)
+		w.layer.TarSize += int64(len(part))
+		w.cfg.Progress(int64(len(part)))
+		part, err = next, errors.Join(werr, rerr)
+	}
+	if ferr := w.cut.EndFile(); err == nil && ferr != nil && !w.cfg.AnyFormat {
+		err = ferr
+	}
+	if err != nil {
+		return err
+	}
+	return atEnd(r)
+}
+
+// fill reads the part of a file that begins at done into the buffer whose turn it is.
+func (w *Writer) fill(ctx context.Context, r io.Reader, done, size int64) ([]byte, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	turn := int(done/int64(w.cfg.ChunkSize)) & 1
+	n := min(int64(w.cfg.ChunkSize), size-done)
+	if int64(len(w.bufs[turn])) < n {
+		w.bufs[turn] = make([]byte, max(n, min(size, int64(w.cfg.ChunkSize))))
+	}
+	part := w.bufs[turn][:n]
+	if _, err := io.ReadFull(r, part); err != nil {
+		return nil, shorter(err)
+	}
+	return part, nil
+}
+
+// shorter turns an early end of a file into ErrChanged.
+func shorter(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("it became shorter: %w", ErrChanged)
+	}
+	return err
+}
+
+// atEnd checks that a file ends where its size says. This is also where a source that verifies its files says what it found.
+func atEnd(r io.Reader) error {
+	var one [1]byte
+	for {
+		switch n, err := r.Read(one[:]); {
+		case n > 0:
+			return fmt.Errorf("it became longer: %w", ErrChanged)
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+}

@@ -1,0 +1,326 @@
+package repository
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/google/renameio/v2"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+)
+
+// partialPrefix begins the names of files that are being written.
+const partialPrefix = ".partial-"
+
+// Layout is an OCI image layout: a folder with blobs by digest, and index.json, which holds the tags as annotations. Several
+// processes may write to one at once.
+type Layout struct{ folder string }
+
+// NewLayout returns the layout in the folder. Nothing is read or made before the first call of a method.
+func NewLayout(folder string) *Layout { return &Layout{folder} }
+
+func (l *Layout) blobPath(d digest.Digest) string {
+	return filepath.Join(l.folder, ocispec.ImageBlobsDir, d.Algorithm().String(), d.Encoded())
+}
+
+// make creates what every layout has.
+func (l *Layout) make(algorithm digest.Algorithm) error {
+	if err := os.MkdirAll(filepath.Join(l.folder, ocispec.ImageBlobsDir, algorithm.String()), 0o755); err != nil {
+		return fmt.Errorf("%w: %w", ErrLayout, err)
+	}
+	mark := filepath.Join(l.folder, ocispec.ImageLayoutFile)
+	if _, err := os.Stat(mark); err == nil {
+		return nil
+	}
+	raw, err := json.Marshal(ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion})
+	if err != nil {
+		return err
+	}
+	if err := renameio.WriteFile(mark, raw, 0o644); err != nil {
+		return fmt.Errorf("%w: %w", ErrLayout, err)
+	}
+	return nil
+}
+
+// index reads index.json; a missing one is ErrNotFound.
+func (l *Layout) index() (*ocispec.Index, error) {
+	raw, err := os.ReadFile(filepath.Join(l.folder, ocispec.ImageIndexFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w oci:%s: %w: it has no %s", ErrLayout, l.folder, ErrNotFound, ocispec.ImageIndexFile)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w oci:%s: %w", ErrLayout, l.folder, err)
+	}
+	index := &ocispec.Index{}
+	if err := json.Unmarshal(raw, index); err != nil {
+		return nil, fmt.Errorf("%w oci:%s: %s: %w", ErrLayout, l.folder, ocispec.ImageIndexFile, err)
+	}
+	return index, nil
+}
+
+// find returns the descriptor of a tag or digest; of nothing, that of the only image there is.
+func (l *Layout) find(ref string) (ocispec.Descriptor, error) {
+	if d, err := digest.Parse(ref); err == nil {
+		info, err := os.Stat(l.blobPath(d))
+		if err != nil {
+			return ocispec.Descriptor{}, fmt.Errorf("manifest %s in oci:%s: %w", ref, l.folder, ErrNotFound)
+		}
+		return ocispec.Descriptor{Digest: d, Size: info.Size()}, nil
+	}
+	index, err := l.index()
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	var tags []string
+	for _, d := range index.Manifests {
+		tag := d.Annotations[ocispec.AnnotationRefName]
+		if ref != "" && tagged(tag, ref) || ref == "" && len(index.Manifests) == 1 {
+			return d, nil
+		}
+		tags = append(tags, tag)
+	}
+	return ocispec.Descriptor{}, fmt.Errorf("tag %q in oci:%s: %w; tags there: %q", ref, l.folder, ErrNotFound, tags)
+}
+
+// tagged reports whether a name in a layout is that of the tag; some tools write the whole reference.
+func tagged(name, tag string) bool { return name == tag || strings.HasSuffix(name, ":"+tag) }
+
+// Manifest returns the manifest or index under a tag or digest; under "" the only one there is, or index.json itself where it names
+// several without tags, such as one for each platform. Errors: ErrNotFound, ErrDigest, ErrLayout.
+func (l *Layout) Manifest(_ context.Context, ref string) (ocispec.Descriptor, []byte, error) {
+	if ref == "" {
+		if desc, raw, ok := l.untagged(); ok {
+			return desc, raw, nil
+		}
+	}
+	desc, err := l.find(ref)
+	if err != nil {
+		return desc, nil, err
+	}
+	file, err := os.Open(l.blobPath(desc.Digest))
+	if err != nil {
+		return desc, nil, fmt.Errorf("manifest %s in oci:%s: %w (%w)", desc.Digest, l.folder, ErrNotFound, err)
+	}
+	defer file.Close()
+	raw, err := io.ReadAll(io.LimitReader(file, maxManifest+1))
+	if err != nil {
+		return desc, nil, fmt.Errorf("manifest %s in oci:%s: %w", desc.Digest, l.folder, err)
+	}
+	if desc.MediaType == "" {
+		var head struct {
+			MediaType string `json:"mediaType"`
+		}
+		_ = json.Unmarshal(raw, &head) // what is no JSON is found out by who wants to use it
+		desc.MediaType = head.MediaType
+	}
+	return desc, raw, hasDigest(desc.Digest, raw)
+}
+
+// untagged returns index.json as an index if it names several manifests and none of them has a tag.
+func (l *Layout) untagged() (ocispec.Descriptor, []byte, bool) {
+	index, err := l.index()
+	if err != nil || len(index.Manifests) < 2 || slices.ContainsFunc(index.Manifests, func(d ocispec.Descriptor) bool {
+		return d.Annotations[ocispec.AnnotationRefName] != ""
+	}) {
+		return ocispec.Descriptor{}, nil, false
+	}
+	raw, err := json.Marshal(index)
+	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex, Digest: digest.FromBytes(raw), Size: int64(len(raw))}, raw, err == nil
+}
+
+func hasDigest(want digest.Digest, raw []byte) error {
+	if got := want.Algorithm().FromBytes(raw); got != want || len(raw) > maxManifest {
+		return fmt.Errorf("manifest %s: %w: it has %s", want, ErrDigest, got)
+	}
+	return nil
+}
+
+// Has reports whether the blob is there.
+func (l *Layout) Has(_ context.Context, d digest.Digest) (bool, error) {
+	_, err := os.Stat(l.blobPath(d))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// Blob returns the bytes of a blob from offset on. From offset 0 they end in an error of class ErrDigest instead of EOF if they are
+// not those of the descriptor.
+func (l *Layout) Blob(_ context.Context, d ocispec.Descriptor, offset int64) (io.ReadCloser, error) {
+	file, err := os.Open(l.blobPath(d.Digest))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("blob %s in oci:%s: %w", d.Digest, l.folder, ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("blob %s: %w", d.Digest, err)
+	}
+	if _, err := file.Seek(offset, io.SeekStart); err != nil {
+		file.Close()
+		return nil, fmt.Errorf("blob %s: %w", d.Digest, err)
+	}
+	return verified(file, d, offset), nil
+}
+
+// Push brings a blob into the layout, unless it is there whole.
+func (l *Layout) Push(ctx context.Context, b Blob) (Outcome, error) {
+	if b.Progress == nil {
+		b.Progress = func(int64) {}
+	}
+	if info, err := os.Stat(l.blobPath(b.Digest)); err == nil && info.Size() == b.Size {
+		b.Progress(b.Size)
+		return Present, nil
+	}
+	r, err := b.Open(ctx, 0)
+	if err != nil {
+		return "", err
+	}
+	defer r.Close()
+	up, err := l.create(b.Digest.Algorithm())
+	if err != nil {
+		return "", err
+	}
+	defer up.Cancel(ctx)
+	sent := newVerifier(io.NopCloser(&contextReader{ctx, r, b.Progress}), b.Descriptor)
+	if _, err := io.Copy(up, sent); err != nil {
+		return "", err
+	}
+	return Sent, up.Commit(ctx, b.Digest, b.Size)
+}
+
+// contextReader ends with the context. It lives no longer than the call it belongs to.
+type contextReader struct {
+	ctx      context.Context
+	r        io.Reader
+	progress func(int64)
+}
+
+func (c *contextReader) Read(p []byte) (int, error) {
+	if c.ctx.Err() != nil {
+		return 0, context.Cause(c.ctx)
+	}
+	n, err := c.r.Read(p)
+	c.progress(int64(n))
+	return n, err
+}
+
+// Create begins a blob whose digest is not known yet.
+func (l *Layout) Create(context.Context) (Upload, error) { return l.create(digest.SHA256) }
+
+func (l *Layout) create(algorithm digest.Algorithm) (*partial, error) {
+	if err := l.make(algorithm); err != nil {
+		return nil, err
+	}
+	file, err := os.CreateTemp(filepath.Dir(l.blobPath(digest.NewDigestFromEncoded(algorithm, "x"))), partialPrefix)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrLayout, err)
+	}
+	return &partial{File: file, layout: l}, nil
+}
+
+// partial is a blob on its way into a layout.
+type partial struct {
+	*os.File
+	layout *Layout
+	ended  bool
+}
+
+func (p *partial) Write(b []byte) (int, error) {
+	n, err := p.File.Write(b)
+	if err != nil {
+		err = fmt.Errorf("%w oci:%s: %w", ErrLayout, p.layout.folder, err)
+	}
+	return n, err
+}
+
+func (p *partial) Commit(_ context.Context, d digest.Digest, size int64) error {
+	info, err := p.Stat()
+	if err == nil && info.Size() != size {
+		err = fmt.Errorf("%d bytes of %d were written", info.Size(), size)
+	}
+	if err == nil {
+		err = p.Chmod(0o644)
+	}
+	if err == nil {
+		err = p.Close()
+	}
+	if err == nil {
+		err = os.Rename(p.Name(), p.layout.blobPath(d))
+	}
+	if err != nil {
+		return fmt.Errorf("%w: blob %s: %w", ErrLayout, d, err)
+	}
+	p.ended = true
+	return nil
+}
+
+func (p *partial) Cancel(context.Context) {
+	if !p.ended {
+		p.ended = true
+		_ = p.Close()
+		_ = os.Remove(p.Name())
+	}
+}
+
+// PutManifest writes a manifest whose blobs are there, under its digest or a tag, which moves.
+func (l *Layout) PutManifest(ctx context.Context, ref, mediaType string, raw []byte) error {
+	d := digest.FromBytes(raw)
+	if want, err := digest.Parse(ref); err == nil {
+		d = want
+	}
+	up, err := l.create(d.Algorithm())
+	if err != nil {
+		return err
+	}
+	defer up.Cancel(ctx)
+	if _, err := up.Write(raw); err != nil {
+		return err
+	}
+	if err := up.Commit(ctx, d, int64(len(raw))); err != nil || ref == d.String() {
+		return err
+	}
+	return l.tag(ref, ocispec.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(raw))})
+}
+
+// tag gives a manifest a tag in index.json.
+func (l *Layout) tag(tag string, desc ocispec.Descriptor) error {
+	lock, err := os.Open(l.folder)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrLayout, err)
+	}
+	defer lock.Close() // which unlocks
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return fmt.Errorf("%w: lock %s: %w", ErrLayout, l.folder, err)
+	}
+	index, err := l.index()
+	if errors.Is(err, ErrNotFound) {
+		index, err = &ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}, nil
+	}
+	if err != nil {
+		return err
+	}
+	index.Manifests = slices.DeleteFunc(index.Manifests, func(d ocispec.Descriptor) bool {
+		return d.Annotations[ocispec.AnnotationRefName] == tag
+	})
+	if tag != "" {
+		desc.Annotations = map[string]string{ocispec.AnnotationRefName: tag}
+	}
+	index.Manifests = append(index.Manifests, desc)
+	raw, err := json.Marshal(index)
+	if err != nil {
+		return err
+	}
+	if err := renameio.WriteFile(filepath.Join(l.folder, ocispec.ImageIndexFile), raw, 0o644); err != nil {
+		return fmt.Errorf("%w: %w", ErrLayout, err)
+	}
+	return nil
+}

@@ -1,0 +1,280 @@
+package repository
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Config says how registries are spoken to. The zero value asks anonymously.
+type Config struct {
+	Keychain  authn.Keychain    // nil: anonymous
+	Transport http.RoundTripper // nil: http.DefaultTransport
+	Retry     Retry
+	UserAgent string
+	Logger    *slog.Logger // nil discards
+}
+
+// Registry is one repository of a registry.
+type Registry struct {
+	repo name.Repository
+	cfg  Config
+
+	mu     sync.Mutex
+	client *http.Client // guarded by mu; nil before the first request
+	scopes []string     // guarded by mu; what the client may do
+}
+
+// NewRegistry returns the repository. Nothing is asked before the first call of a method.
+func NewRegistry(repo name.Repository, cfg Config) *Registry {
+	if cfg.Keychain == nil {
+		cfg.Keychain = authn.NewMultiKeychain()
+	}
+	if cfg.Transport == nil {
+		cfg.Transport = http.DefaultTransport
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.UserAgent == "" {
+		cfg.UserAgent = "shoal"
+	}
+	cfg.Retry = cfg.Retry.withDefaults()
+	return &Registry{repo: repo, cfg: cfg}
+}
+
+// Repository returns the name of the repository.
+func (r *Registry) Repository() name.Repository { return r.repo }
+
+// access are the rights an operation needs.
+type access int
+
+const (
+	reading access = iota
+	writing
+)
+
+// session returns a client that has the rights, asking the registry how it wants to be asked if need be.
+func (r *Registry) session(ctx context.Context, need access, from ...name.Repository) (*http.Client, error) {
+	wanted := []string{r.repo.Scope(transport.PullScope)}
+	if need == writing {
+		wanted = []string{r.repo.Scope(transport.PushScope)}
+	}
+	for _, f := range from {
+		wanted = append(wanted, f.Scope(transport.PullScope))
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	missing := false
+	for _, w := range wanted {
+		if !contains(r.scopes, w) {
+			missing = true
+			r.scopes = append(r.scopes, w)
+		}
+	}
+	if r.client != nil && !missing {
+		return r.client, nil
+	}
+	auth, err := r.cfg.Keychain.Resolve(r.repo)
+	if err != nil {
+		return nil, err
+	}
+	scopes := append([]string(nil), r.scopes...)
+	var rt http.RoundTripper
+	err = r.cfg.Retry.do(ctx, func(ctx context.Context) error {
+		base := transport.NewUserAgent(r.cfg.Transport, r.cfg.UserAgent)
+		rt, err = transport.NewWithContext(ctx, r.repo.Registry, auth, base, scopes)
+		if unreachable(err) {
+			return &ownError{err} // who mistyped a name should not wait
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	r.client = &http.Client{Transport: rt}
+	return r.client, nil
+}
+
+func contains(list []string, s string) bool {
+	for _, l := range list {
+		if l == s {
+			return true
+		}
+	}
+	return false
+}
+
+func (r *Registry) url(format string, args ...any) *url.URL {
+	return &url.URL{
+		Scheme: r.repo.Scheme(), Host: r.repo.RegistryStr(),
+		Path: "/v2/" + r.repo.RepositoryStr() + "/" + fmt.Sprintf(format, args...),
+	}
+}
+
+// call is one request. The body of the response is the caller's to close.
+type call struct {
+	method string
+	url    *url.URL
+	header http.Header
+	body   io.Reader
+	length int64 // of body; -1 if not known
+}
+
+func (r *Registry) send(ctx context.Context, client *http.Client, c call) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, c.method, c.url.String(), c.body)
+	if err != nil {
+		return nil, &ownError{err}
+	}
+	req.ContentLength = c.length
+	if c.body == nil {
+		req.ContentLength = 0
+	}
+	for key, values := range c.header {
+		req.Header[key] = values
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, cause(ctx, err)
+	}
+	return resp, nil
+}
+
+// cause puts the reason why a context ended in the place of its bare error.
+func cause(ctx context.Context, err error) error {
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return fmt.Errorf("%w", context.Cause(ctx))
+	}
+	return err
+}
+
+// Manifest returns the manifest or index under a tag or digest, with its descriptor. Errors: ErrNotFound, ErrDigest, those of
+// the registry.
+func (r *Registry) Manifest(ctx context.Context, ref string) (ocispec.Descriptor, []byte, error) {
+	var desc ocispec.Descriptor
+	var raw []byte
+	client, err := r.session(ctx, reading)
+	if err != nil {
+		return desc, nil, err
+	}
+	err = r.cfg.Retry.do(ctx, func(ctx context.Context) error {
+		ctx, w := newWatch(ctx, r.cfg.Retry.Idle)
+		defer w.end()
+		resp, err := r.send(ctx, client, call{method: http.MethodGet, url: r.url("manifests/%s", ref), header: http.Header{
+			"Accept": {strings.Join(manifestTypes(), ", ")},
+		}})
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode == http.StatusNotFound {
+			return fmt.Errorf("manifest %s: %w (%w)", ref, ErrNotFound, wantStatus(resp, http.StatusOK))
+		}
+		if err := wantStatus(resp, http.StatusOK); err != nil {
+			return err
+		}
+		if raw, err = io.ReadAll(io.LimitReader(resp.Body, maxManifest+1)); err != nil {
+			return cause(ctx, err)
+		}
+		desc, err = describe(ref, resp.Header.Get("Content-Type"), raw)
+		return err
+	})
+	return desc, raw, err
+}
+
+// manifestTypes are the kinds of manifest that are asked for.
+func manifestTypes() []string {
+	return []string{
+		ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest,
+		"application/vnd.docker.distribution.manifest.list.v2+json", "application/vnd.docker.distribution.manifest.v2+json",
+		"application/vnd.docker.distribution.manifest.v1+prettyjws",
+	}
+}
+
+// describe checks a manifest and returns its descriptor.
+func describe(ref, mediaType string, raw []byte) (ocispec.Descriptor, error) {
+	if len(raw) > maxManifest {
+		return ocispec.Descriptor{}, fmt.Errorf("manifest %s has more than %d bytes: %w", ref, maxManifest, ErrDigest)
+	}
+	mediaType, _, _ = strings.Cut(mediaType, ";")
+	desc := ocispec.Descriptor{MediaType: strings.TrimSpace(mediaType), Digest: digest.FromBytes(raw), Size: int64(len(raw))}
+	if want, err := digest.Parse(ref); err == nil {
+		if got := want.Algorithm().FromBytes(raw); got != want {
+			return desc, fmt.Errorf("manifest %s: %w: it has %s", ref, ErrDigest, got)
+		}
+		desc.Digest = want
+	}
+	return desc, nil
+}
+
+// Has reports whether the blob is there.
+func (r *Registry) Has(ctx context.Context, d digest.Digest) (bool, error) {
+	client, err := r.session(ctx, reading)
+	if err != nil {
+		return false, err
+	}
+	return r.has(ctx, client, d)
+}
+
+func (r *Registry) has(ctx context.Context, client *http.Client, d digest.Digest) (found bool, err error) {
+	err = r.cfg.Retry.do(ctx, func(ctx context.Context) error {
+		ctx, w := newWatch(ctx, r.cfg.Retry.Idle)
+		defer w.end()
+		resp, err := r.send(ctx, client, call{method: http.MethodHead, url: r.url("blobs/%s", d)})
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		found = resp.StatusCode == http.StatusOK
+		return wantStatus(resp, http.StatusOK, http.StatusNotFound)
+	})
+	return found, err
+}
+
+// PutManifest writes a manifest whose blobs are there, under its digest or a tag.
+func (r *Registry) PutManifest(ctx context.Context, ref, mediaType string, raw []byte) error {
+	client, err := r.session(ctx, writing)
+	if err != nil {
+		return err
+	}
+	return r.cfg.Retry.do(ctx, func(ctx context.Context) error {
+		ctx, w := newWatch(ctx, r.cfg.Retry.Commit)
+		defer w.end()
+		resp, err := r.send(ctx, client, call{
+			method: http.MethodPut, url: r.url("manifests/%s", ref), body: strings.NewReader(string(raw)), length: int64(len(raw)),
+			header: http.Header{"Content-Type": {mediaType}},
+		})
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		return wantStatus(resp, http.StatusOK, http.StatusCreated, http.StatusAccepted)
+	})
+}
+
+// Blob returns the bytes of a blob from offset on. It reads on over broken connections. From offset 0 it ends in an error of class ErrDigest
+// instead of EOF if the bytes are not those of the descriptor; from another one nothing but their number can be told. The context
+// bounds the reading too.
+func (r *Registry) Blob(ctx context.Context, d ocispec.Descriptor, offset int64) (io.ReadCloser, error) {
+	client, err := r.session(ctx, reading)
+	if err != nil {
+		return nil, err
+	}
+	b := &blobReader{ctx: ctx, r: r, client: client, desc: d, tries: tries{retry: r.cfg.Retry}, offset: offset}
+	if err := b.reopen(nil); err != nil {
+		return nil, err
+	}
+	return verified(b, d, offset), nil
+}
