@@ -6,64 +6,114 @@ import (
 	"github.com/zeebo/blake3"
 )
 
-// Builder computes the chunk map of the bytes written to it. Make one with NewBuilder. It is an io.Writer that never
-// fails, holds no more than the digests, and is not safe for concurrent use.
+// Builder computes the chunk map of the bytes written to it, cut where its caller says: it replays the cuts of another
+// map. Make one with NewBuilder. It is an io.Writer that never fails, holds no more than the digests, and is not safe for
+// concurrent use. A Cutter decides about the cuts by itself.
 type Builder struct {
-	size   int64
-	groups []piece.Digest
-	chunks []Chunk
-
-	group, chunk       *blake3.Hasher
-	groupLen, chunkLen int
+	groups groupHash
+	chunks chunkHash
 }
 
 // NewBuilder returns a Builder that has seen no byte.
-func NewBuilder() *Builder { return &Builder{group: blake3.New(), chunk: blake3.New()} }
+func NewBuilder() *Builder { return &Builder{groups: newGroupHash(), chunks: newChunkHash()} }
 
 // Write takes the next bytes of the blob. The error is always nil.
 func (b *Builder) Write(p []byte) (int, error) {
-	written := len(p)
-	for len(p) > 0 {
-		n := min(len(p), piece.GroupSize-b.groupLen, MaxChunk-b.chunkLen)
-		_, _ = b.group.Write(p[:n]) // a hash never fails to write
-		_, _ = b.chunk.Write(p[:n])
-		b.groupLen, b.chunkLen, b.size = b.groupLen+n, b.chunkLen+n, b.size+int64(n)
-		p = p[n:]
-		if b.groupLen == piece.GroupSize {
-			b.endGroup()
-		}
-		if b.chunkLen == MaxChunk {
-			b.Cut()
-		}
-	}
-	return written, nil
+	b.groups.write(p)
+	b.chunks.upToMax(p)
+	return len(p), nil
 }
 
 // Size returns the number of bytes written so far.
-func (b *Builder) Size() int64 { return b.size }
+func (b *Builder) Size() int64 { return b.chunks.size() }
 
-// Cut ends a chunk at the bytes written so far: a tensor or a file begins or ends here. Cutting twice at one place is the
-// same as once.
-func (b *Builder) Cut() {
-	if b.chunkLen == 0 {
-		return
-	}
-	b.chunks = append(b.chunks, Chunk{Length: uint32(b.chunkLen), Digest: sum(b.chunk)})
-	b.chunkLen = 0
-}
-
-func (b *Builder) endGroup() {
-	b.groups = append(b.groups, sum(b.group))
-	b.groupLen = 0
-}
+// Cut ends a chunk at the bytes written so far. Cutting twice at one place is the same as once.
+func (b *Builder) Cut() { b.chunks.cut() }
 
 // Map ends the blob and returns its map. The Builder must not be used afterwards.
 func (b *Builder) Map(blob digest.Digest) *Map {
-	if b.groupLen > 0 {
-		b.endGroup()
+	b.chunks.cut()
+	return &Map{Blob: blob, Size: b.Size(), Groups: b.groups.end(), Chunks: b.chunks.list}
+}
+
+// groupHash digests the groups of a stream.
+type groupHash struct {
+	list   []piece.Digest
+	hash   *blake3.Hasher
+	length int // of the group begun, in bytes
+}
+
+func newGroupHash() groupHash { return groupHash{hash: blake3.New()} }
+
+func (g *groupHash) write(p []byte) {
+	for len(p) > 0 {
+		n := min(len(p), piece.GroupSize-g.length)
+		if n == piece.GroupSize { // it is hashed where it lies
+			g.list = append(g.list, piece.HashGroup(p[:n]))
+			p = p[n:]
+			continue
+		}
+		_, _ = g.hash.Write(p[:n]) // a hash never fails to write
+		p = p[n:]
+		if g.length += n; g.length == piece.GroupSize {
+			g.end()
+		}
 	}
-	b.Cut()
-	return &Map{Blob: blob, Size: b.size, Groups: b.groups, Chunks: b.chunks}
+}
+
+// end ends the group begun, if there is one, and returns all of them.
+func (g *groupHash) end() []piece.Digest {
+	if g.length > 0 {
+		g.list = append(g.list, sum(g.hash))
+		g.length = 0
+	}
+	return g.list
+}
+
+// chunkHash digests the chunks of a stream.
+type chunkHash struct {
+	list   []Chunk
+	hash   *blake3.Hasher
+	start  int64 // where the chunk begun begins, in bytes from the blob's start
+	length int   // of the chunk begun, in bytes
+}
+
+func newChunkHash() chunkHash { return chunkHash{hash: blake3.New()} }
+
+func (c *chunkHash) size() int64 { return c.start + int64(c.length) }
+
+// write adds bytes to the chunk begun, which must stay within MaxChunk, and ends it if last is set.
+func (c *chunkHash) write(p []byte, last bool) {
+	if last && c.length == 0 && len(p) > 0 { // a chunk that lies in one piece is hashed where it lies
+		c.add(len(p), blake3.Sum256(p))
+		return
+	}
+	_, _ = c.hash.Write(p) // a hash never fails to write
+	c.length += len(p)
+	if last {
+		c.cut()
+	}
+}
+
+// upToMax adds bytes and ends a chunk whenever it has MaxChunk.
+func (c *chunkHash) upToMax(p []byte) {
+	for len(p) > 0 {
+		n := min(len(p), MaxChunk-c.length)
+		c.write(p[:n], c.length+n == MaxChunk)
+		p = p[n:]
+	}
+}
+
+// cut ends the chunk begun, if there is one.
+func (c *chunkHash) cut() {
+	if c.length > 0 {
+		c.add(c.length, sum(c.hash))
+	}
+}
+
+func (c *chunkHash) add(length int, digest piece.Digest) {
+	c.list = append(c.list, Chunk{Length: uint32(length), Digest: digest})
+	c.start, c.length = c.start+int64(length), 0
 }
 
 // sum returns the digest of what h has seen and makes it ready for the next part.

@@ -95,9 +95,13 @@ func (m *Map) Verify(off int64, data []byte) error {
 
 // Encode returns the encoding described at the top of this package. Equal maps have equal encodings.
 func (m *Map) Encode() []byte {
-	out := make([]byte, 0, headerSize+len(m.Blob)+groupSize*len(m.Groups)+chunkSize*len(m.Chunks))
+	out := make([]byte, 0, m.encodedSize())
 	out, _ = m.AppendBinary(out) // it never fails
 	return out
+}
+
+func (m *Map) encodedSize() int {
+	return headerSize + len(m.Blob) + groupSize*len(m.Groups) + chunkSize*len(m.Chunks)
 }
 
 // AppendBinary implements encoding.BinaryAppender: it appends the encoding to out. The error is always nil.
