@@ -55,7 +55,7 @@ func (g *gear) scan(length int, p []byte) (n int, last bool) {
 	if skip := g.least - window - length; skip > 0 { // these bytes decide nothing
 		n = min(skip, len(p))
 	}
-	for n < len(p) {
+	for n < len(p) && length+n < g.most {
 		at := length + n
 		end, bar := g.most, g.bar<<normal
 		switch {
