@@ -18,6 +18,7 @@ type decoder struct {
 
 	meta   int64
 	flags  uint64
+	wanted [2]uint64         // offset and length of the prefetch table
 	inodes map[uint64]*Inode // by nid
 	dirs   map[uint64]bool   // directories that were entered: a second time is a loop
 	chunks map[[2]uint32]uint32
@@ -51,6 +52,9 @@ func Decode(r io.ReaderAt, size int64) (*Image, error) {
 		return nil, fmt.Errorf("the root is no directory: %w", ErrInvalid)
 	}
 	d.img.Root = root
+	if err := d.readPrefetch(); err != nil {
+		return nil, fmt.Errorf("prefetch table: %w", err)
+	}
 	return d.img, nil
 }
 
@@ -99,6 +103,7 @@ func (d *decoder) readSuper() (rootNid uint64, err error) {
 	if d.flags&flagTarfs != 0 || bits.OnesCount64(d.flags&compressFlags) != 1 {
 		return 0, fmt.Errorf("flags %#x: %w", d.flags, ErrUnsupported)
 	}
+	d.wanted = [2]uint64{le.Uint64(b[extPrefetch:]), uint64(le.Uint32(b[extPrefetchSize:]))}
 	devices := int(le.Uint16(b[sbDevices:]))
 	if devices > 0 && le.Uint16(b[sbDeviceSlot:]) != deviceTableOffset/deviceSlotSize {
 		return 0, fmt.Errorf("device table in slot %d: %w", le.Uint16(b[sbDeviceSlot:]), ErrUnsupported)
@@ -215,6 +220,37 @@ func (d *decoder) chunk(b []byte) (Chunk, error) {
 		return c, fmt.Errorf("at %d of a blob of %d bytes: %w", c.Offset, blob.Size, ErrInvalid)
 	}
 	return c, nil
+}
+
+// readPrefetch comes last: the table names inodes.
+func (d *decoder) readPrefetch() error {
+	off, size := d.wanted[0], d.wanted[1]
+	if off == 0 || size == 0 { // older tools write a size without a table
+		return nil
+	}
+	if size%prefetchEntrySize != 0 || off > uint64(d.size) {
+		return fmt.Errorf("%d bytes at %d: %w", size, off, ErrInvalid)
+	}
+	table, err := d.bytes(int64(off), int64(size))
+	if err != nil {
+		return err
+	}
+	listed := map[*Inode]bool{}
+	for ; len(table) > 0; table = table[prefetchEntrySize:] {
+		nid := binary.LittleEndian.Uint32(table)
+		if nid == 0 { // what follows is padding
+			break
+		}
+		n, ok := d.inodes[uint64(nid)]
+		if !ok {
+			return fmt.Errorf("inode %d is not in the tree: %w", nid, ErrInvalid)
+		}
+		if !listed[n] {
+			listed[n] = true
+			d.img.Prefetch = append(d.img.Prefetch, n)
+		}
+	}
+	return nil
 }
 
 // diskInode is the part of an inode that does not depend on its type.

@@ -48,6 +48,9 @@ const (
 	extChunkSize      = extOffset + 20 // u32
 	extChunkTable     = extOffset + 24 // u64
 	extChunkTableSize = extOffset + 32 // u64
+	extPrefetch       = extOffset + 40 // u64
+	extPrefetchSize   = extOffset + 48 // u32
+	prefetchEntrySize = 4              // u32, the nid of an inode
 
 	flagCompressNone = 0x1
 	flagCompressLZ4  = 0x2
