@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -202,4 +203,73 @@ func TestPrefetchIsEncodedInItsOrder(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+}
+
+// wantNoSmallGaps makes sure that chunks that follow each other in a file do so in their blob too, or lie far apart.
+func wantNoSmallGaps(t testing.TB, img *Image) {
+	t.Helper()
+	check(t, img.Walk(func(path string, n *Inode) error {
+		for i := 1; i < len(n.Chunks); i++ {
+			a, b := img.Chunks[n.Chunks[i-1]], img.Chunks[n.Chunks[i]]
+			if gap := b.Offset - a.Offset - int64(a.Length); a.Blob == b.Blob && gap > 0 && gap <= skipGap {
+				t.Errorf("%s: chunk %d lies %d bytes behind the one before it", path, i, gap)
+			}
+		}
+		return nil
+	}))
+}
+
+func TestReuseLeavesNoSmallGaps(t *testing.T) {
+	same, a, b, c := letters(1, testChunk), letters(2, 100), letters(3, 200), letters(4, testChunk)
+	t.Run("a new end", func(t *testing.T) {
+		img := &Image{ChunkSize: testChunk}
+		packed, blob := pack(t, NewBuilder(img), Zstd, nil, slices.Concat(same, a), slices.Concat(same, b), slices.Concat(same, b))
+		wantNoSmallGaps(t, img)
+		if len(packed.Chunks) != 3 || !bytes.Equal(content(t, img, img.Root.Children["f2"], map[string][]byte{packed.Blob.Digest.String(): blob}), slices.Concat(same, b)) {
+			t.Errorf("%d chunks", len(packed.Chunks))
+		}
+	})
+	t.Run("an end from elsewhere", func(t *testing.T) {
+		img := &Image{ChunkSize: testChunk}
+		packed, _ := pack(t, NewBuilder(img), Zstd, nil, slices.Concat(same, a), b, slices.Concat(same, b))
+		wantNoSmallGaps(t, img)
+		if len(packed.Chunks) != 4 { // the end is stored again
+			t.Errorf("%d chunks", len(packed.Chunks))
+		}
+	})
+	t.Run("files at random", func(t *testing.T) {
+		parts := [][]byte{same, c, a, b, noise(1, 64), letters(5, testChunk), noise(2, testChunk)}
+		for seed := range uint64(200) {
+			r := rand.New(rand.NewPCG(seed, 9))
+			files := func() (out [][]byte) {
+				for range 1 + r.IntN(8) {
+					var f []byte
+					for range r.IntN(5) {
+						f = append(f, parts[[]int{0, 1, 5, 6}[r.IntN(4)]]...)
+					}
+					out = append(out, append(f, parts[r.IntN(len(parts))]...))
+				}
+				return out
+			}
+			e := makeEarlier(t, Zstd, files()...)
+			wantNoSmallGaps(t, e.img)
+			img := &Image{ChunkSize: testChunk}
+			b, blobs, want := NewBuilder(img), e.blobs, files()
+			packed, blob := pack(t, b, LZ4, dictOf(t, r.IntN(2), e), want...)
+			blobs[packed.Blob.Digest.String()] = blob
+			wantNoSmallGaps(t, img)
+			for i := range want {
+				if got := content(t, img, img.Root.Children[fmt.Sprint("f", i)], blobs); !bytes.Equal(want[i], got) {
+					t.Fatalf("seed %d: file %d reads back otherwise", seed, i)
+				}
+			}
+			raw, err := Encode(img)
+			check(t, err)
+			decoded, err := Decode(bytes.NewReader(raw), int64(len(raw)))
+			check(t, err)
+			if diff := cmp.Diff(img, decoded, diffOptions); diff != "" {
+				t.Fatalf("seed %d (-want +got):\n%s", seed, diff)
+			}
+		}
+	})
 }
