@@ -179,6 +179,26 @@ func (x *Expander) expand(kind Compressor, dst, stored []byte) error {
 	return nil
 }
 
+// maxRatio bounds what compressed metadata may claim to expand to, so that memory is taken in proportion to what is there.
+const maxRatio = 4096
+
+// expandAll expands a table or a bootstrap of length bytes.
+func expandAll(kind Compressor, stored []byte, length int64) ([]byte, error) {
+	if length/maxRatio > int64(len(stored)) {
+		return nil, fmt.Errorf("%d bytes expand to %d: %w", len(stored), length, ErrInvalid)
+	}
+	zr, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxBootstrap), zstd.WithDecodeAllCapLimit(true))
+	if err != nil {
+		return nil, err
+	}
+	defer zr.Close()
+	out := make([]byte, length)
+	if err := (&Expander{zr: zr}).expand(kind, out, stored); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return out, nil
+}
+
 // sum returns the digest of a chunk's uncompressed bytes.
 func (d Digester) sum(data []byte) [32]byte {
 	if d == SHA256 {

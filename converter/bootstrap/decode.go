@@ -15,6 +15,7 @@ type decoder struct {
 	r    io.ReaderAt
 	size int64
 	img  *Image
+	self digest.Digest // of the blob the bootstrap lies in, or empty
 
 	meta   int64
 	flags  uint64
@@ -32,12 +33,15 @@ type decoder struct {
 //
 // A decoded image has passed the checks Encode makes; whether its chunks lie within their blobs is checked too, whether the
 // blobs exist is not.
-func Decode(r io.ReaderAt, size int64) (*Image, error) {
+func Decode(r io.ReaderAt, size int64) (*Image, error) { return decode(r, size, "") }
+
+// decode decodes a bootstrap that lies in the blob self, or in none.
+func decode(r io.ReaderAt, size int64, self digest.Digest) (*Image, error) {
 	if size < blockSize || size > maxBootstrap || size%blockSize != 0 {
 		return nil, fmt.Errorf("bootstrap of %d bytes: %w", size, ErrInvalid)
 	}
 	d := &decoder{
-		r: r, size: size, img: &Image{}, budget: 4 * size,
+		r: r, size: size, img: &Image{}, budget: 4 * size, self: self,
 		inodes: map[uint64]*Inode{}, dirs: map[uint64]bool{}, chunks: map[[2]uint32]uint32{},
 	}
 	rootNid, err := d.readSuper()
@@ -156,6 +160,9 @@ func (d *decoder) blob(i uint32, b, slot []byte) (Blob, error) {
 		blob.Features = 0
 	} else if blob.Features&featureAligned == 0 {
 		return blob, fmt.Errorf("features %#x: %w", blob.Features, ErrUnsupported)
+	}
+	if d.self != "" && string(b[:tagSize]) == ownTag {
+		blob.Digest = d.self
 	}
 	switch {
 	case blob.Digest.Validate() != nil || string(slot[:tagSize]) != string(b[:tagSize]):

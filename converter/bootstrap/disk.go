@@ -38,6 +38,8 @@ const (
 	deviceMapped          = 68 // u32
 	deviceMappedAlignment = 128
 	tagSize               = 64
+	// ownTag stands for the digest of the blob in which the bootstrap lies.
+	ownTag = "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"
 
 	// Extended superblock, 256 bytes behind the superblock.
 	extOffset         = superOffset + superSize

@@ -13,7 +13,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/shoal-project/shoal/converter/bootstrap"
+	"github.com/shoal-project/shoal/snapshotter/readfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -23,8 +25,12 @@ func writeSource(t testing.TB, seed byte) string {
 	dir := filepath.Join(t.TempDir(), "src")
 	check(t, os.MkdirAll(filepath.Join(dir, "sub/deep"), 0o755))
 	check(t, os.Chmod(filepath.Join(dir, "sub"), 0o1777))
-	text := bytes.Repeat([]byte("a line that compresses well\n"), 100_000)
-	mixed := append(bytes.Clone(text[:1<<20]), noise(1, 1<<20+5)...)
+	var lines bytes.Buffer
+	for i := range 100_000 {
+		fmt.Fprintf(&lines, "line %d compresses well\n", i)
+	}
+	text := lines.Bytes()
+	mixed := append(bytes.Clone(text[:1<<20]), noise(9, 1<<20+5)...)
 	for name, data := range map[string][]byte{
 		"empty": nil, "one": {seed}, "text": text, "mixed": mixed, "noise": noise(seed, 3<<20), "again": text, "sub/part": text[:1<<20],
 		"block": text[:4096], "sub/deep/4097": text[:4097], strings.Repeat("n", 255): []byte("long name"), "caf\xe9": []byte("no UTF-8"),
@@ -108,6 +114,9 @@ func tarOf(t testing.TB, dir string) string {
 			seen[st.Ino] = hdr.Name
 		}
 		for name, value := range xattrsOf(t, path) {
+			if strings.Contains(value, "\n") { // nydus-image ends a PAX record there
+				continue
+			}
 			if hdr.PAXRecords == nil {
 				hdr.PAXRecords = map[string]string{}
 			}
@@ -153,12 +162,14 @@ func TestRootImagesOfNydusImageReadAsNydusdShowsThem(t *testing.T) {
 		{"--compressor", "lz4_block", "--digester", "sha256"}, {"--compressor", "lz4_block", "--digester", "blake3"},
 		{"--compressor", "zstd", "--digester", "sha256"}, {"--compressor", "zstd", "--digester", "blake3"},
 		{"--chunk-size", "0x1000"}, {"--chunk-size", "0x10000"}, {"--chunk-size", "0x1000000"},
-		{"--features", "blob-toc"}, {"--repeatable"},
+		{"--features", "blob-toc"},
 	} {
 		t.Run(strings.Trim(strings.Join(options, " "), "-"), func(t *testing.T) {
 			i := newImage(t).create(t, src, options...)
 			_, f := openImage(t, i.boot, i.blobs)
-			wantSame(t, "files of the source and as readfs shows them (-source +readfs)", treeIn(t, src), treeOf(t, f))
+			want, got := treeIn(t, src), treeOf(t, f)
+			want["."] = got["."] // nydus-image gives the root no time
+			wantSame(t, "files of the source and as readfs shows them (-source +readfs)", want, got)
 			i.wantAsNydusd(t)
 		})
 	}
@@ -230,28 +241,67 @@ func TestRootMergedImagesReadAsNydusdShowsThem(t *testing.T) {
 		lower.create(t, src)
 		upper.create(t, over, "--parent-bootstrap", lower.boot).wantAsNydusd(t)
 	})
-	t.Run("merge of separate bootstraps", func(t *testing.T) {
-		lower.create(t, src, "--compressor", "lz4_block")
-		upper.create(t, over, "--compressor", "lz4_block")
-		merged := image{filepath.Join(t.TempDir(), "boot"), lower.blobs}
-		run(t, need(t, "nydus-image"), "merge", "--log-level", "warn", "-B", merged.boot, lower.boot, upper.boot)
-		img := merged.wantAsNydusd(t)
-		if img.Root.Children["noise"] != nil || img.Root.Children["sub"].Children["deep"] != nil || len(img.Blobs) != 2 {
-			t.Error("not merged")
-		}
-	})
+	for _, options := range [][]string{{"--compressor", "lz4_block"}, {"--features", "blob-toc"}, {"-t", "tar-rafs"}} {
+		t.Run("merge "+options[1], func(t *testing.T) {
+			merged := newImage(t)
+			args := []string{"merge", "--log-level", "warn", "-B", merged.boot}
+			for _, source := range []string{src, over} {
+				if options[0] == "-t" {
+					source = tarOf(t, source)
+				}
+				args = append(args, merged.inlined(t, source, options...))
+			}
+			run(t, need(t, "nydus-image"), args...)
+			img := merged.wantAsNydusd(t)
+			// A folder's whiteouts are applied, and gone, when it becomes an image; those of a tar are kept for the merge.
+			hidden := img.Root.Children["noise"] == nil && img.Root.Children["sub"].Children["deep"] == nil
+			if hidden != (options[0] == "-t") || img.Root.Children["fresh"] == nil || len(img.Blobs) != 2 {
+				t.Errorf("not merged: %d blobs", len(img.Blobs))
+			}
+		})
+	}
 }
 
-// inlined builds a blob that has its bootstrap within and names it by its digest.
-func inlined(t testing.TB, source string, options ...string) (blob string) {
+// inlined builds a blob that has its bootstrap within and returns a file with that. Both have the name of the blob's digest,
+// from which nydus-image takes it.
+func (i image) inlined(t testing.TB, source string, options ...string) (boot string) {
 	t.Helper()
-	blob = filepath.Join(t.TempDir(), "blob")
-	args := append([]string{"create", "--log-level", "warn", "--fs-version", "6", "--blob-inline-meta", "-b", blob}, options...)
+	made := filepath.Join(t.TempDir(), "blob")
+	args := append([]string{"create", "--log-level", "warn", "--fs-version", "6", "--blob-inline-meta", "-b", made}, options...)
 	run(t, need(t, "nydus-image"), append(args, source)...)
-	file, err := os.Open(blob)
+	file, err := os.Open(made)
 	check(t, err)
 	defer file.Close()
-	named := filepath.Join(filepath.Dir(blob), sumOf(t, file))
-	check(t, os.Rename(blob, named))
-	return named
+	name := sumOf(t, file)
+	check(t, os.Rename(made, filepath.Join(i.blobs, name)))
+	info, err := file.Stat()
+	check(t, err)
+	raw, err := bootstrap.Inlined(file, info.Size())
+	check(t, err)
+	boot = filepath.Join(t.TempDir(), name)
+	check(t, os.WriteFile(boot, raw, 0o600))
+	return boot
+}
+
+func TestRootInlinedBootstrapShowsTheSource(t *testing.T) {
+	needRoot(t)
+	i := newImage(t)
+	src := writeSource(t, 1)
+	for _, options := range [][]string{nil, {"--features", "blob-toc"}, {"--compressor", "lz4_block", "--digester", "sha256"}} {
+		t.Run(strings.Join(options, " "), func(t *testing.T) {
+			name := filepath.Base(i.inlined(t, src, options...))
+			blob, err := os.Open(filepath.Join(i.blobs, name))
+			check(t, err)
+			info, err := blob.Stat()
+			check(t, err)
+			img, err := bootstrap.DecodeInlined(blob, info.Size(), digest.NewDigestFromEncoded(digest.SHA256, name))
+			check(t, err)
+			f, err := readfs.New(img, readfs.Config{Open: func(*bootstrap.Blob) (io.ReaderAt, error) { return blob, nil }})
+			check(t, err)
+			defer func() { check(t, f.Close()) }()
+			want, got := treeIn(t, src), treeOf(t, f)
+			want["."] = got["."]
+			wantSame(t, "files of the source and as readfs shows them (-source +readfs)", want, got)
+		})
+	}
 }
