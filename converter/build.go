@@ -39,46 +39,16 @@ const (
 // merged is what the bootstrap will say.
 type merged struct {
 	tree  *bootstrap.Tree
-	image bootstrap.Image
-	blobs map[digest.Digest]packed
+	image *bootstrap.Image
+	blobs *bootstrap.Builder // of image
 	maps  map[digest.Digest]*chunkmap.Map
-	metas map[string][]byte // blob.meta files by name
 }
-
-// packed is a data blob that is in the image already.
-type packed struct{ blob, chunks uint32 }
 
 func newMerged() *merged {
+	img := &bootstrap.Image{ChunkSize: rafsChunkSize}
 	return &merged{
-		tree: bootstrap.NewTree(), image: bootstrap.Image{ChunkSize: rafsChunkSize},
-		blobs: map[digest.Digest]packed{}, maps: map[digest.Digest]*chunkmap.Map{}, metas: map[string][]byte{},
+		tree: bootstrap.NewTree(), image: img, blobs: bootstrap.NewBuilder(img), maps: map[digest.Digest]*chunkmap.Map{},
 	}
-}
-
-// addBlob takes a blob and its chunks into the image and returns where the chunks are in the image's list. Two base layers
-// with the same files have the same blob; it is listed once.
-func (m *merged) addBlob(b bootstrap.Blob, chunks []bootstrap.Chunk) uint32 {
-	if old, ok := m.blobs[b.Digest]; ok {
-		return old.chunks
-	}
-	at := packed{uint32(len(m.image.Blobs)), uint32(len(m.image.Chunks))}
-	m.blobs[b.Digest] = at
-	m.image.Blobs = append(m.image.Blobs, b)
-	for _, c := range chunks {
-		c.Blob = at.blob
-		m.image.Chunks = append(m.image.Chunks, c)
-	}
-	m.metas[bootstrap.MetaName(&b)] = bootstrap.Meta(b.TableOffset, chunks)
-	return at.chunks
-}
-
-// chunkRange returns the places [first, first+count).
-func chunkRange(first uint32, count int) []uint32 {
-	out := make([]uint32, count)
-	for i := range out {
-		out[i] = first + uint32(i)
-	}
-	return out
 }
 
 // build is one conversion under way. One goroutine reads and merges; work uploads.
@@ -288,10 +258,10 @@ func rafsChunks(chunks []layer.Chunk) []bootstrap.Chunk {
 
 // mergeModel puts the entries of a model layer into the tree.
 func (b *build) mergeModel(p part, l *layer.Layer) error {
-	var first uint32
+	var places []uint32
 	if len(l.Chunks) > 0 {
 		chunks := rafsChunks(l.Chunks)
-		first = b.addBlob(bootstrap.Blob{
+		places = b.blobs.AddBlob(bootstrap.Blob{
 			Digest: l.Digest, Size: l.Size, TableOffset: l.TarSize, ChunkCount: uint32(len(chunks)), DeviceSize: l.TarSize,
 		}, chunks)
 	}
@@ -311,7 +281,7 @@ func (b *build) mergeModel(p part, l *layer.Layer) error {
 		inodes[i] = n
 	}
 	for _, x := range l.Extents {
-		inodes[x.Entry].Chunks = chunkRange(first+uint32(x.First), x.Count)
+		inodes[x.Entry].Chunks = places[x.First : x.First+x.Count]
 	}
 	for i := range inodes {
 		if err := b.tree.Add(p.entries[i].Name, inodes[i]); err != nil {
@@ -325,12 +295,12 @@ func (b *build) mergeModel(p part, l *layer.Layer) error {
 func (b *build) bootstrapLayer() (image.Layer, []byte, error) {
 	b.cfg.Progress.Step("write bootstrap")
 	b.image.Root = b.tree.Root
-	boot, err := bootstrap.Encode(&b.image)
+	boot, err := bootstrap.Encode(b.image)
 	if err != nil {
 		return image.Layer{}, nil, classify(ErrSource, "bootstrap: %w", err)
 	}
 	files := map[string][]byte{image.BootstrapName: boot}
-	maps.Copy(files, b.metas)
+	maps.Copy(files, b.blobs.Metas())
 	for blob, m := range b.maps {
 		files[chunkmap.FileName(blob)] = m.Encode()
 	}

@@ -150,69 +150,58 @@ func (b *build) packLayer(ctx context.Context, desc v1.Descriptor, l image.Layer
 	defer r.Close()
 	nydus := chunkmap.NewBuilder()
 	buffered := bufio.NewWriterSize(tempWriter{temp}, 1<<20)
-	packer, err := bootstrap.NewPacker(io.MultiWriter(contextWriter{ctx}, buffered, nydus), rafsChunkSize, frameworkCompressor)
+	packer, err := bootstrap.NewPacker(io.MultiWriter(contextWriter{ctx}, buffered, nydus), rafsChunkSize, frameworkCompressor, nil)
 	if err != nil {
 		return blob, false, err
 	}
 	b.tree.NextLayer()
-	files, err := b.mergeTar(r, packer)
-	if err != nil {
+	if err := b.mergeTar(r, packer); err != nil {
 		return blob, false, err
 	}
 	if b.maps[l.Digest], err = r.finish(l); err != nil {
 		return blob, false, err
 	}
-	blob, chunks, ok, err := packer.Finish()
+	packed, err := packer.Finish()
 	if err == nil {
 		err = buffered.Flush()
 	}
-	if err != nil || !ok {
+	if err != nil {
 		return blob, false, err
 	}
-	_, known := b.blobs[blob.Digest]
-	first := b.addBlob(blob, chunks)
-	for _, f := range files {
-		f.inode.Chunks = chunkRange(first+f.first, f.count)
+	known := b.blobs.Has(packed.Blob.Digest)
+	b.blobs.Add(packed)
+	if len(packed.Chunks) == 0 {
+		return blob, false, nil
 	}
-	b.maps[blob.Digest] = nydus.Map(blob.Digest)
-	return blob, !known, nil
-}
-
-// packedFile remembers the chunks of a file until the blob's place in the image is known.
-type packedFile struct {
-	inode *bootstrap.Inode
-	first uint32
-	count int
+	b.maps[packed.Blob.Digest] = nydus.Map(packed.Blob.Digest)
+	return packed.Blob, !known, nil
 }
 
 // mergeTar applies the entries of a layer's tar to the tree and packs the content of its files.
-func (b *build) mergeTar(r io.Reader, packer *bootstrap.Packer) ([]packedFile, error) {
-	var files []packedFile
+func (b *build) mergeTar(r io.Reader, packer *bootstrap.Packer) error {
 	var total int64
 	tr := tar.NewReader(r)
 	for {
 		hdr, err := tr.Next()
 		if errors.Is(err, io.EOF) {
-			return files, nil
+			return nil
 		}
 		if err != nil {
-			return nil, tarError("", err)
+			return tarError("", err)
 		}
 		if total += hdr.Size; hdr.Size < 0 || total > maxBaseLayer || total < 0 {
-			return nil, fmt.Errorf("%s: the layer unpacks to more than %d bytes: %w", hdr.Name, int64(maxBaseLayer), errTar)
+			return fmt.Errorf("%s: the layer unpacks to more than %d bytes: %w", hdr.Name, int64(maxBaseLayer), errTar)
 		}
 		n, err := b.mergeEntry(hdr)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if n == nil || n.Size == 0 {
 			continue
 		}
-		first, count, err := packer.Add(tr, n.Size)
-		if err != nil {
-			return nil, tarError(hdr.Name, err)
+		if err := packer.Add(n, tr); err != nil {
+			return tarError(hdr.Name, err)
 		}
-		files = append(files, packedFile{n, first, count})
 	}
 }
 

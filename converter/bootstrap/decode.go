@@ -15,9 +15,11 @@ type decoder struct {
 	r    io.ReaderAt
 	size int64
 	img  *Image
+	self digest.Digest // of the blob the bootstrap lies in, or empty
 
 	meta   int64
 	flags  uint64
+	wanted [2]uint64         // offset and length of the prefetch table
 	inodes map[uint64]*Inode // by nid
 	dirs   map[uint64]bool   // directories that were entered: a second time is a loop
 	chunks map[[2]uint32]uint32
@@ -31,12 +33,15 @@ type decoder struct {
 //
 // A decoded image has passed the checks Encode makes; whether its chunks lie within their blobs is checked too, whether the
 // blobs exist is not.
-func Decode(r io.ReaderAt, size int64) (*Image, error) {
+func Decode(r io.ReaderAt, size int64) (*Image, error) { return decode(r, size, "") }
+
+// decode decodes a bootstrap that lies in the blob self, or in none.
+func decode(r io.ReaderAt, size int64, self digest.Digest) (*Image, error) {
 	if size < blockSize || size > maxBootstrap || size%blockSize != 0 {
 		return nil, fmt.Errorf("bootstrap of %d bytes: %w", size, ErrInvalid)
 	}
 	d := &decoder{
-		r: r, size: size, img: &Image{}, budget: 4 * size,
+		r: r, size: size, img: &Image{}, budget: 4 * size, self: self,
 		inodes: map[uint64]*Inode{}, dirs: map[uint64]bool{}, chunks: map[[2]uint32]uint32{},
 	}
 	rootNid, err := d.readSuper()
@@ -51,6 +56,9 @@ func Decode(r io.ReaderAt, size int64) (*Image, error) {
 		return nil, fmt.Errorf("the root is no directory: %w", ErrInvalid)
 	}
 	d.img.Root = root
+	if err := d.readPrefetch(); err != nil {
+		return nil, fmt.Errorf("prefetch table: %w", err)
+	}
 	return d.img, nil
 }
 
@@ -99,6 +107,7 @@ func (d *decoder) readSuper() (rootNid uint64, err error) {
 	if d.flags&flagTarfs != 0 || bits.OnesCount64(d.flags&compressFlags) != 1 {
 		return 0, fmt.Errorf("flags %#x: %w", d.flags, ErrUnsupported)
 	}
+	d.wanted = [2]uint64{le.Uint64(b[extPrefetch:]), uint64(le.Uint32(b[extPrefetchSize:]))}
 	devices := int(le.Uint16(b[sbDevices:]))
 	if devices > 0 && le.Uint16(b[sbDeviceSlot:]) != deviceTableOffset/deviceSlotSize {
 		return 0, fmt.Errorf("device table in slot %d: %w", le.Uint16(b[sbDeviceSlot:]), ErrUnsupported)
@@ -151,6 +160,9 @@ func (d *decoder) blob(i uint32, b, slot []byte) (Blob, error) {
 		blob.Features = 0
 	} else if blob.Features&featureAligned == 0 {
 		return blob, fmt.Errorf("features %#x: %w", blob.Features, ErrUnsupported)
+	}
+	if d.self != "" && string(b[:tagSize]) == ownTag {
+		blob.Digest = d.self
 	}
 	switch {
 	case blob.Digest.Validate() != nil || string(slot[:tagSize]) != string(b[:tagSize]):
@@ -215,6 +227,37 @@ func (d *decoder) chunk(b []byte) (Chunk, error) {
 		return c, fmt.Errorf("at %d of a blob of %d bytes: %w", c.Offset, blob.Size, ErrInvalid)
 	}
 	return c, nil
+}
+
+// readPrefetch comes last: the table names inodes.
+func (d *decoder) readPrefetch() error {
+	off, size := d.wanted[0], d.wanted[1]
+	if off == 0 || size == 0 { // older tools write a size without a table
+		return nil
+	}
+	if size%prefetchEntrySize != 0 || off > uint64(d.size) {
+		return fmt.Errorf("%d bytes at %d: %w", size, off, ErrInvalid)
+	}
+	table, err := d.bytes(int64(off), int64(size))
+	if err != nil {
+		return err
+	}
+	listed := map[*Inode]bool{}
+	for ; len(table) > 0; table = table[prefetchEntrySize:] {
+		nid := binary.LittleEndian.Uint32(table)
+		if nid == 0 { // what follows is padding
+			break
+		}
+		n, ok := d.inodes[uint64(nid)]
+		if !ok {
+			return fmt.Errorf("inode %d is not in the tree: %w", nid, ErrInvalid)
+		}
+		if !listed[n] {
+			listed[n] = true
+			d.img.Prefetch = append(d.img.Prefetch, n)
+		}
+	}
+	return nil
 }
 
 // diskInode is the part of an inode that does not depend on its type.

@@ -38,6 +38,8 @@ const (
 	deviceMapped          = 68 // u32
 	deviceMappedAlignment = 128
 	tagSize               = 64
+	// ownTag stands for the digest of the blob in which the bootstrap lies.
+	ownTag = "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"
 
 	// Extended superblock, 256 bytes behind the superblock.
 	extOffset         = superOffset + superSize
@@ -48,6 +50,9 @@ const (
 	extChunkSize      = extOffset + 20 // u32
 	extChunkTable     = extOffset + 24 // u64
 	extChunkTableSize = extOffset + 32 // u64
+	extPrefetch       = extOffset + 40 // u64
+	extPrefetchSize   = extOffset + 48 // u32
+	prefetchEntrySize = 4              // u32, the nid of an inode
 
 	flagCompressNone = 0x1
 	flagCompressLZ4  = 0x2

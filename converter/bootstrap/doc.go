@@ -3,9 +3,12 @@
 //
 //	Tree     merges the layers of an image: whiteouts, opaque directories, hard links
 //	Packer   cuts the regular files of one framework layer into the chunks of one data blob
+//	Dict     the chunks of earlier images, to which a Packer refers in place of storing them again
+//	Builder  lists blobs and chunks in an image, each once
 //	Image    what a bootstrap says: blobs, their RAFS chunks, the tree of inodes
 //	Encode   Image → bootstrap, deterministic
 //	Decode   bootstrap → Image, for untrusted bytes
+//	Expander reads single chunks: expanded and verified
 //	Table    the chunk table and header behind a blob's data, alone also known as blob.meta
 //
 // A RAFS chunk is a cut of one file at multiples of the image's chunk size and the unit by which the file system reads;

@@ -39,6 +39,7 @@ type encoder struct {
 	out    []byte
 	meta   int64 // offset of nid 0
 	blobs  int64 // offset of the blob table
+	first  int64 // offset of the prefetch table
 	chunks int64 // offset of the chunk table
 }
 
@@ -53,10 +54,16 @@ func Encode(img *Image) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := e.checkPrefetch(); err != nil {
+		return nil, err
+	}
 	e.place()
 	e.out = make([]byte, roundUp(e.chunks+int64(chunkEntrySize*len(img.Chunks)), blockSize))
 	e.writeSuper(root)
 	e.writeBlobs()
+	for i, n := range img.Prefetch {
+		binary.LittleEndian.PutUint32(e.out[e.first+int64(prefetchEntrySize*i):], uint32(e.nid(e.seen[n])))
+	}
 	for _, p := range e.inodes {
 		e.writeInode(p)
 	}
@@ -79,6 +86,9 @@ func (e *encoder) check() error {
 		}
 		if b.TableOffset > MaxBlobSize || b.DeviceSize > maxDeviceSize || b.ChunkCount > maxChunksPerBlob {
 			return fmt.Errorf("blob %s: %d bytes, %d chunks: %w", b.Digest, b.Size, b.ChunkCount, ErrUnsupported)
+		}
+		if b.Compressor > Zstd || b.Digester > SHA256 {
+			return fmt.Errorf("blob %s: compressor %d, digester %d: %w", b.Digest, b.Compressor, b.Digester, ErrUnsupported)
 		}
 	}
 	for i := range img.Chunks {
@@ -190,10 +200,22 @@ func (e *encoder) checkFile(n *Inode) error {
 	return nil
 }
 
+func (e *encoder) checkPrefetch() error {
+	listed := map[*Inode]bool{}
+	for i, n := range e.img.Prefetch {
+		if e.seen[n] == nil || listed[n] {
+			return fmt.Errorf("prefetch entry %d is not in the tree or stands twice: %w", i, ErrInvalid)
+		}
+		listed[n] = true
+	}
+	return nil
+}
+
 // place decides the offset of everything.
 func (e *encoder) place() {
 	e.blobs = roundUp(deviceTableOffset+int64(deviceSlotSize*len(e.img.Blobs)), blockSize)
-	e.meta = roundUp(e.blobs+int64(blobEntrySize*len(e.img.Blobs)), blockSize)
+	e.first = e.blobs + int64(blobEntrySize*len(e.img.Blobs))
+	e.meta = roundUp(e.first+int64(prefetchEntrySize*len(e.img.Prefetch)), blockSize)
 	pos := e.meta + slotSize // nid 0 is no valid inode
 	for _, p := range e.inodes {
 		head := inodeExtended + int64(len(p.xattrs))
@@ -239,24 +261,36 @@ func (e *encoder) writeSuper(root *placed) {
 	le.PutUint16(b[sbDevices:], uint16(len(e.img.Blobs)))
 	le.PutUint16(b[sbDeviceSlot:], deviceTableOffset/deviceSlotSize)
 
-	flags := uint64(flagBlake3 | flagUIDGID)
-	compress := uint64(flagCompressNone)
-	for i := range e.img.Blobs {
-		if e.img.Blobs[i].Compressor == Zstd {
-			compress = flagCompressZstd
-		}
-	}
+	flags := flagUIDGID | e.blobFlags()
 	for _, p := range e.inodes {
 		if len(p.xattrs) > 0 {
 			flags |= flagXattr
 		}
 	}
-	le.PutUint64(b[extFlags:], flags|compress)
+	le.PutUint64(b[extFlags:], flags)
 	le.PutUint64(b[extBlobTable:], uint64(e.blobs))
 	le.PutUint32(b[extBlobTableSize:], uint32(blobEntrySize*len(e.img.Blobs)))
 	le.PutUint32(b[extChunkSize:], e.img.ChunkSize)
 	le.PutUint64(b[extChunkTable:], uint64(e.chunks))
 	le.PutUint64(b[extChunkTableSize:], uint64(chunkEntrySize*len(e.img.Chunks)))
+	if n := len(e.img.Prefetch); n > 0 {
+		le.PutUint64(b[extPrefetch:], uint64(e.first))
+		le.PutUint32(b[extPrefetchSize:], uint32(prefetchEntrySize*n))
+	}
+}
+
+// blobFlags are the two flags for what each blob says for itself, too: readers want exactly one compressor and one digester.
+func (e *encoder) blobFlags() uint64 {
+	compressors := [...]uint64{None: flagCompressNone, LZ4: flagCompressLZ4, Gzip: flagCompressGzip, Zstd: flagCompressZstd}
+	most, digester := None, uint64(flagBlake3)
+	for i := range e.img.Blobs {
+		b := &e.img.Blobs[i]
+		most = max(most, b.Compressor)
+		if i == 0 && b.Digester == SHA256 {
+			digester = flagSHA256
+		}
+	}
+	return compressors[most] | digester
 }
 
 func (e *encoder) writeBlobs() {

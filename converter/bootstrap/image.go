@@ -10,7 +10,7 @@ import (
 // Compressor is how the chunks of a blob are compressed. The values are those of the format.
 type Compressor uint32
 
-// The compressors of the format. This package writes None and Zstd.
+// The compressors of the format. This package writes all but Gzip.
 const (
 	None Compressor = 0
 	LZ4  Compressor = 1
@@ -35,6 +35,9 @@ type Image struct {
 	// Chunks are the RAFS chunks of all blobs; inodes refer to them by their place here.
 	Chunks []Chunk
 	Root   *Inode
+	// Prefetch are the inodes that are wanted first, in that order; each stands in the tree, and here once. A directory
+	// stands for all below it.
+	Prefetch []*Inode
 }
 
 // Blob is a data blob of an image and, expanded, an EROFS device.
