@@ -4,6 +4,7 @@ go 1.26.6
 
 require (
 	github.com/bits-and-blooms/bitset v1.29.0
+	github.com/bmatcuk/doublestar/v4 v4.10.4
 	github.com/google/go-cmp v0.7.0
 	github.com/google/go-containerregistry v0.22.1
 	github.com/google/renameio/v2 v2.0.2
