@@ -154,6 +154,8 @@ func (s *session) open(ctx context.Context, ref string) (*Model, error) {
 	switch scheme {
 	case "file":
 		return s.openLocal(rest)
+	case "hf":
+		return s.openHub(ctx, ref)
 	}
 	return nil, fmt.Errorf("%w %s: no such kind of source; there are FOLDER, FILE, -, hf://, s3://, https://, http:// and oci://",
 		ErrModel, printable(ref))
