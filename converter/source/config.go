@@ -86,6 +86,7 @@ const (
 type session struct {
 	Config
 	filter *filter
+	http   http.RoundTripper // Transport, or our own
 }
 
 func newSession(cfg Config) (*session, error) {
@@ -112,8 +113,8 @@ func newSession(cfg Config) (*session, error) {
 	if s.Stall == 0 {
 		s.Stall = defaultStall
 	}
-	if s.Transport == nil {
-		s.Transport = newTransport()
+	if s.http = s.Transport; s.http == nil {
+		s.http = newTransport()
 	}
 	return s, nil
 }

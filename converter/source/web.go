@@ -18,7 +18,7 @@ const maxRedirects = 10
 
 // client is the HTTP client of one service.
 func (s *session) client() *http.Client {
-	return &http.Client{Transport: s.Transport, CheckRedirect: redirect}
+	return &http.Client{Transport: s.http, CheckRedirect: redirect}
 }
 
 // redirect follows to other hosts, as hubs lead to where their bytes are, but shows them no token, and never leaves TLS.
