@@ -80,7 +80,7 @@ func (b *build) record(kind string, l image.Layer, of string) {
 
 // layers makes all layers but the bootstrap's and starts their uploads.
 func (b *build) layers(ctx context.Context, files []source.File) error {
-	parts := split(b.cfg, files)
+	parts := split(ctx, b.cfg, files)
 	if n := len(b.base.Manifest.Layers) + len(parts); n > maxLayers {
 		return classify(ErrSource, "base image %s: with the model's %d it makes an image of %d layers, and runtimes stack %d; "+
 			"squash the base image", b.cfg.Base, len(parts), n, maxLayers)
@@ -126,14 +126,15 @@ type part struct {
 }
 
 // split distributes the model over layers: first one with all folders, links and small files, then the large files.
-func split(cfg *Config, files []source.File) []part {
+func split(ctx context.Context, cfg *Config, files []source.File) []part {
 	root := strings.TrimPrefix(cfg.ModelPath, "/")
 	var small part
 	var large []layer.Entry
 	count := 0
 	for i := range files {
 		f := &files[i]
-		e := layer.Entry{Name: root + "/" + f.Path, Executable: f.Executable, Link: f.Link, Size: f.Size, Open: f.Open}
+		e := layer.Entry{Name: root + "/" + f.Path, Executable: f.Executable, Link: f.Link, Size: f.Size,
+			Open: func() (io.ReadCloser, error) { return f.Open(ctx, 0) }}
 		switch {
 		case f.Mode.IsDir():
 			e.Kind = layer.Dir

@@ -1,168 +1,173 @@
-// Package source reads what an image is made of: a folder with a model, and the base image with the framework.
+// Package source reads what an image is made of: a model, wherever it is, and the base image with the framework.
+//
+// A model is never stored on the way: what is read is passed on. There are two kinds. A listed model (folder, file, hub,
+// bucket, zip archive, artifact of raw layers) tells all its files at once, and each can be opened any time, at any offset and
+// concurrently. A stream (tar, compressed tar, image) is read once, in its order.
+//
+//	reference → Open → Model ─┬─ Files → File.Open: bytes from an offset on, or an error
+//	                          └─ Each: one file after the other
+//
+// Filters, names, links and order are the same for all sources: see names and collector. Remote bytes pass a resumer, which
+// goes on after cut connections and refuses content that changed, and a verifier, which compares what the source promises.
 package source
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
-	"sort"
 	"strings"
-	"unicode/utf8"
+
+	"github.com/opencontainers/go-digest"
 )
 
-// ErrModel is the class of model folders that cannot be converted. The error names the file.
-var ErrModel = errors.New("model")
-
-// whiteoutPrefix begins the names by which a layer's tar removes files of lower layers.
-const whiteoutPrefix = ".wh."
-
-// File is one name in a model folder.
+// File is one name in a model.
 type File struct {
-	Path       string // slash-separated, relative to the folder
+	Path       string // slash-separated, relative to the model
 	Mode       fs.FileMode
 	Executable bool   // by anyone
 	Link       string // target of a symbolic link that is kept
 	Size       int64  // of a regular file in bytes
+	// Digest is the sha256 the source promises for the content; "" if it does not.
+	Digest digest.Digest
 
-	real string // where the content is
+	real string // where the content is, if it is on a disk
+	open func(ctx context.Context, offset int64) (io.ReadCloser, error)
 }
 
-// Open returns the content of a regular file.
-func (f *File) Open() (io.ReadCloser, error) { return os.Open(f.real) }
-
-// Walk lists the folder with all below it, in byte order of the path, parents first. The folder itself is not listed.
-//
-// A symbolic link that is relative and stays in the folder is kept. One that leads out of it to a file, as in the caches of
-// model hubs, is replaced by the file. Every regular file is opened once, so that one that cannot be read is known at once.
-func Walk(dir string) ([]File, error) {
-	if _, err := os.Stat(dir); err != nil {
-		return nil, fmt.Errorf("%w folder: %w", ErrModel, err)
-	}
-	root, err := filepath.EvalSymlinks(dir)
-	if err != nil {
-		return nil, fmt.Errorf("%w folder: %w", ErrModel, err)
-	}
-	if root, err = filepath.Abs(root); err != nil {
-		return nil, fmt.Errorf("%w folder: %w", ErrModel, err)
-	}
-	if info, err := os.Stat(root); err != nil || !info.IsDir() {
-		return nil, fmt.Errorf("%w folder %s is no folder", ErrModel, dir)
-	}
-	var files []File
-	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return fmt.Errorf("%w: %w", ErrModel, err)
-		}
-		if path == root {
-			return nil
-		}
-		f, err := newFile(root, path, d)
-		if err != nil {
-			return fmt.Errorf("%w: %w", ErrModel, err)
-		}
-		files = append(files, f)
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	sort.Slice(files, func(i, j int) bool { return less(files[i].Path, files[j].Path) })
-	for i := range files {
-		if files[i].Mode.IsRegular() {
-			return files, nil
-		}
-	}
-	return nil, fmt.Errorf("%w folder %s holds no file", ErrModel, dir)
-}
-
-// less orders paths so that a folder's content follows it at once.
-func less(a, b string) bool {
-	return strings.ReplaceAll(a, "/", "\x00") < strings.ReplaceAll(b, "/", "\x00")
-}
-
-func newFile(root, path string, d fs.DirEntry) (File, error) {
-	rel, err := filepath.Rel(root, path)
-	if err != nil {
-		return File{}, err
-	}
-	f := File{Path: filepath.ToSlash(rel), real: path}
-	if !utf8.ValidString(f.Path) {
-		return File{}, fmt.Errorf("%q: the name is not UTF-8; rename it", path)
-	}
-	if strings.HasPrefix(d.Name(), whiteoutPrefix) {
-		return File{}, fmt.Errorf("%s: a name with %s hides files when the layer is unpacked; rename it", path, whiteoutPrefix)
-	}
-	info, err := d.Info()
-	if err != nil {
-		return File{}, err
-	}
-	if info.Mode().Type() == fs.ModeSymlink {
-		kept, err := f.keepLink(root)
-		if err != nil || kept {
-			return f, err
-		}
-		if info, err = os.Stat(f.real); err != nil {
-			return File{}, err
-		}
-		if info.IsDir() {
-			return File{}, fmt.Errorf("%s: a symbolic link to the folder %s that is absolute or leads out of the model; "+
-				"make it relative, or copy the folder into the model", path, f.real)
-		}
-	}
-	f.Mode = info.Mode()
+// Open returns the content of a regular file of a listed model from an offset on; ctx bounds the reading too. Files may be
+// opened concurrently. Content from offset 0 that comes from elsewhere is verified: if it has not the size and the checksum
+// its source promises, the reader ends with an error instead of io.EOF.
+func (f *File) Open(ctx context.Context, offset int64) (io.ReadCloser, error) {
 	switch {
-	case info.IsDir():
-		return f, nil
-	case info.Mode().IsRegular():
-		f.Size, f.Executable = info.Size(), info.Mode()&0o111 != 0
-		return f, readable(f.real)
+	case f.open != nil:
+		return f.open(ctx, offset)
+	case f.real == "":
+		return nil, fmt.Errorf("%s can be read only once, in the order of its source", f.Path)
 	}
-	return File{}, fmt.Errorf("%s: neither file, folder nor symbolic link (%s); remove it", path, info.Mode().Type())
+	file, err := os.Open(f.real)
+	if err != nil || offset == 0 {
+		return file, err
+	}
+	if _, err := file.Seek(offset, io.SeekStart); err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	return file, nil
 }
 
-// keepLink decides whether the symbolic link at f.real stays one. If not, f.real is where it leads.
-func (f *File) keepLink(root string) (bool, error) {
-	link, err := os.Readlink(f.real)
-	if err != nil {
-		return false, err
-	}
-	target, err := filepath.EvalSymlinks(f.real)
-	if err != nil {
-		return false, fmt.Errorf("%s: symbolic link to %s: %w", f.real, link, err)
-	}
-	inside := target == root || strings.HasPrefix(target, root+string(filepath.Separator))
-	if inside && !filepath.IsAbs(link) && f.staysBelow(filepath.ToSlash(link)) {
-		f.Mode, f.Link = fs.ModeSymlink|0o777, filepath.ToSlash(link)
-		return true, nil
-	}
-	f.real = target
-	return false, nil
+// Visit gets one file. content is valid until it returns, and nil for folders and links; what it leaves is skipped.
+type Visit func(f *File, content io.Reader) error
+
+// Model is a model that was found. Close it when it is no longer read.
+type Model struct {
+	Name     string // what the source calls it; "" for standard input
+	Ref      string // as it was given, without what is secret in it
+	Revision string // what a moving name was resolved to: commit, digest of a manifest; "" if there is none
+	Local    bool   // to read a file again costs no transfer
+	Once     bool   // Each can be called only once, as for standard input; any other stream begins anew
+	// Files are all files in byte order of the path, parents first. They are nil if the model is a stream, which only Each reads.
+	Files []File
+
+	each  func(ctx context.Context, visit Visit) error
+	close func() error
 }
 
-// staysBelow reports whether the way a link names never leaves the folder, whose own name the image may not have.
-func (f *File) staysBelow(link string) bool {
-	depth := strings.Count(f.Path, "/")
-	for part := range strings.SplitSeq(link, "/") {
-		switch part {
-		case "", ".":
-		case "..":
-			if depth--; depth < 0 {
-				return false
-			}
-		default:
-			depth++
+// Each reads all files, each once: a listed model in its order, a stream as it comes. A stream's folders that hold something
+// are implied, those that hold nothing come last. Some faults of a stream are known only at its end, so
+// nothing is to be believed before Each has returned nil.
+func (m *Model) Each(ctx context.Context, visit Visit) error {
+	if m.each != nil {
+		return m.each(ctx, visit)
+	}
+	for i := range m.Files {
+		if err := m.visit(ctx, &m.Files[i], visit); err != nil {
+			return err
 		}
 	}
-	return true
+	return nil
 }
 
-func readable(path string) error {
-	file, err := os.Open(path)
+func (m *Model) visit(ctx context.Context, f *File, visit Visit) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if !f.Mode.IsRegular() {
+		return visit(f, nil)
+	}
+	r, err := f.Open(ctx, 0)
 	if err != nil {
 		return err
 	}
-	return file.Close()
+	defer r.Close()
+	return visit(f, r)
+}
+
+// Close ends what the model holds open. Readers of its files are closed before.
+func (m *Model) Close() error {
+	if m.close == nil {
+		return nil
+	}
+	return m.close()
+}
+
+// once makes a stream refuse to be read again.
+func once(each func(context.Context, Visit) error) func(context.Context, Visit) error {
+	used := false
+	return func(ctx context.Context, visit Visit) error {
+		if used {
+			return errors.New("the model is a stream and was read already")
+		}
+		used = true
+		return each(ctx, visit)
+	}
+}
+
+// Open finds the model. ref is a folder, a file, an archive (.tar, .tar.gz, .tgz, .tar.zst, .zip), "-" for a tar on standard
+// input, hf://ORGANISATION/NAME[@REVISION], s3://BUCKET/PREFIX, the URL of a file or archive, or oci://REFERENCE.
+func Open(ctx context.Context, ref string, cfg Config) (*Model, error) {
+	s, err := newSession(cfg)
+	if err != nil {
+		return nil, err
+	}
+	m, err := s.open(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	if m.Ref == "" {
+		m.Ref = ref
+	}
+	return m, nil
+}
+
+func (s *session) open(ctx context.Context, ref string) (*Model, error) {
+	scheme, rest, ok := strings.Cut(ref, "://")
+	switch {
+	case ref == "":
+		return nil, fmt.Errorf("%w: it is not named", ErrModel)
+	case ref == "-":
+		return s.openStdin()
+	case !ok:
+		return s.openLocal(ref)
+	}
+	switch scheme {
+	case "file":
+		return s.openLocal(rest)
+	case "hf":
+		return s.openHub(ctx, ref)
+	case "s3":
+		return s.openS3(ctx, ref)
+	}
+	return nil, fmt.Errorf("%w %s: no such kind of source; there are FOLDER, FILE, -, hf://, s3://, https://, http:// and oci://",
+		ErrModel, printable(ref))
+}
+
+// Walk lists the folder with all below it; see Open.
+func Walk(dir string) ([]File, error) {
+	s, err := newSession(Config{})
+	if err != nil {
+		return nil, err
+	}
+	return s.walk(dir)
 }

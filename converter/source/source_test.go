@@ -63,7 +63,7 @@ func TestLinksOutOfTheFolderBecomeFiles(t *testing.T) {
 		if f.Link != "" || !f.Mode.IsRegular() {
 			t.Errorf("%s is still a link", f.Path)
 		}
-		r, err := f.Open()
+		r, err := f.Open(t.Context(), 0)
 		check(t, err)
 		data, err := io.ReadAll(r)
 		check(t, err)
@@ -114,5 +114,76 @@ func TestUnreadableFileIsNamed(t *testing.T) {
 	}
 	if _, err := Walk(dir); !errors.Is(err, fs.ErrPermission) || !errors.Is(err, ErrModel) || !strings.Contains(err.Error(), "secret") {
 		t.Errorf("got %v", err)
+	}
+}
+
+func mkdir(path string) error { return os.MkdirAll(path, 0o755) }
+
+func TestSingleFileIsAModel(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir+"/tiny.Q4.gguf", "GGUF", 0o600)
+	m, err := Open(t.Context(), dir+"/tiny.Q4.gguf", Config{})
+	check(t, err)
+	if len(m.Files) != 1 || m.Files[0].Path != "tiny.Q4.gguf" || m.Name != "tiny.Q4" || !m.Local {
+		t.Fatalf("%+v", m)
+	}
+	r, err := m.Files[0].Open(t.Context(), 2)
+	check(t, err)
+	defer r.Close()
+	if data, err := io.ReadAll(r); string(data) != "UF" || err != nil {
+		t.Errorf("%q, %v", data, err)
+	}
+}
+
+func TestFolderIsNamedByItself(t *testing.T) {
+	dir := t.TempDir() + "/llama"
+	write(t, dir+"/a", "x", 0o600)
+	t.Chdir(dir)
+	for _, ref := range []string{dir, dir + "/", ".", "../llama"} {
+		m, err := Open(t.Context(), ref, Config{})
+		if err != nil || m.Name != "llama" {
+			t.Errorf("%s: %+v, %v", ref, m, err)
+		}
+	}
+}
+
+func TestUnknownSourcesAreExplained(t *testing.T) {
+	for ref, want := range map[string]string{
+		"":                         "not named",
+		"org/name":                 "hf://org/name",
+		"gs://bucket/x":            "no such kind",
+		"ftp://u:secret@host/file": "ftp://host/file",
+		"/dev/null":                "neither file nor folder",
+	} {
+		_, err := Open(t.Context(), ref, Config{})
+		if !errors.Is(err, ErrModel) || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: got %v", ref, err)
+		}
+	}
+}
+
+func TestNamesOf255BytesAndDeepFoldersAreTaken(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir+"/"+strings.Repeat("é", 127)+"x", "x", 0o600)
+	write(t, dir+"/"+strings.Repeat("d/", 50)+"f", "x", 0o600)
+	if files, err := Walk(dir); err != nil || len(files) != 52 {
+		t.Errorf("%d names, %v", len(files), err)
+	}
+}
+
+// BenchmarkWalk lists a model of many small files.
+func BenchmarkWalk(b *testing.B) {
+	dir := b.TempDir()
+	for i := range 20000 {
+		folder := filepath.Join(dir, string(rune('a'+i%20)))
+		if i < 20 {
+			check(b, os.Mkdir(folder, 0o755))
+		}
+		check(b, os.WriteFile(filepath.Join(folder, strings.Repeat("x", 10)+string(rune('a'+i%26))+string(rune('0'+i/2600))+strings.Repeat("y", i%97)), nil, 0o600))
+	}
+	for b.Loop() {
+		if _, err := Walk(dir); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

@@ -43,6 +43,7 @@ var rules = []rule{
 	{path: "converter/layer", may: []string{"peer/chunkmap", "peer/piece"}}, // a chunk map is made of piece digests
 	{path: "converter/image"},
 	{path: "converter/source"},
+	{path: "converter/source/hubtest"},
 	{path: "converter", may: []string{"converter/*", "peer/chunkmap", "peer/piece"}},
 
 	{path: "snapshotter/readfs", may: []string{"converter/bootstrap", "peer/piece"}},
