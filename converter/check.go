@@ -1,27 +1,23 @@
 package converter
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/json"
-	"errors"
 	"io"
-	"net/http"
+	"maps"
+	"slices"
 
-	"github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
-	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/shoal-project/shoal/converter/bootstrap"
-	"github.com/shoal-project/shoal/converter/image"
 	"github.com/shoal-project/shoal/peer/chunkmap"
 )
 
-// maxBootstrapLayer bounds what Check reads into memory.
-const maxBootstrapLayer = 1 << 30
+// CheckConfig says what Check looks at.
+type CheckConfig struct {
+	Image    string // REGISTRY/NAME:TAG or oci:FOLDER[:TAG]
+	Access   Access
+	Progress Progress // nil: nobody is told
+}
 
 // CheckResult is what Check looked at.
 type CheckResult struct {
@@ -31,113 +27,75 @@ type CheckResult struct {
 	Bytes  int64         `json:"bytes"`
 }
 
-// Check reads a converted image whole and verifies it: that every blob either manifest names is there and has its digest,
-// that the Nydus variant has a chunk map for each of them which fits, and that the bootstrap names the blobs of its manifest.
-// It needs Target, and takes PlainHTTP, Progress and Remote of the configuration. A failed verification is ErrVerify, an
-// image that is none of ours ErrSource.
-func Check(ctx context.Context, cfg Config) (*CheckResult, error) {
+// Check reads a converted image whole and verifies it: that every blob its manifests name is there and has its digest,
+// that the Nydus variants have a chunk map for each of them which fits, and that the bootstraps name the blobs of their manifests.
+// A failed verification is ErrVerify, an image that is none of ours ErrSource.
+func Check(ctx context.Context, cfg CheckConfig) (*CheckResult, error) {
 	if cfg.Progress == nil {
 		cfg.Progress = silent{}
 	}
-	ref, err := name.ParseReference(cfg.Target, cfg.nameOptions()...)
-	if err != nil {
-		return nil, classify(ErrConfig, "image %q: want REGISTRY/NAME:TAG: %w", cfg.Target, err)
-	}
-	c := &checker{cfg: &cfg, repo: ref.Context(), opts: append(remoteOptions(&cfg), remote.WithContext(ctx))}
-	desc, err := remote.Get(ref, c.opts...)
-	if terr, ok := errors.AsType[*transport.Error](err); ok && terr.StatusCode == http.StatusNotFound {
-		return nil, classify(ErrSource, "image %s does not exist: the registry does not know it; check name and tag", cfg.Target)
-	}
-	if err != nil {
-		return nil, registryError("read "+cfg.Target, cfg.Target, err)
-	}
-	plain, nydus, err := c.manifests(desc)
+	places := newPlaces(cfg.Access)
+	ref, err := places.parse("image", cfg.Image)
 	if err != nil {
 		return nil, err
 	}
-	boot, maps, err := c.bootstrap(nydus)
+	img, err := openConverted(ctx, places.at(ref), cfg.Image, ref.Name())
 	if err != nil {
 		return nil, err
 	}
-	if err := namesBlobs(boot, nydus); err != nil {
-		return nil, err
-	}
-	seen := map[digest.Digest]bool{}
-	for _, d := range append(append([]ocispec.Descriptor{plain.Config, nydus.Config}, plain.Layers...), nydus.Layers...) {
-		if seen[d.Digest] {
-			continue
-		}
-		seen[d.Digest] = true
-		isLayer := d.Digest != plain.Config.Digest && d.Digest != nydus.Config.Digest && d.Digest != lastLayer(nydus).Digest
-		if isLayer && maps[d.Digest] == nil {
-			return nil, classify(ErrVerify, "%s: blob %s has no chunk map", cfg.Target, d.Digest)
-		}
-		if err := c.blob(d, maps[d.Digest]); err != nil {
+	c := &checker{cfg: &cfg, image: img, maps: map[digest.Digest]*chunkmap.Map{}, blobs: map[digest.Digest]ocispec.Descriptor{}}
+	for _, v := range img.variants {
+		if err := c.variant(ctx, v); err != nil {
 			return nil, err
 		}
 	}
-	return &CheckResult{Target: cfg.Target, Digest: digest.Digest(desc.Digest.String()), Blobs: len(seen), Bytes: c.bytes}, nil
+	if img.model != nil {
+		c.note(img.model.manifest.Config)
+		c.note(img.model.manifest.Layers...)
+	}
+	for _, d := range slices.Sorted(maps.Keys(c.blobs)) {
+		if err := c.blob(ctx, c.blobs[d]); err != nil {
+			return nil, err
+		}
+	}
+	return &CheckResult{Target: cfg.Image, Digest: img.index.Digest, Blobs: len(c.blobs), Bytes: c.bytes}, nil
 }
 
 type checker struct {
-	cfg   *Config
-	repo  name.Repository
-	opts  []remote.Option
+	cfg   *CheckConfig
+	image *converted
+	maps  map[digest.Digest]*chunkmap.Map
+	blobs map[digest.Digest]ocispec.Descriptor // that are to be read
 	bytes int64
 }
 
-func lastLayer(m *ocispec.Manifest) ocispec.Descriptor { return m.Layers[len(m.Layers)-1] }
-
-// manifests returns both manifests of an index of ours.
-func (c *checker) manifests(desc *remote.Descriptor) (plain, nydus *ocispec.Manifest, err error) {
-	var index ocispec.Index
-	if desc.MediaType != types.OCIImageIndex || json.Unmarshal(desc.Manifest, &index) != nil {
-		return nil, nil, classify(ErrSource, "%s is no index, so shoal convert has not made it", c.cfg.Target)
+func (c *checker) note(list ...ocispec.Descriptor) {
+	for _, d := range list {
+		c.blobs[d.Digest] = d
 	}
-	for _, d := range index.Manifests {
-		got, err := remote.Get(c.repo.Digest(d.Digest.String()), c.opts...) // verifies the digest
-		if err != nil {
-			return nil, nil, registryError("read manifest "+d.Digest.String(), c.cfg.Target, err)
-		}
-		m := &ocispec.Manifest{}
-		if err := json.Unmarshal(got.Manifest, m); err != nil || len(m.Layers) == 0 {
-			return nil, nil, classify(ErrSource, "%s: manifest %s has no layers: %v", c.cfg.Target, d.Digest, err)
-		}
-		if d.ArtifactType == image.ArtifactTypeNydus {
-			nydus = m
-		} else {
-			plain = m
-		}
-	}
-	if plain == nil || nydus == nil {
-		return nil, nil, classify(ErrSource, "%s has not both variants, so shoal convert has not made it", c.cfg.Target)
-	}
-	return plain, nydus, nil
 }
 
-// bootstrap reads the last layer of the Nydus variant.
-func (c *checker) bootstrap(nydus *ocispec.Manifest) (*bootstrap.Image, map[digest.Digest]*chunkmap.Map, error) {
-	var raw bytes.Buffer
-	d := lastLayer(nydus)
-	if d.Size > maxBootstrapLayer {
-		return nil, nil, classify(ErrVerify, "bootstrap layer of %d bytes", d.Size)
-	}
-	if err := c.stream(d, &raw); err != nil {
-		return nil, nil, err
-	}
-	maps, err := chunkmap.AllFromLayer(bytes.NewReader(raw.Bytes()))
+// variant checks what can be checked without the blobs.
+func (c *checker) variant(ctx context.Context, v *convertedVariant) error {
+	content, err := c.image.content(ctx, v)
 	if err != nil {
-		return nil, nil, classify(ErrVerify, "bootstrap layer %s: %w", d.Digest, err)
+		return err
 	}
-	boot, err := image.FileOfLayer(bytes.NewReader(raw.Bytes()), image.BootstrapName, maxBootstrapLayer)
-	if err != nil {
-		return nil, nil, classify(ErrVerify, "bootstrap layer %s: %w", d.Digest, err)
+	if err := namesBlobs(content.image, &v.nydus.manifest); err != nil {
+		return err
 	}
-	img, err := bootstrap.Decode(bytes.NewReader(boot), int64(len(boot)))
-	if err != nil {
-		return nil, nil, classify(ErrVerify, "bootstrap in layer %s: %w", d.Digest, err)
+	plain, nydus := v.plain.manifest.Layers, v.nydus.manifest.Layers
+	for _, d := range append(slices.Clone(plain), nydus[:len(nydus)-1]...) {
+		m := content.maps[d.Digest]
+		if m == nil || m.Size != d.Size {
+			return classify(ErrVerify, "%s: blob %s has no chunk map for its %d bytes", c.cfg.Image, d.Digest, d.Size)
+		}
+		c.maps[d.Digest] = m
 	}
-	return img, maps, nil
+	c.note(v.plain.manifest.Config, v.nydus.manifest.Config)
+	c.note(plain...)
+	c.note(nydus...)
+	return nil
 }
 
 // namesBlobs compares the bootstrap's blob table with the manifest's layers.
@@ -159,14 +117,21 @@ func namesBlobs(boot *bootstrap.Image, nydus *ocispec.Manifest) error {
 }
 
 // blob reads a blob and verifies its digest and, if there is one, its chunk map.
-func (c *checker) blob(d ocispec.Descriptor, m *chunkmap.Map) error {
+func (c *checker) blob(ctx context.Context, d ocispec.Descriptor) error {
 	c.cfg.Progress.Step("check " + d.Digest.String())
+	c.cfg.Progress.Plan(Read, d.Size)
+	m := c.maps[d.Digest]
 	cut := &cutter{builder: chunkmap.NewBuilder()}
 	if m != nil {
 		cut.chunks = m.Chunks
 	}
-	if err := c.stream(d, cut); err != nil {
-		return err
+	r, err := c.image.place.Blob(ctx, d, 0)
+	if err != nil {
+		return c.image.blobError(d, err)
+	}
+	defer r.Close()
+	if _, err := io.Copy(cut, &readCounter{ctx: ctx, r: r, progress: c.cfg.Progress}); err != nil {
+		return c.image.blobError(d, err)
 	}
 	c.bytes += d.Size
 	if m == nil {
@@ -205,26 +170,4 @@ func (c *cutter) Write(p []byte) (int, error) {
 		p = p[n:]
 	}
 	return written, nil
-}
-
-// stream copies a blob to w and verifies it.
-func (c *checker) stream(d ocispec.Descriptor, w io.Writer) error {
-	l, err := remote.Layer(c.repo.Digest(d.Digest.String()), c.opts...)
-	var r io.ReadCloser
-	if err == nil {
-		r, err = l.Compressed()
-	}
-	if err != nil {
-		return registryError("read blob "+d.Digest.String(), c.cfg.Target, err)
-	}
-	defer func() { _ = r.Close() }()
-	sum := sha256.New()
-	n, err := io.Copy(io.MultiWriter(w, sum), io.LimitReader(r, d.Size+1))
-	if got := digest.NewDigest(digest.SHA256, sum); n != d.Size || got != d.Digest {
-		if err != nil && n < d.Size { // the client verifies too, but only a whole blob
-			return registryError("read blob "+d.Digest.String(), c.cfg.Target, err)
-		}
-		return classify(ErrVerify, "blob %s of %d bytes: the registry has %d bytes with digest %s", d.Digest, d.Size, n, got)
-	}
-	return nil
 }

@@ -4,39 +4,55 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path"
-	"path/filepath"
 	"strings"
 	"unicode/utf8"
 
-	"github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/opencontainers/go-digest"
-	"github.com/shoal-project/shoal/converter/image"
+	"github.com/shoal-project/shoal/converter/bootstrap"
+	"github.com/shoal-project/shoal/converter/repository"
 	"github.com/shoal-project/shoal/converter/source"
 	"golang.org/x/sync/errgroup"
 )
 
-// Config says what to convert. Model, Base and Target are required.
+// Config says what to convert. Target is required, and either Model and Base or Image.
 type Config struct {
-	Model  string // folder
-	Base   string // reference, or oci:FOLDER[:TAG]
-	Target string // REGISTRY/NAME:TAG
-	// Name is that of the model; default: the last component of Model.
+	Model string // where the model is, see source.Open
+	Base  string // image reference, oci:FOLDER[:TAG] or docker-archive:FILE
+	// Image is one that is given its Nydus variant as it is, without a model. Its plain manifests stay what they are.
+	Image  string
+	Target string // REGISTRY/NAME:TAG or oci:FOLDER[:TAG]
+	// Previous is an image made before: what the base's layers have in common with it is not stored again.
+	Previous string
+
+	// Source says how the model is read and which of its files are wanted.
+	Source source.Config
+	// Access says how registries are spoken to.
+	Access Access
+
+	// Name is that of the model; default: what its source calls it.
 	Name string
 	// ModelPath is the folder in the image; default /models/NAME.
 	ModelPath string
-	// Platform is os/arch[/variant]; default: what the base has, linux/amd64 if it has several.
-	Platform string
-	// PlainHTTP speaks HTTP to the registries of Base and Target; loopback addresses always get it.
-	PlainHTTP bool
-	// Entrypoint, Cmd and Env change the base's; see image.Settings.
+	// Platforms are os/arch[/variant]; default: all the base has.
+	Platforms []string
+	// Entrypoint, Cmd, Env, User and Labels change the base's; see image.Settings.
 	Entrypoint, Cmd, Env []string
-	// DryRun computes everything and pushes nothing.
+	User                 string
+	Labels               map[string]string
+	// Annotations are those of the index and of all manifests made.
+	Annotations map[string]string
+	// Compressor of the base's files in the Nydus variant: zstd, which is the default, lz4_block or none.
+	Compressor string
+	// ModelPack adds the model alone as a third manifest.
+	ModelPack bool
+	// AnyFormat takes model files whose header contradicts them.
+	AnyFormat bool
+	// DryRun computes everything and writes nothing.
 	DryRun bool
+
 	// TempDir is where the Nydus blobs of base layers are held until they are uploaded, at most Uploads+1 of them; default:
 	// that of the system.
 	TempDir string
@@ -46,8 +62,6 @@ type Config struct {
 	Progress Progress
 	// Logger gets what is of use when something goes wrong; nil discards.
 	Logger *slog.Logger
-	// Remote are further options for the registry client, for tests.
-	Remote []remote.Option
 }
 
 // Stage is one of the two kinds of work that take time.
@@ -56,7 +70,7 @@ type Stage int
 // The stages.
 const (
 	Read Stage = iota // base layers and model files, hashed
-	Push              // blobs, uploaded or found in the registry
+	Push              // blobs, uploaded or found at the target
 )
 
 // Progress is told what Convert does. Its methods are called concurrently.
@@ -73,14 +87,22 @@ type Progress interface {
 type Result struct {
 	Target     string        `json:"target"`
 	Digest     digest.Digest `json:"digest"` // of the index
-	Plain      digest.Digest `json:"plain"`  // of the manifests
-	Nydus      digest.Digest `json:"nydus"`
-	Platform   string        `json:"platform"`
-	ModelPath  string        `json:"model_path"`
+	Variants   []Variant     `json:"variants"`
+	ModelPack  digest.Digest `json:"modelpack,omitempty"` // of its manifest
+	Source     string        `json:"source,omitempty"`
+	Revision   string        `json:"revision,omitempty"` // what the source's name stood for
+	ModelPath  string        `json:"model_path,omitempty"`
 	ModelFiles int           `json:"model_files"`
 	ModelBytes int64         `json:"model_bytes"`
 	Layers     []Layer       `json:"layers"`
 	Pushed     bool          `json:"pushed"`
+}
+
+// Variant are the manifests for one platform.
+type Variant struct {
+	Platform string        `json:"platform"`
+	Plain    digest.Digest `json:"plain"`
+	Nydus    digest.Digest `json:"nydus"`
 }
 
 // Layer is one blob of the image.
@@ -88,21 +110,18 @@ type Layer struct {
 	Kind   string        `json:"kind"` // base, framework, model or bootstrap
 	Digest digest.Digest `json:"digest"`
 	Size   int64         `json:"size"`
-	Of     string        `json:"of,omitempty"` // the large file it holds, or how many small ones
+	Of     string        `json:"of,omitempty"` // the large file it holds, how many small ones, or the platform
+	// Outcome is what became of it: sent, mounted from another repository, or present; empty in a dry run.
+	Outcome repository.Outcome `json:"outcome,omitempty"`
 }
 
 // setDefaults fills in what was left empty.
 func (c *Config) setDefaults() {
-	if c.Name == "" && c.Model != "" {
-		if abs, err := filepath.Abs(c.Model); err == nil {
-			c.Name = filepath.Base(abs)
-		}
-	}
-	if c.ModelPath == "" && c.Name != "" {
-		c.ModelPath = "/models/" + c.Name
-	}
 	if c.Uploads == 0 {
 		c.Uploads = 3
+	}
+	if c.Compressor == "" {
+		c.Compressor = compressorZstd
 	}
 	if c.Progress == nil {
 		c.Progress = silent{}
@@ -110,38 +129,38 @@ func (c *Config) setDefaults() {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
+	if c.Access.Logger == nil {
+		c.Access.Logger = c.Logger
+	}
 }
 
 // Validate fills in defaults and reports all faults at once, of class ErrConfig.
 func (c *Config) Validate() error {
 	c.setDefaults()
-	var faults []error
-	for _, need := range []struct{ name, value, example string }{
-		{"--model", c.Model, "a folder with model files"},
-		{"--base", c.Base, "REGISTRY/NAME:TAG or oci:FOLDER"},
-		{"--target", c.Target, "REGISTRY/NAME:TAG"},
-	} {
-		if need.value == "" {
-			faults = append(faults, fmt.Errorf("%s is missing: give it %s", need.name, need.example))
-		}
-	}
+	faults := c.missing()
 	if strings.ContainsAny(c.Name, "/\x00") || c.Name == "." || c.Name == ".." {
 		faults = append(faults, fmt.Errorf("--name %q: want one path component", c.Name))
-	} else if err := checkModelPath(c.ModelPath); c.Name != "" && err != nil {
-		faults = append(faults, err)
 	}
-	if _, err := source.ParsePlatform(c.Platform); err != nil {
-		faults = append(faults, fmt.Errorf("--platform %q: want os/architecture, such as %s", c.Platform, source.DefaultPlatform))
+	if c.ModelPath != "" {
+		faults = appendFault(faults, checkModelPath(c.ModelPath))
+	}
+	for _, p := range c.Platforms {
+		if _, err := source.ParsePlatform(p); err != nil {
+			faults = append(faults, fmt.Errorf("--platform %q: want os/architecture, such as linux/amd64", p))
+		}
 	}
 	for _, kv := range c.Env {
 		if name, _, ok := strings.Cut(kv, "="); !ok || name == "" {
 			faults = append(faults, fmt.Errorf("--env %q: want NAME=VALUE", kv))
 		}
 	}
+	if _, ok := compressors[c.Compressor]; !ok {
+		faults = append(faults, fmt.Errorf("--compressor %q: want zstd, lz4_block or none", c.Compressor))
+	}
+	faults = appendFault(faults, c.Source.Validate())
 	if c.Target != "" {
-		if _, err := c.target(); err != nil {
-			faults = append(faults, err)
-		}
+		_, err := c.target()
+		faults = appendFault(faults, err)
 	}
 	if len(faults) == 0 {
 		return nil
@@ -149,7 +168,47 @@ func (c *Config) Validate() error {
 	return &classified{ErrConfig, errors.Join(faults...)}
 }
 
-// checkModelPath refuses paths that a layer's tar cannot carry to one place in the image.
+func appendFault(faults []error, err error) []error {
+	if err == nil {
+		return faults
+	}
+	return append(faults, err)
+}
+
+// missing reports what is required and not there, and what contradicts each other.
+func (c *Config) missing() []error {
+	type need struct{ name, value, example string }
+	needs := []need{{"--target", c.Target, "REGISTRY/NAME:TAG or oci:FOLDER:TAG"}}
+	if c.Image == "" {
+		needs = append([]need{
+			{"--model", c.Model, "a folder, a file, -, hf://ORG/NAME, s3://BUCKET/PREFIX, https://… or oci://REF"},
+			{"--base", c.Base, "REGISTRY/NAME:TAG, oci:FOLDER or docker-archive:FILE; or give --image alone"},
+		}, needs...)
+	}
+	var faults []error
+	for _, n := range needs {
+		if n.value == "" {
+			faults = append(faults, fmt.Errorf("%s is missing: give it %s", n.name, n.example))
+		}
+	}
+	if c.Image == "" {
+		return faults
+	}
+	for _, other := range []struct {
+		flag string
+		set  bool
+	}{
+		{"--model", c.Model != ""}, {"--base", c.Base != ""}, {"--modelpack", c.ModelPack}, {"--name", c.Name != ""},
+		{"--model-path", c.ModelPath != ""}, {"--entrypoint", c.Entrypoint != nil}, {"--cmd", c.Cmd != nil},
+		{"--env", c.Env != nil}, {"--user", c.User != ""}, {"--label", len(c.Labels) > 0},
+	} {
+		if other.set {
+			faults = append(faults, fmt.Errorf("%s does not go with --image, which is taken as it is", other.flag))
+		}
+	}
+	return faults
+}
+
 func checkModelPath(p string) error {
 	if !path.IsAbs(p) || path.Clean(p) != p || p == "/" {
 		return fmt.Errorf("--model-path %q: want an absolute path below /, such as /models/llama", p)
@@ -160,33 +219,18 @@ func checkModelPath(p string) error {
 	return nil
 }
 
-func (c *Config) nameOptions() []name.Option {
-	if c.PlainHTTP {
-		return []name.Option{name.Insecure}
+// target reads where the image goes.
+func (c *Config) target() (repository.Reference, error) {
+	r, err := newPlaces(c.Access).parse("--target", c.Target)
+	switch {
+	case err != nil:
+		return r, err
+	case r.Digest != "":
+		return r, fmt.Errorf("--target %s names a digest; give it a tag, such as :v1", c.Target)
+	case r.Tag == "":
+		return r, fmt.Errorf("--target %s has no tag; add one, such as %s:v1", c.Target, c.Target)
 	}
-	return nil
-}
-
-// target parses the target, which must name a tag: a forgotten one would silently be "latest".
-func (c *Config) target() (name.Tag, error) {
-	if scheme, _, ok := strings.Cut(c.Target, "://"); ok {
-		return name.Tag{}, fmt.Errorf("--target %s: leave out %s://; registries that speak plain HTTP want --plain-http", c.Target, scheme)
-	}
-	tag, err := name.NewTag(c.Target, append(c.nameOptions(), name.StrictValidation)...)
-	if err == nil {
-		return tag, nil
-	}
-	if _, derr := name.NewDigest(c.Target); derr == nil || strings.Contains(c.Target, "@") {
-		return name.Tag{}, fmt.Errorf("--target %s names a digest; give it a tag, such as :v1", c.Target)
-	}
-	host, rest, _ := strings.Cut(c.Target, "/")
-	if rest == "" || !strings.ContainsAny(host, ".:") && host != "localhost" {
-		return name.Tag{}, fmt.Errorf("--target %s names no registry: want REGISTRY/NAME:TAG, such as registry.example.com/ml/llama:v1", c.Target)
-	}
-	if _, werr := name.NewTag(c.Target); werr == nil && !strings.Contains(c.Target[strings.LastIndexByte(c.Target, '/')+1:], ":") {
-		return name.Tag{}, fmt.Errorf("--target %s has no tag; add one, such as %s:v1", c.Target, c.Target)
-	}
-	return name.Tag{}, fmt.Errorf("--target %q: %w", c.Target, err)
+	return r, nil
 }
 
 type silent struct{}
@@ -195,95 +239,184 @@ func (silent) Step(string)       {}
 func (silent) Plan(Stage, int64) {}
 func (silent) Done(Stage, int64) {}
 
-// Convert makes the image and, unless it is a dry run, pushes it. It validates the configuration first.
+// conversion is one Convert under way.
+type conversion struct {
+	cfg    *Config
+	places *places
+	target repository.Reference
+	sink   sink
+	// asks: the sink is worth asking for a blob before it is made again from the source.
+	asks bool
+	temp string
+	work *errgroup.Group // uploads
+
+	model  *source.Model // nil for an image that is taken as it is
+	layers []*modelLayer
+	files  int
+	bytes  int64
+}
+
+// Convert makes the image and, unless it is a dry run, writes it to the target. It validates the configuration first.
 func Convert(ctx context.Context, cfg Config) (*Result, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
+	c, err := newConversion(&cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.openModel(ctx); err != nil {
+		return nil, err
+	}
+	if c.model != nil {
+		defer func() { _ = c.model.Close() }() // it was only read
+	}
+	platforms, err := c.openBases(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if c.temp, err = os.MkdirTemp(cfg.TempDir, "shoal-convert-"); err != nil {
+		return nil, fmt.Errorf("temporary folder: %w; set TMPDIR to a folder that can be written", err)
+	}
+	defer func() {
+		if err := os.RemoveAll(c.temp); err != nil {
+			cfg.Logger.WarnContext(ctx, "temporary folder stays", "error", err)
+		}
+	}()
+	if err := c.read(ctx, platforms); err != nil {
+		return nil, err
+	}
+	return c.finish(ctx, platforms)
+}
+
+func newConversion(cfg *Config) (*conversion, error) {
 	target, err := cfg.target()
 	if err != nil {
 		return nil, &classified{ErrConfig, err}
 	}
-	files, err := source.Walk(cfg.Model)
-	if err != nil {
-		return nil, &classified{ErrSource, err}
+	c := &conversion{cfg: cfg, places: newPlaces(cfg.Access), target: target}
+	c.sink, c.asks = c.places.at(target), !target.IsLayout()
+	if cfg.DryRun {
+		c.sink, c.asks = repository.Discard{}, false
 	}
-	out, err := newSink(&cfg, target)
+	return c, nil
+}
+
+// openModel finds the model and decides what it is called.
+func (c *conversion) openModel(ctx context.Context) error {
+	cfg := c.cfg
+	if cfg.Image != "" {
+		return nil
+	}
+	cfg.Progress.Step("open " + cfg.Model)
+	m, err := source.Open(ctx, cfg.Model, cfg.Source)
+	if err != nil {
+		return sourceError(err)
+	}
+	c.model = m
+	if cfg.Name == "" {
+		cfg.Name = m.Name
+	}
+	if cfg.ModelPath == "" {
+		if cfg.Name == "" {
+			return classify(ErrConfig, "--model %s has no name of its own: give it one with --name", m.Ref)
+		}
+		cfg.ModelPath = "/models/" + cfg.Name
+	}
+	if err := checkModelPath(cfg.ModelPath); err != nil {
+		return &classified{ErrConfig, err}
+	}
+	return nil
+}
+
+// openBases finds the base image, or the image to be converted, for each platform.
+func (c *conversion) openBases(ctx context.Context) ([]*platform, error) {
+	flag, ref := "--base", c.cfg.Base
+	if c.model == nil {
+		flag, ref = "--image", c.cfg.Image
+	}
+	c.cfg.Progress.Step("open " + ref)
+	images, tag, err := c.places.images(flag, ref)
 	if err != nil {
 		return nil, err
 	}
-	base, err := source.OpenBase(ctx, cfg.Base, cfg.Platform, cfg.nameOptions(), remoteOptions(&cfg))
+	bases, err := source.OpenBases(ctx, images, ref, tag, c.cfg.Platforms)
 	if err != nil {
-		return nil, sourceError(cfg.Base, err)
+		return nil, c.baseError(flag, ref, err)
 	}
-	temp, err := os.MkdirTemp(cfg.TempDir, "shoal-convert-")
-	if err != nil {
-		return nil, fmt.Errorf("temporary folder: %w; set TMPDIR to a folder that can be written", err)
-	}
-	defer func() {
-		if err := os.RemoveAll(temp); err != nil {
-			cfg.Logger.WarnContext(ctx, "temporary folder stays", "error", err)
+	var out []*platform
+	for _, base := range bases {
+		p := newPlatform(c, base, ref)
+		if registry, ok := images.(*repository.Registry); ok {
+			from := registry.Repository()
+			p.from = &from
 		}
-	}()
+		out = append(out, p)
+	}
+	return out, c.openPrevious(ctx, out)
+}
 
-	work, wctx := errgroup.WithContext(ctx)
-	work.SetLimit(cfg.Uploads)
-	b := &build{cfg: &cfg, base: base, sink: out, temp: temp, work: work, merged: newMerged()}
-	err = b.layers(wctx, files)
-	if werr := work.Wait(); werr != nil && (err == nil || errors.Is(err, context.Canceled)) {
+// read reads and merges everything, and starts the uploads.
+func (c *conversion) read(ctx context.Context, platforms []*platform) error {
+	uploads, uctx := errgroup.WithContext(ctx)
+	uploads.SetLimit(c.cfg.Uploads)
+	c.work = uploads
+	reading, rctx := errgroup.WithContext(uctx)
+	for _, p := range platforms {
+		for _, l := range p.base.Manifest.Layers {
+			c.cfg.Progress.Plan(Read, l.Size)
+		}
+	}
+	reading.Go(func() error {
+		for _, p := range platforms {
+			if err := p.readBase(rctx); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if c.model != nil {
+		reading.Go(func() error { return c.readModel(rctx) })
+	}
+	err := reading.Wait()
+	for _, p := range platforms {
+		if err == nil {
+			err = p.addModel(c.layers)
+		}
+	}
+	if werr := uploads.Wait(); werr != nil && (err == nil || errors.Is(err, context.Canceled)) {
 		err = werr // what failed first canceled the rest
 	}
-	if err != nil {
-		return nil, err
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
-	return b.finish(ctx, target)
+	return err
 }
 
-// finish writes and pushes what names the layers: bootstrap, configurations, manifests and, last of all, the tag.
-func (b *build) finish(ctx context.Context, target name.Tag) (*Result, error) {
-	cfg := b.cfg
-	bootstrap, raw, err := b.bootstrapLayer()
-	if err != nil {
-		return nil, err
-	}
-	b.record("bootstrap", bootstrap, "")
-	settings := image.Settings{Entrypoint: cfg.Entrypoint, Cmd: cfg.Cmd, Env: cfg.Env, History: b.history}
-	plain, err := image.Plain(b.base.Config, settings, append(b.plainBase, b.model...))
-	if err != nil {
-		return nil, &classified{ErrSource, err}
-	}
-	layers := append(append(b.framework, b.nydusModel...), bootstrap)
-	settings.History = append(b.history, "shoal convert: bootstrap")
-	nydus, err := image.Nydus(b.base.Config, settings, layers)
-	if err != nil {
-		return nil, &classified{ErrSource, err}
-	}
-	index, err := image.Index(plain, nydus, platformOf(b.base))
-	if err != nil {
-		return nil, err
-	}
-	cfg.Progress.Step("push manifests")
-	blobs := []blobLayer{
-		{desc: bootstrap.Descriptor, open: func() io.ReadCloser { return byteReader(raw) }},
-		{desc: plain.Config.Descriptor, open: func() io.ReadCloser { return byteReader(plain.Config.Bytes) }},
-		{desc: nydus.Config.Descriptor, open: func() io.ReadCloser { return byteReader(nydus.Config.Bytes) }},
-	}
-	for i := range blobs {
-		if err := b.sink.blob(ctx, &blobs[i]); err != nil {
-			return nil, err
+// upload brings a blob to the target in the background and records what became of it.
+func (c *conversion) upload(ctx context.Context, b repository.Blob, record *Layer, done func()) {
+	c.work.Go(func() error {
+		if done != nil {
+			defer done()
 		}
-	}
-	for _, m := range []image.Blob{plain.Manifest, nydus.Manifest} {
-		if err := b.sink.manifest(ctx, target.Context().Digest(m.Digest.String()), m); err != nil {
-			return nil, err
-		}
-	}
-	if err := b.sink.manifest(ctx, target, index); err != nil {
-		return nil, err
-	}
-	return &Result{
-		Target: target.String(), Digest: index.Digest, Plain: plain.Manifest.Digest, Nydus: nydus.Manifest.Digest,
-		Platform: b.base.Platform.String(), ModelPath: cfg.ModelPath, ModelFiles: b.modelFiles, ModelBytes: b.modelBytes,
-		Layers: b.result, Pushed: !cfg.DryRun,
-	}, nil
+		return c.push(ctx, b, record)
+	})
 }
+
+func (c *conversion) push(ctx context.Context, b repository.Blob, record *Layer) error {
+	c.cfg.Progress.Plan(Push, b.Size)
+	b.Progress = func(n int64) { c.cfg.Progress.Done(Push, n) }
+	outcome, err := c.sink.Push(ctx, b)
+	if err != nil {
+		return c.pushError(fmt.Sprintf("push blob %s (%d bytes)", b.Digest, b.Size), err)
+	}
+	if record != nil && !c.cfg.DryRun {
+		record.Outcome = outcome
+	}
+	return nil
+}
+
+// compressors are the names by which those of the Nydus variant are chosen; nydus-image has the same.
+var compressors = map[string]bootstrap.Compressor{compressorZstd: bootstrap.Zstd, "lz4_block": bootstrap.LZ4, "none": bootstrap.None}
+
+const compressorZstd = "zstd"

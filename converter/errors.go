@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+	"github.com/shoal-project/shoal/converter/repository"
 	"github.com/shoal-project/shoal/converter/source"
 )
 
@@ -39,18 +40,52 @@ func classify(class error, format string, args ...any) error {
 	return &classified{class, fmt.Errorf(format, args...)}
 }
 
-// sourceError gives the errors of package source their class; those of a registry are translated.
-func sourceError(ref string, err error) error {
-	if errors.Is(err, source.ErrDigest) {
+// sourceError gives the errors of package source their class.
+func sourceError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, source.ErrDigest):
 		return &classified{ErrVerify, err}
-	}
-	if errors.Is(err, source.ErrBase) || errors.Is(err, source.ErrModel) {
+	case errors.Is(err, source.ErrService):
+		return &classified{ErrRegistry, err}
+	case errors.Is(err, source.ErrModel), errors.Is(err, source.ErrChanged):
 		return &classified{ErrSource, err}
 	}
-	if terr, ok := errors.AsType[*transport.Error](err); ok && terr.StatusCode == http.StatusNotFound {
-		return classify(ErrSource, "base image %s does not exist: the registry does not know it; check --base", ref)
+	return err
+}
+
+// modelError is sourceError for what happens while the model is read; an error without a class is the source's.
+func modelError(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if _, ok := errors.AsType[*classified](err); ok || errors.Is(err, errTemp) || errors.Is(err, repository.ErrLost) {
+		return err
+	}
+	err = fmt.Errorf("model: %w", err)
+	if classed := sourceError(err); classed != err {
+		return classed
+	}
+	return &classified{ErrSource, err}
+}
+
+// baseError is what is wrong with a base image, or with reading it.
+func (c *conversion) baseError(flag, ref string, err error) error {
+	switch {
+	case errors.Is(err, repository.ErrDigest), errors.Is(err, source.ErrDigest):
+		return classify(ErrVerify, "base image %s: %w", ref, err)
+	case errors.Is(err, source.ErrBase):
+		return &classified{ErrSource, err}
+	case errors.Is(err, repository.ErrNotFound):
+		return classify(ErrSource, "base image %s does not exist: check %s (%w)", ref, flag, err)
 	}
 	return registryError("read base image "+ref, ref, err)
+}
+
+// pushError is what went wrong at the target.
+func (c *conversion) pushError(doing string, err error) error {
+	return registryError(doing+" to "+c.target.String(), c.cfg.Target, err)
 }
 
 // registryError says in one line what a registry did not do, why, and what helps.
@@ -60,6 +95,12 @@ func registryError(doing, ref string, err error) error {
 	}
 	if _, ok := errors.AsType[*classified](err); ok {
 		return err // it was not the registry
+	}
+	if errors.Is(err, repository.ErrLayout) {
+		return classify(ErrSource, "%s: %w", doing, err)
+	}
+	if errors.Is(err, repository.ErrDigest) {
+		return classify(ErrVerify, "%s: %w", doing, err)
 	}
 	host := ref
 	if r, perr := name.ParseReference(ref); perr == nil {

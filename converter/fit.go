@@ -9,15 +9,15 @@ import (
 
 // fits refuses a model layer that would change what the base image has beside files of the same name: its folders are
 // written with mode 0755 and owner root, whatever the base says, so that model layers do not depend on the base.
-func (b *build) fits(p part) error {
-	for i := range p.entries {
-		e := &p.entries[i]
-		old := b.tree.Lookup(e.Name)
+func (p *platform) fits(entries []layer.Entry) error {
+	for i := range entries {
+		e := &entries[i]
+		old := p.tree.Lookup(e.Name)
 		if old == nil {
 			continue
 		}
 		if fault := clash(e.Kind, old); fault != "" {
-			return classify(ErrSource, "base image %s: /%s is %s; choose another --model-path", b.cfg.Base, e.Name, fault)
+			return classify(ErrSource, "base image %s: /%s is %s; choose another --model-path", p.ref, e.Name, fault)
 		}
 	}
 	return nil

@@ -13,20 +13,18 @@ import (
 	"path"
 	"strings"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/shoal-project/shoal/converter/bootstrap"
 	"github.com/shoal-project/shoal/converter/image"
+	"github.com/shoal-project/shoal/converter/repository"
 	"github.com/shoal-project/shoal/converter/source"
 	"github.com/shoal-project/shoal/peer/chunkmap"
 )
 
 const (
-	// frameworkCompressor is how the chunks of the base's files are stored in the Nydus variant.
-	frameworkCompressor = bootstrap.Zstd
 	// maxBaseLayer bounds the bytes one base layer unpacks to, so that a small file cannot keep a machine busy for ever.
 	maxBaseLayer = 256 << 30
 
@@ -36,51 +34,68 @@ const (
 	xattrPrefix    = "SCHILY.xattr."
 )
 
-// frameworkLayer reads one base layer: its bytes are verified, its files merged and packed, both blobs uploaded.
-func (b *build) frameworkLayer(ctx context.Context, i int) error {
-	desc := b.base.Manifest.Layers[i]
-	b.cfg.Progress.Step(fmt.Sprintf("read base layer %d of %d", i+1, len(b.base.Manifest.Layers)))
+// readBase reads the base's layers, lowest first: their bytes are verified, their files merged and packed, both blobs uploaded.
+func (p *platform) readBase(ctx context.Context) error {
+	for i := range p.base.Manifest.Layers {
+		if err := p.frameworkLayer(ctx, i); err != nil {
+			return err
+		}
+	}
+	p.tree.NextLayer()
+	return p.previousBlobs(ctx)
+}
+
+func (p *platform) frameworkLayer(ctx context.Context, i int) error {
+	desc := p.base.Manifest.Layers[i]
+	p.c.cfg.Progress.Step(fmt.Sprintf("read base layer %d of %d, %s", i+1, len(p.base.Manifest.Layers), p.base.Platform))
 	mediaType, err := source.LayerMediaType(desc.MediaType)
 	if err != nil {
 		return &classified{ErrSource, err}
 	}
-	l := image.Layer{DiffID: digest.Digest(b.base.DiffIDs[i].String()), Descriptor: ocispec.Descriptor{
-		MediaType: mediaType, Digest: digest.Digest(desc.Digest.String()), Size: desc.Size,
+	l := image.Layer{DiffID: p.base.DiffIDs[i], Descriptor: ocispec.Descriptor{
+		MediaType: mediaType, Digest: desc.Digest, Size: desc.Size,
 	}}
-	b.plainBase = append(b.plainBase, l)
-	b.record("base", l, "")
-	file, err := os.CreateTemp(b.temp, "layer-")
+	p.plainBase = append(p.plainBase, l)
+	file, err := os.CreateTemp(p.c.temp, "layer-")
 	if err != nil {
-		return fmt.Errorf("temporary file: %w", err)
+		return fmt.Errorf("%w: %w", errTemp, err)
 	}
-	blob, ok, err := b.packLayer(ctx, desc, l, file)
+	blob, ok, err := p.packLayer(ctx, desc, l, file)
 	if cerr := file.Close(); err == nil && cerr != nil {
-		err = fmt.Errorf("temporary file: %w", cerr)
+		err = fmt.Errorf("%w: %w", errTemp, cerr)
 	}
 	if err != nil {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		return b.layerError(i, desc, err)
+		return p.layerError(ctx, i, desc, err)
 	}
 	if ok {
-		nydus := image.BlobLayer(blob.Digest, blob.Size)
-		b.framework = append(b.framework, nydus)
-		b.record("framework", nydus, "")
-		b.upload(ctx, &blobLayer{desc: nydus.Descriptor, open: func() io.ReadCloser { return &lazyFile{path: file.Name()} }},
-			func() { _ = os.Remove(file.Name()) }) // the folder goes too
+		p.addFramework(ctx, image.BlobLayer(blob.Digest, blob.Size), repository.Blob{
+			Open: func(_ context.Context, offset int64) (io.ReadCloser, error) {
+				return &lazyFile{path: file.Name(), offset: offset}, nil
+			},
+		}, func() { _ = os.Remove(file.Name()) }) // the folder goes too
+	} else {
+		_ = os.Remove(file.Name())
 	}
-	original, err := b.base.ImageLayer(desc)
-	if err != nil {
-		return sourceError(b.cfg.Base, err)
-	}
-	b.upload(ctx, original, nil)
+	p.c.upload(ctx, repository.Blob{
+		Descriptor: desc, From: p.from,
+		Open: func(ctx context.Context, offset int64) (io.ReadCloser, error) { return p.base.Layer(ctx, desc, offset) },
+	}, p.record("base", l, ""), nil)
 	return nil
 }
 
+// addFramework lists a blob in the Nydus manifest and brings it to the target.
+func (p *platform) addFramework(ctx context.Context, l image.Layer, b repository.Blob, done func()) {
+	p.framework = append(p.framework, l)
+	b.Descriptor = l.Descriptor
+	p.c.upload(ctx, b, p.record("framework", l, ""), done)
+}
+
 // layerError names the layer and tells whether its source or its content is at fault.
-func (b *build) layerError(i int, desc v1.Descriptor, err error) error {
-	err = fmt.Errorf("base image %s: layer %d (%s): %w", b.cfg.Base, i+1, desc.Digest, err)
+func (p *platform) layerError(ctx context.Context, i int, desc ocispec.Descriptor, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	err = fmt.Errorf("base image %s: layer %d (%s): %w", p.ref, i+1, desc.Digest, err)
 	for _, content := range []error{bootstrap.ErrPath, bootstrap.ErrUnsupported, bootstrap.ErrInvalid, errTar} {
 		if errors.Is(err, content) {
 			return &classified{ErrSource, err}
@@ -89,22 +104,23 @@ func (b *build) layerError(i int, desc v1.Descriptor, err error) error {
 	if errors.Is(err, ErrVerify) || errors.Is(err, errTemp) {
 		return err
 	}
-	if b.base.Repository == nil {
-		return &classified{ErrSource, err}
-	}
-	return registryError("read base image", b.cfg.Base, err)
+	return registryError("read base image", p.ref, err)
 }
 
 // lazyFile opens a file at the first Read, so that many may wait without a descriptor.
 type lazyFile struct {
-	path string
-	file *os.File
+	path   string
+	offset int64
+	file   *os.File
 }
 
 func (f *lazyFile) Read(p []byte) (int, error) {
 	if f.file == nil {
 		var err error
 		if f.file, err = os.Open(f.path); err != nil {
+			return 0, err
+		}
+		if _, err = f.file.Seek(f.offset, io.SeekStart); err != nil {
 			return 0, err
 		}
 	}
@@ -142,23 +158,23 @@ type contextWriter struct{ ctx context.Context }
 func (w contextWriter) Write(p []byte) (int, error) { return len(p), w.ctx.Err() }
 
 // packLayer reads a layer to its end and writes its Nydus blob to temp; ok is false if it has no file with content.
-func (b *build) packLayer(ctx context.Context, desc v1.Descriptor, l image.Layer, temp io.Writer) (blob bootstrap.Blob, ok bool, err error) {
-	r, err := b.openLayer(ctx, desc)
+func (p *platform) packLayer(ctx context.Context, desc ocispec.Descriptor, l image.Layer, temp io.Writer) (blob bootstrap.Blob, ok bool, err error) {
+	r, err := p.openLayer(ctx, desc)
 	if err != nil {
 		return blob, false, err
 	}
 	defer r.Close()
-	nydus := chunkmap.NewBuilder()
+	nydus := chunkmap.NewCutter()
 	buffered := bufio.NewWriterSize(tempWriter{temp}, 1<<20)
-	packer, err := bootstrap.NewPacker(io.MultiWriter(contextWriter{ctx}, buffered, nydus), rafsChunkSize, frameworkCompressor, nil)
+	packer, err := bootstrap.NewPacker(io.MultiWriter(contextWriter{ctx}, buffered, nydus), rafsChunkSize, compressors[p.c.cfg.Compressor], p.dict)
 	if err != nil {
 		return blob, false, err
 	}
-	b.tree.NextLayer()
-	if err := b.mergeTar(r, packer); err != nil {
+	p.tree.NextLayer()
+	if err := p.mergeTar(r, packer); err != nil {
 		return blob, false, err
 	}
-	if b.maps[l.Digest], err = r.finish(l); err != nil {
+	if p.maps[l.Digest], err = r.finish(l); err != nil {
 		return blob, false, err
 	}
 	packed, err := packer.Finish()
@@ -168,17 +184,17 @@ func (b *build) packLayer(ctx context.Context, desc v1.Descriptor, l image.Layer
 	if err != nil {
 		return blob, false, err
 	}
-	known := b.blobs.Has(packed.Blob.Digest)
-	b.blobs.Add(packed)
+	known := p.blobs.Has(packed.Blob.Digest)
+	p.blobs.Add(packed)
 	if len(packed.Chunks) == 0 {
 		return blob, false, nil
 	}
-	b.maps[packed.Blob.Digest] = nydus.Map(packed.Blob.Digest)
+	p.maps[packed.Blob.Digest] = nydus.Map(packed.Blob.Digest)
 	return packed.Blob, !known, nil
 }
 
 // mergeTar applies the entries of a layer's tar to the tree and packs the content of its files.
-func (b *build) mergeTar(r io.Reader, packer *bootstrap.Packer) error {
+func (p *platform) mergeTar(r io.Reader, packer *bootstrap.Packer) error {
 	var total int64
 	tr := tar.NewReader(r)
 	for {
@@ -192,7 +208,7 @@ func (b *build) mergeTar(r io.Reader, packer *bootstrap.Packer) error {
 		if total += hdr.Size; hdr.Size < 0 || total > maxBaseLayer || total < 0 {
 			return fmt.Errorf("%s: the layer unpacks to more than %d bytes: %w", hdr.Name, int64(maxBaseLayer), errTar)
 		}
-		n, err := b.mergeEntry(hdr)
+		n, err := p.mergeEntry(hdr)
 		if err != nil {
 			return err
 		}
@@ -215,11 +231,11 @@ func tarError(name string, err error) error {
 }
 
 // mergeEntry applies one entry and returns its inode if it is a regular file.
-func (b *build) mergeEntry(hdr *tar.Header) (*bootstrap.Inode, error) {
+func (p *platform) mergeEntry(hdr *tar.Header) (*bootstrap.Inode, error) {
 	dir, name := path.Split(strings.TrimSuffix(hdr.Name, "/"))
 	switch {
 	case name == opaqueMark:
-		return nil, b.tree.Opaque(dir)
+		return nil, p.tree.Opaque(dir)
 	case strings.HasPrefix(name, aufsPrefix):
 		return nil, nil
 	case strings.HasPrefix(name, whiteoutPrefix):
@@ -227,7 +243,7 @@ func (b *build) mergeEntry(hdr *tar.Header) (*bootstrap.Inode, error) {
 		if hidden == "" || hidden == "." || hidden == ".." {
 			return nil, fmt.Errorf("%q hides nothing: %w", hdr.Name, bootstrap.ErrPath)
 		}
-		return nil, b.tree.Whiteout(dir + hidden)
+		return nil, p.tree.Whiteout(dir + hidden)
 	}
 	n := &bootstrap.Inode{
 		Mode: uint32(hdr.Mode & 0o7777), UID: uint32(hdr.Uid), GID: uint32(hdr.Gid),
@@ -243,7 +259,7 @@ func (b *build) mergeEntry(hdr *tar.Header) (*bootstrap.Inode, error) {
 		n.Mode = bootstrap.TypeSymlink | 0o777
 		n.Link = hdr.Linkname
 	case tar.TypeLink:
-		return nil, b.tree.Link(hdr.Name, hdr.Linkname)
+		return nil, p.tree.Link(hdr.Name, hdr.Linkname)
 	case tar.TypeChar, tar.TypeBlock:
 		n.Mode |= map[byte]uint32{tar.TypeChar: bootstrap.TypeChar, tar.TypeBlock: bootstrap.TypeBlock}[hdr.Typeflag]
 		n.Major, n.Minor = uint32(hdr.Devmajor), uint32(hdr.Devminor)
@@ -254,7 +270,7 @@ func (b *build) mergeEntry(hdr *tar.Header) (*bootstrap.Inode, error) {
 	default:
 		return nil, fmt.Errorf("%q: type %q: %w", hdr.Name, hdr.Typeflag, errTar)
 	}
-	if err := b.tree.Add(hdr.Name, n); err != nil {
+	if err := p.tree.Add(hdr.Name, n); err != nil {
 		return nil, err
 	}
 	if hdr.Typeflag != tar.TypeReg {
@@ -286,16 +302,16 @@ type baseLayer struct {
 	done       []func()
 	sum        hash.Hash // of the stored bytes
 	diff       hash.Hash // of the unpacked ones
-	chunks     *chunkmap.Builder
+	chunks     *chunkmap.Cutter
 }
 
-func (b *build) openLayer(ctx context.Context, desc v1.Descriptor) (*baseLayer, error) {
-	raw, err := b.base.Layer(desc)
+func (p *platform) openLayer(ctx context.Context, desc ocispec.Descriptor) (*baseLayer, error) {
+	raw, err := p.base.Layer(ctx, desc, 0)
 	if err != nil {
 		return nil, err
 	}
-	l := &baseLayer{source: raw, sum: sha256.New(), diff: sha256.New(), chunks: chunkmap.NewBuilder()}
-	counted := &readCounter{ctx: ctx, r: io.LimitReader(raw, desc.Size+1), progress: b.cfg.Progress}
+	l := &baseLayer{source: raw, sum: sha256.New(), diff: sha256.New(), chunks: chunkmap.NewCutter()}
+	counted := &readCounter{ctx: ctx, r: io.LimitReader(raw, desc.Size+1), progress: p.c.cfg.Progress}
 	l.compressed = bufio.NewReaderSize(io.TeeReader(counted, io.MultiWriter(l.sum, l.chunks)), 1<<20)
 	plain, err := l.decompress()
 	if err != nil {

@@ -14,8 +14,10 @@ import (
 	"archive/tar"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"sort"
 	"strings"
 	"time"
@@ -61,10 +63,12 @@ func BootstrapLayer(blob, diffID digest.Digest, size int64) Layer {
 
 // Settings are what a conversion changes in the base image's configuration.
 type Settings struct {
-	Entrypoint []string // nil keeps the base's; otherwise the base's Cmd is dropped too
-	Cmd        []string // nil keeps the base's
-	Env        []string // NAME=VALUE, added to the base's or replacing them
-	History    []string // one line for each new layer: what made it
+	Entrypoint []string          // nil keeps the base's; otherwise the base's Cmd is dropped too
+	Cmd        []string          // nil keeps the base's
+	Env        []string          // NAME=VALUE, added to the base's or replacing them
+	User       string            // empty keeps the base's
+	Labels     map[string]string // added to the base's or replacing them
+	History    []string          // one line for each new layer: what made it
 }
 
 // Config returns the configuration of the image: the base's with other layers. Fields this package does not know are kept.
@@ -122,6 +126,9 @@ func runConfig(base json.RawMessage, s Settings) (map[string]json.RawMessage, er
 			return nil, err
 		}
 	}
+	if err := s.applyUser(run); err != nil {
+		return nil, err
+	}
 	if len(s.Env) == 0 {
 		return run, nil
 	}
@@ -132,6 +139,30 @@ func runConfig(base json.RawMessage, s Settings) (map[string]json.RawMessage, er
 		}
 	}
 	return run, set("Env", mergeEnv(env, s.Env))
+}
+
+// applyUser sets user and labels.
+func (s *Settings) applyUser(run map[string]json.RawMessage) (err error) {
+	if s.User != "" {
+		if run["User"], err = json.Marshal(s.User); err != nil {
+			return err
+		}
+	}
+	if len(s.Labels) == 0 {
+		return nil
+	}
+	labels := map[string]string{}
+	if raw, ok := run["Labels"]; ok {
+		if err := json.Unmarshal(raw, &labels); err != nil {
+			return err
+		}
+	}
+	if labels == nil { // the base said null
+		labels = map[string]string{}
+	}
+	maps.Copy(labels, s.Labels)
+	run["Labels"], err = json.Marshal(labels)
+	return err
 }
 
 func mergeEnv(base, add []string) []string {
@@ -163,49 +194,58 @@ func newBlob(mediaType string, raw []byte) Blob {
 	}}
 }
 
-// Variant is one of the two manifests with its configuration.
+// Variant is one of the manifests with its configuration.
 type Variant struct{ Manifest, Config Blob }
 
 // Plain returns the variant for every client.
-func Plain(base []byte, s Settings, layers []Layer) (Variant, error) {
-	return variant(base, s, layers, ocispec.MediaTypeImageConfig, "")
+func Plain(base []byte, s Settings, layers []Layer, annotations map[string]string) (Variant, error) {
+	return variant(base, s, layers, ocispec.Manifest{
+		Config: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig}, Annotations: annotations,
+	})
 }
 
 // Nydus returns the variant for nydus-snapshotter; the bootstrap layer is the last of layers. The configuration has a media
 // type no other client knows, so that none takes this manifest for an image to unpack.
-func Nydus(base []byte, s Settings, layers []Layer) (Variant, error) {
-	return variant(base, s, layers, MediaTypeConfig, ArtifactTypeNydus)
+func Nydus(base []byte, s Settings, layers []Layer, annotations map[string]string) (Variant, error) {
+	return variant(base, s, layers, ocispec.Manifest{
+		Config: ocispec.Descriptor{MediaType: MediaTypeConfig}, ArtifactType: ArtifactTypeNydus, Annotations: annotations,
+	})
 }
 
-func variant(base []byte, s Settings, layers []Layer, configType, artifactType string) (Variant, error) {
+func variant(base []byte, s Settings, layers []Layer, m ocispec.Manifest) (Variant, error) {
 	var diffIDs []digest.Digest
-	m := ocispec.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, ArtifactType: artifactType,
-	}
 	for _, l := range layers {
 		diffIDs = append(diffIDs, l.DiffID)
-		m.Layers = append(m.Layers, l.Descriptor)
 	}
 	raw, err := Config(base, s, diffIDs)
 	if err != nil {
 		return Variant{}, err
 	}
-	config := newBlob(configType, raw)
+	return manifest(m, newBlob(m.Config.MediaType, raw), layers)
+}
+
+// manifest completes m by its configuration and layers.
+func manifest(m ocispec.Manifest, config Blob, layers []Layer) (Variant, error) {
+	m.Versioned = specs.Versioned{SchemaVersion: 2}
+	m.MediaType = ocispec.MediaTypeImageManifest
 	m.Config = config.Descriptor
-	if raw, err = json.Marshal(m); err != nil {
+	m.Layers = []ocispec.Descriptor{}
+	for _, l := range layers {
+		m.Layers = append(m.Layers, l.Descriptor)
+	}
+	raw, err := json.Marshal(m)
+	if err != nil {
 		return Variant{}, err
 	}
 	return Variant{Manifest: newBlob(ocispec.MediaTypeImageManifest, raw), Config: config}, nil
 }
 
-// Index returns the index with both manifests for one platform, the plain one first.
-func Index(plain, nydus Variant, platform ocispec.Platform) (Blob, error) {
-	first, second := plain.Manifest.Descriptor, nydus.Manifest.Descriptor
-	first.Platform, second.Platform = &platform, &platform
-	second.ArtifactType = ArtifactTypeNydus
+// Index returns the index with the given manifests in their order. Clients take the first that has their platform, so the plain ones
+// come first.
+func Index(manifests []ocispec.Descriptor, annotations map[string]string) (Blob, error) {
 	raw, err := json.Marshal(ocispec.Index{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex,
-		Manifests: []ocispec.Descriptor{first, second},
+		Manifests: manifests, Annotations: annotations,
 	})
 	if err != nil {
 		return Blob{}, err
@@ -252,24 +292,37 @@ func WriteBootstrapLayer(w io.Writer, files map[string][]byte) (diffID digest.Di
 	return digest.NewDigest(digest.SHA256, sum), nil
 }
 
-// FileOfLayer returns one file of a gzip-compressed tar that need not be trusted; limit bounds its size in bytes.
-func FileOfLayer(r io.Reader, name string, limit int64) ([]byte, error) {
+// IsMetadata reports whether a file of a bootstrap layer is the bootstrap or the chunk table of a blob.
+func IsMetadata(name string) bool {
+	return name == BootstrapName || strings.HasPrefix(name, "image/") && strings.HasSuffix(name, ".blob.meta")
+}
+
+// FilesOfLayer returns the files of a gzip-compressed tar that are wanted. It need not be trusted; limit bounds what the files may have
+// in all, in bytes.
+func FilesOfLayer(r io.Reader, wanted func(name string) bool, limit int64) (map[string][]byte, error) {
 	zr, err := gzip.NewReader(r)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
+		return nil, err
 	}
+	files := map[string][]byte{}
 	tr := tar.NewReader(io.LimitReader(zr, 4*limit))
 	for {
 		hdr, err := tr.Next()
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", name, err)
+		if errors.Is(err, io.EOF) {
+			return files, nil
 		}
-		if hdr.Typeflag != tar.TypeReg || strings.TrimPrefix(hdr.Name, "./") != name {
+		if err != nil {
+			return nil, err
+		}
+		name := strings.TrimPrefix(hdr.Name, "./")
+		if hdr.Typeflag != tar.TypeReg || !wanted(name) {
 			continue
 		}
-		if hdr.Size > limit {
-			return nil, fmt.Errorf("%s: %d bytes, at most %d are read", name, hdr.Size, limit)
+		if limit -= hdr.Size; limit < 0 {
+			return nil, fmt.Errorf("%s: %d bytes are too many", name, hdr.Size)
 		}
-		return io.ReadAll(tr)
+		if files[name], err = io.ReadAll(tr); err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
 	}
 }

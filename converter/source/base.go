@@ -20,6 +20,9 @@ import (
 // are.
 var ErrBase = errors.New("base image")
 
+// ErrDigest is the class of files and images whose bytes are not those that a digest or checksum promised.
+var ErrDigest = errors.New("digest")
+
 // maxConfig bounds the configuration of an image in bytes.
 const maxConfig = 16 << 20
 

@@ -52,8 +52,8 @@ func checkName(name string) error {
 	return nil
 }
 
-// less orders paths so that a folder's content follows it at once.
-func less(a, b string) bool {
+// Less orders paths so that a folder's content follows it at once.
+func Less(a, b string) bool {
 	for i := range min(len(a), len(b)) {
 		if x, y := a[i], b[i]; x != y {
 			return x == '/' || y != '/' && x < y
@@ -208,7 +208,7 @@ func (c *collector) finish() ([]string, error) {
 		}
 		return nil, fmt.Errorf("%w %s holds no file", ErrModel, c.ref)
 	}
-	sort.Slice(empty, func(i, j int) bool { return less(empty[i], empty[j]) })
+	sort.Slice(empty, func(i, j int) bool { return Less(empty[i], empty[j]) })
 	return empty, nil
 }
 
@@ -256,7 +256,7 @@ func (c *collector) listed(files []File) ([]File, error) {
 			files = append(files, dirFile(name))
 		}
 	}
-	sort.Slice(files, func(i, j int) bool { return less(files[i].Path, files[j].Path) })
+	sort.Slice(files, func(i, j int) bool { return Less(files[i].Path, files[j].Path) })
 	return files, nil
 }
 
