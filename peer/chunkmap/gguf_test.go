@@ -3,6 +3,7 @@ package chunkmap
 import (
 	"bytes"
 	"encoding/binary"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -124,7 +125,7 @@ func TestGGUFIsCutAtTensors(t *testing.T) {
 				m := cutFile(t, name, file)
 				// 20000 and 100 are padded to multiples of 64; the two small ones are a run.
 				want := []uint32{uint32(header), 20032, 128 + 256, MaxChunk, 64}
-				if got := lengths(m); !equalLengths(got, want) {
+				if got := lengths(m); !slices.Equal(got, want) {
 					t.Errorf("%s: chunks of %d bytes, want %d", name, got, want)
 				}
 			}
@@ -162,7 +163,7 @@ func TestBrokenGGUFIsToldApart(t *testing.T) {
 		{"empty", "m.gguf", nil, "ends within its header"},
 		{"cut in the header", "m.bin", good[:100], "it is truncated"},
 		{"cut before the data", "m.gguf", good[:header], "it is truncated"},
-		{"cut in the last tensor", "m.gguf", good[:len(good)-100], `tensor "blk.b" ends at byte 50032 of the data, the file has 49980`},
+		{"cut in the last tensor", "m.gguf", good[:len(good)-100], `tensor "blk.b" ends at byte 50032 of the data, the file has 49948`},
 		{"more tensors than there are", "m.gguf", patched(8, huge...), "truncated"},
 		{"more keys than there are", "m.gguf", patched(16, huge...), ""},
 		{"offset behind the end", "m.gguf", edit(1, func(w *ggufWriter) { w.info("far", 10, 1<<40) }), `tensor "far" at byte 1099511627776`},
