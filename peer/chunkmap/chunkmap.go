@@ -1,14 +1,14 @@
 // Package chunkmap describes the content of a blob in two lists: the digests of its groups, by which every range is
 // verified on arrival, and its chunks, by which bytes are found again in other blobs.
 //
-// A chunk map is built while a blob is written or read (Builder), travels inside the bootstrap layer of a converted
+// A chunk map is built while a blob is written or read (Cutter, Builder), travels inside the bootstrap layer of a converted
 // image as image/<blob>.chunks (FromLayer), and is what a peer checks each piece against. Groups are a fixed cut and may
 // be looked up by offset; chunks follow the content and are found by walking. A map without chunks is valid: nothing is
 // known about the content beyond its groups.
 //
 //	blob    |----------------------------------------------------|
 //	groups  |    0    |    1    |    2    |    3    |    4   | 5 |   256 KiB each but the last
-//	chunks  |   0  |       1        |      2      |  3  |    4   |   tensors, then at most 4 MiB
+//	chunks  |   0  |       1        |      2      |  3  |    4   |   tensors or content-defined, at most 4 MiB
 //
 // The encoding is canonical: a map has one encoding, and Decode accepts nothing else. All values are little-endian.
 //
@@ -23,7 +23,44 @@
 //	32+D    32·G   BLAKE3-256 digests of the groups in order
 //	…       36·C   chunks in order: length in bytes (4, never 0), BLAKE3-256 digest (32); their lengths sum up to size
 //
-// The package does no I/O of its own, starts no goroutine and does not decide where chunks are cut.
+// # Where chunks are cut
+//
+// A Builder replays cuts; a Cutter decides, and these are its rules. They are part of the format: other cuts are valid
+// too, but find nothing in blobs that were cut by these.
+//
+// By content. Bytes that no rule below claims are cut by a gear hash, as in Xia et al., "The Design of Fast
+// Content-Defined Chunking for Data Deduplication Based Storage Systems" (IEEE TPDS 31(9), 2020). The hash of a byte b
+// is h = 2·h + gear[b] modulo 2^64, where gear[b] is the first 8 bytes, little-endian, of the BLAKE3-256 of "shoal chunkmap
+// gear" and the byte b. So h depends on the last 64 bytes alone, which are always the chunk's own. With M, a length that
+// is near the mean, a chunk ends behind a byte
+//
+//	at a length below M/4            never
+//	at a length from M/4, below M    if h < 2^64 / 4M
+//	at a length from M               if h < 2^64 · 4/M
+//	at a length of min(4M, 4 MiB)    always
+//
+// M depends on where in the blob the chunk begins: 64 KiB below 4 GiB, 128 KiB below 8 GiB, 256 KiB below 16 GiB, 512 KiB
+// below 32 GiB, 1 MiB below 64 GiB, 2 MiB behind. So the first 64 GiB have some 200,000 chunks and each further GiB 500.
+//
+// By file. A file of 16 KiB or more is cut off from what is before and behind it. Smaller ones are bytes like all
+// others: two chunks for each of a million small files would cost more than they save.
+//
+// By tensor. A file whose name ends in ".safetensors", and any that begins with "GGUF" and has version 1, 2 or 3 in either
+// byte order, has a header, which is cut by content; a cut follows it. The tensors behind it, in the order of their
+// offsets, are cut off from each other, and those longer than 4 MiB are cut every 4 MiB from their start. But neighbours
+// that are each shorter than 16 KiB (biases, norms) form a run that is cut by content as if it were one. Tensors of no
+// bytes do not count. A safetensors header has 8 bytes and as many bytes of JSON as these say; its tensors lie without a
+// hole up to the file's end. That of a GGUF file has the padding up to the alignment too; there a tensor reaches to the
+// start of the next one, the last to the file's end, and what lies before the first is treated as one more.
+//
+// A file shorter than 16 KiB, one whose header is longer than 64 MiB, incomplete or contradicts the file's size, and a GGUF
+// of more than 2^20 tensors or none get no cuts by tensor, only those by content; so does what is written behind the size
+// a file was given. Where the rules meet, each cut begins a new chunk, and the length counts anew.
+//
+// A map that would have more than 64 MiB, which no reader takes, loses its chunks. A blob of 500 GB has 119,000 chunks of
+// 4 MiB and may have 49,000 more; opaque ones lose them above some 430 GB.
+//
+// The package does no I/O of its own. No goroutine outlives the call that started it.
 package chunkmap
 
 import (
@@ -43,7 +80,7 @@ var ErrInvalid = errors.New("invalid chunk map")
 // ErrUnsupported is the class of chunk maps of a version this program does not know.
 var ErrUnsupported = errors.New("unsupported chunk map")
 
-// MaxChunk is the length in bytes at which a Builder cuts when its caller did not cut before.
+// MaxChunk is the length in bytes that no chunk exceeds: Builder and Cutter cut there at the latest.
 const MaxChunk = 4 << 20
 
 const (

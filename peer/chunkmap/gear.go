@@ -26,6 +26,7 @@ const gearSeed = "shoal chunkmap gear"
 // gear finds content-defined cuts. Its hash depends on the last 64 bytes alone, as older ones are shifted out.
 type gear struct {
 	table [256]uint64
+	twice [256]uint64 // the table's values doubled
 	hash  uint64
 
 	least, mean, most int // lengths of the chunk begun
@@ -37,6 +38,7 @@ func newGear() gear {
 	for i := range g.table {
 		d := blake3.Sum256(append([]byte(gearSeed), byte(i)))
 		g.table[i] = binary.LittleEndian.Uint64(d[:])
+		g.twice[i] = g.table[i] << 1
 	}
 	return g
 }
@@ -52,6 +54,7 @@ func (g *gear) begin(offset int64) {
 // scan looks for the end of a chunk that has length bytes already and goes on with p, which is not empty. It returns how
 // many bytes of p belong to the chunk, and whether it ends there.
 func (g *gear) scan(length int, p []byte) (n int, last bool) {
+	p = p[:min(len(p), g.most-length)]
 	if skip := g.least - window - length; skip > 0 { // these bytes decide nothing
 		n = min(skip, len(p))
 	}
@@ -70,37 +73,26 @@ func (g *gear) scan(length int, p []byte) (n int, last bool) {
 		}
 		n = min(len(p), n+end-at)
 	}
-	return n, length+n >= g.most
+	return n, length+n == g.most
 }
 
-// roll takes the bytes of p into the hash until it is below bar, and returns how many these were, or 0.
+// roll takes the bytes of p into the hash until it is below bar, and returns how many these were, or 0. It goes two bytes
+// a step: what must wait for the hash before is then half as long.
 func (g *gear) roll(p []byte, bar uint64) int {
-	h, t, i := g.hash, &g.table, 0
-	for ; len(p)-i >= 8; i += 8 {
-		b := p[i : i+8 : i+8]
-		if h = h<<1 + t[b[0]]; h < bar {
+	h, t, twice, i := g.hash, &g.table, &g.twice, 0
+	for ; len(p)-i >= 4; i += 4 {
+		b := p[i : i+4 : i+4]
+		if h<<1+t[b[0]] < bar {
 			return i + 1
 		}
-		if h = h<<1 + t[b[1]]; h < bar {
+		if h = h<<2 + (twice[b[0]] + t[b[1]]); h < bar {
 			return i + 2
 		}
-		if h = h<<1 + t[b[2]]; h < bar {
+		if h<<1+t[b[2]] < bar {
 			return i + 3
 		}
-		if h = h<<1 + t[b[3]]; h < bar {
+		if h = h<<2 + (twice[b[2]] + t[b[3]]); h < bar {
 			return i + 4
-		}
-		if h = h<<1 + t[b[4]]; h < bar {
-			return i + 5
-		}
-		if h = h<<1 + t[b[5]]; h < bar {
-			return i + 6
-		}
-		if h = h<<1 + t[b[6]]; h < bar {
-			return i + 7
-		}
-		if h = h<<1 + t[b[7]]; h < bar {
-			return i + 8
 		}
 	}
 	for ; i < len(p); i++ {

@@ -115,8 +115,9 @@ func (g *gguf) pass(count uint64, width int64) bool {
 	return true
 }
 
+// count reads the count that field begins with.
 func (g *gguf) count(field []byte) uint64 {
-	if len(field) == 4 {
+	if g.word == 4 {
 		return uint64(g.order.Uint32(field))
 	}
 	return g.order.Uint64(field)
