@@ -124,7 +124,8 @@ type Inode struct {
 	Chunks    []uint32          // of a regular file, places in Image.Chunks in order
 	Children  map[string]*Inode // of a directory
 
-	layer int // of the Tree that made it
+	layer  int            // of the Tree that made it
+	linked map[string]int // of a directory: the layers that gave names to inodes of earlier layers
 }
 
 // Type returns the file type of the mode.
