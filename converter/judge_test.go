@@ -395,8 +395,17 @@ func registryBackend(host, repo string) map[string]any {
 	return map[string]any{"type": "registry", "config": map[string]any{"scheme": "http", "host": host, "repo": repo}}
 }
 
-// nydusd mounts the Nydus variant by FUSE, reading blobs from the backend.
+// nydusd compares what nydusd shows with the model and with what the kernel shows.
 func (j *judged) nydusd(t *testing.T, v *nydusVariant, backend map[string]any) {
+	mnt := j.mountNydusd(t, v, backend)
+	j.wantFiles(t, mnt)
+	if diff := cmp.Diff(sums(t, mountKernel(t, v)), sums(t, mnt)); diff != "" {
+		t.Errorf("files as the kernel and as nydusd shows them (-kernel +nydusd):\n%s", diff)
+	}
+}
+
+// mountNydusd mounts the Nydus variant by FUSE, reading blobs from the backend.
+func (j *judged) mountNydusd(t *testing.T, v *nydusVariant, backend map[string]any) string {
 	path := need(t, "nydusd")
 	dir := t.TempDir()
 	mnt := filepath.Join(dir, "mnt")
@@ -418,10 +427,7 @@ func (j *judged) nydusd(t *testing.T, v *nydusVariant, backend map[string]any) {
 		_, err := os.Stat(filepath.Join(mnt, "models"))
 		return err == nil
 	})
-	j.wantFiles(t, mnt)
-	if diff := cmp.Diff(sums(t, mountKernel(t, v)), sums(t, mnt)); diff != "" {
-		t.Errorf("files as the kernel and as nydusd shows them (-kernel +nydusd):\n%s", diff)
-	}
+	return mnt
 }
 
 // detect builds a program of nydus-snapshotter's packages, which takes a minute the first time, and lets it look.

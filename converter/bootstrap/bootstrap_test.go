@@ -2,6 +2,7 @@ package bootstrap
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -254,6 +255,76 @@ func TestTableAndMetaDescribeTheSameChunks(t *testing.T) {
 		if diff := cmp.Diff(chunks, got, cmpopts.IgnoreFields(Chunk{}, "Blob", "Digest", "FileOffset")); diff != "" {
 			t.Errorf("chunks (-want +got):\n%s", diff)
 		}
+	}
+}
+
+// metaOf builds a table of entries with its header.
+func metaOf(table []byte, count int, features uint32, kind Compressor, length int) []byte {
+	h := tableHeader(8192, count)
+	le := binary.LittleEndian
+	le.PutUint32(h[tableFeatures:], features)
+	le.PutUint32(h[tableCompressor:], uint32(kind))
+	le.PutUint64(h[tableCompressedLen:], uint64(len(table)))
+	le.PutUint64(h[tableLen:], uint64(length))
+	return append(bytes.Clone(table), h...)
+}
+
+func v2Entry(device, size, offset, length, flags uint64) []byte {
+	le := binary.LittleEndian
+	b := le.AppendUint64(nil, device/blockSize|(size-1)<<v2SizeShift|flags<<v2FlagsShift)
+	return le.AppendUint64(le.AppendUint64(b, offset|length<<v2StoredShift), 0)
+}
+
+func TestMetaOfOtherToolsIsDecoded(t *testing.T) {
+	want := []Chunk{{Size: 4096, Length: 100}, {Index: 1, Size: 1, Length: 1, Offset: 100, DeviceOffset: 4096}}
+	v1, v2 := appendEntries(nil, want), append(v2Entry(0, 4096, 0, 100, v2IsCompressed), v2Entry(4096, 1, 100, 1, 0x10)...)
+	for i := range 300 { // enough to shrink
+		c := Chunk{Index: uint32(i + 2), Size: 1, Length: 1, Offset: 101, DeviceOffset: 4096}
+		want, v1, v2 = append(want, c), appendEntries(v1, []Chunk{c}), append(v2, v2Entry(4096, 1, 101, 1, 0)...)
+	}
+	pack := func(kind Compressor, table []byte) []byte {
+		comp, err := newCompressor(kind)
+		check(t, err)
+		out, err := comp.pack(table)
+		check(t, err)
+		return bytes.Clone(out)
+	}
+	pad := func(b []byte) []byte { return append(bytes.Clone(b), make([]byte, -len(b)&(blockSize-1))...) }
+	count, one := len(want), uint32(featureAligned)
+	for _, tc := range []struct {
+		name string
+		data []byte
+		err  error
+	}{
+		{"version 1", metaOf(v1, count, one, None, len(v1)), nil},
+		{"version 1, padded", metaOf(pad(v1), count, one, None, len(v1)), nil},
+		{"version 1, LZ4", metaOf(pack(LZ4, v1), count, one, LZ4, len(v1)), nil},
+		{"version 1, zstd", metaOf(pack(Zstd, v1), count, one, Zstd, len(v1)), nil},
+		{"version 2", metaOf(v2, count, one|featureV2, None, len(v2)), nil},
+		{"version 2, zstd", metaOf(pack(Zstd, v2), count, one|featureV2, Zstd, len(v2)), nil},
+		{"kept by nydusd, once compressed", metaOf(pad(v2), count, one|featureV2, Zstd, len(v2)), nil},
+		{"zran", metaOf(v2, count, one|featureV2|featureZRAN, None, len(v2)), ErrUnsupported},
+		{"not aligned", metaOf(v1, count, 0, None, len(v1)), ErrUnsupported},
+		{"another compressor", metaOf(v1[:99], count, one, 9, len(v1)), ErrUnsupported},
+		{"another length", metaOf(v1, count, one, None, len(v1)+16), ErrInvalid},
+		{"cut", metaOf(v1[:99], count, one, None, len(v1)), ErrInvalid},
+		{"expands to less", metaOf(pack(Zstd, v1[:160]), count, one, Zstd, len(v1)), ErrInvalid},
+		{"a bomb", metaOf([]byte("x"), 1<<24, one, Zstd, 1<<28), ErrInvalid},
+		{"batch flag", metaOf(append(v2Entry(0, 1, 0, 1, 4), v2[24:]...), count, one|featureV2, None, len(v2)), ErrUnsupported},
+		{"wrong flag", metaOf(append(v2Entry(0, 2, 0, 1, 0), v2[24:]...), count, one|featureV2, None, len(v2)), ErrInvalid},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			at, got, err := DecodeMeta(tc.data)
+			if !errors.Is(err, tc.err) {
+				t.Fatalf("want %v, got %v", tc.err, err)
+			}
+			if err != nil {
+				return
+			}
+			if diff := cmp.Diff(want, got); diff != "" || at != 8192 {
+				t.Errorf("table at %d (-want +got):\n%s", at, diff)
+			}
+		})
 	}
 }
 

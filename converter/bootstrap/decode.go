@@ -223,7 +223,7 @@ func (d *decoder) chunk(b []byte) (Chunk, error) {
 		return c, fmt.Errorf("%d bytes, %d stored: %w", c.Size, c.Length, ErrInvalid)
 	case c.DeviceOffset < 0 || c.DeviceOffset%blockSize != 0 || c.DeviceOffset > blob.DeviceSize-int64(c.Size):
 		return c, fmt.Errorf("at %d of a device of %d bytes: %w", c.DeviceOffset, blob.DeviceSize, ErrInvalid)
-	case c.Offset < 0 || c.Offset > blob.Size-int64(c.Length):
+	case c.Offset < 0 || blob.Features&featuresForeign == 0 && c.Offset > blob.Size-int64(c.Length): // else they lie elsewhere
 		return c, fmt.Errorf("at %d of a blob of %d bytes: %w", c.Offset, blob.Size, ErrInvalid)
 	}
 	return c, nil

@@ -139,8 +139,9 @@ const (
 	xattrHeaderSize = 12
 	xattrEntrySize  = 4
 
-	// Chunk table behind a blob's data, 16-byte entries (version 1), then a header of 4096 bytes.
+	// Chunk table behind a blob's data, entries of 16 bytes (version 1) or 24 (version 2), then a header of 4096 bytes.
 	tableEntrySize     = 16
+	tableEntrySizeV2   = 24
 	tableHeaderSize    = 4096
 	tableMagic         = 0xB10BB10B
 	tableFeatures      = 4  // u32
@@ -157,6 +158,15 @@ const (
 	sizeHighDevice     = 12 // >> within the device side
 	storedOffsetMask   = 0xff_ffff_ffff
 	deviceOffsetMask   = 0xfff_ffff_f000
+
+	// An entry of version 2: u64 device block, size−1 and flags; u64 stored offset and length; u64 of other features.
+	v2DeviceMask   = 0xffff_ffff
+	v2SizeShift    = 32
+	v2FlagsShift   = 56
+	v2StoredShift  = 40
+	v2SizeMask     = 0xff_ffff
+	v2IsCompressed = 0x1
+	v2ForeignFlags = 0xee // zran, batch, encrypted and what is not known; 0x10 is a checksum beside the digest
 )
 
 // Limits of the format.

@@ -3,6 +3,7 @@ package bootstrap
 import (
 	"fmt"
 	"sort"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -58,10 +59,28 @@ type Blob struct {
 
 // Readable reports whether the chunks of the blob are what this package understands, and names the feature in the way.
 func (b *Blob) Readable() error {
-	if f := b.Features & featuresForeign; f != 0 {
-		return fmt.Errorf("blob %s: features %#x: %w", b.Digest, f, ErrUnsupported)
+	if names := foreignFeatures(b.Features); names != "" {
+		return fmt.Errorf("blob %s: %s: %w", b.Digest, names, ErrUnsupported)
 	}
 	return nil
+}
+
+// foreignFeatures names the features that are not understood, and is empty if all are.
+func foreignFeatures(features uint32) string {
+	var names []string
+	for _, f := range [...]struct {
+		bit  uint32
+		name string
+	}{
+		{featureZRAN, "zran: chunks within the gzip stream of an OCI layer"}, {featureSeparate, "data and tables in separate blobs"},
+		{featureTarfs, "tarfs: chunks within an OCI layer's tar"}, {featureBatch, "batch: several chunks compressed as one"},
+		{featureEncrypted, "encrypted chunks"}, {featureExternal, "chunks outside of the registry"},
+	} {
+		if features&f.bit != 0 {
+			names = append(names, f.name)
+		}
+	}
+	return strings.Join(names, "; ")
 }
 
 // Chunk is a RAFS chunk: one cut of one file.
@@ -105,7 +124,8 @@ type Inode struct {
 	Chunks    []uint32          // of a regular file, places in Image.Chunks in order
 	Children  map[string]*Inode // of a directory
 
-	layer int // of the Tree that made it
+	layer  int            // of the Tree that made it
+	linked map[string]int // of a directory: the layers that gave names to inodes of earlier layers
 }
 
 // Type returns the file type of the mode.

@@ -67,7 +67,7 @@ func (t *Tree) Add(path string, n *Inode) error {
 		if !n.IsDir() {
 			return fmt.Errorf("%q: %w of the root itself", path, ErrPath)
 		}
-		n.Children = t.Root.Children
+		n.Children, n.linked = t.Root.Children, t.Root.linked
 		t.Root = n
 		return nil
 	}
@@ -76,11 +76,15 @@ func (t *Tree) Add(path string, n *Inode) error {
 		return fmt.Errorf("%q: %w", path, err)
 	}
 	if old := dir.Children[name]; old != nil && old.IsDir() && n.IsDir() {
-		n.Children = old.Children
+		n.Children, n.linked = old.Children, old.linked
 	}
 	dir.Children[name] = n
+	delete(dir.linked, name)
 	return nil
 }
+
+// layerOf returns the layer that gave the directory the name.
+func (n *Inode) layerOf(name string) int { return max(n.Children[name].layer, n.linked[name]) }
 
 // Link gives the file at target a second name. The target must exist and be no directory.
 func (t *Tree) Link(path, target string) error {
@@ -113,6 +117,10 @@ func (t *Tree) Link(path, target string) error {
 		return fmt.Errorf("%q: %w", path, err)
 	}
 	dir.Children[name] = n
+	if dir.linked == nil {
+		dir.linked = map[string]int{}
+	}
+	dir.linked[name] = t.layer
 	return nil
 }
 
@@ -132,7 +140,7 @@ func (t *Tree) Whiteout(path string) error {
 		}
 		return fmt.Errorf("%q: %w", path, err)
 	}
-	if n := dir.Children[name]; n != nil && n.layer < t.layer {
+	if n := dir.Children[name]; n != nil && dir.layerOf(name) < t.layer {
 		delete(dir.Children, name)
 	} else if n != nil && n.IsDir() {
 		t.hide(n)
@@ -160,7 +168,7 @@ func (t *Tree) Opaque(path string) error {
 // hide removes what earlier layers brought below dir.
 func (t *Tree) hide(dir *Inode) {
 	for name, n := range dir.Children {
-		if n.layer < t.layer {
+		if dir.layerOf(name) < t.layer {
 			delete(dir.Children, name)
 		} else if n.IsDir() {
 			t.hide(n)

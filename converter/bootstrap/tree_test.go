@@ -84,6 +84,15 @@ func TestTreeMergesLayers(t *testing.T) {
 		{"absolute names begin at the root", "dir /a\n file /a/b\n hard /c /a/b", "a/ a/b c"},
 		{"opaque mark after the content of a folder not listed", "file a/s/old\n layer\n file a/s/new\n opq a", "a/ a/s/ a/s/new"},
 		{"whiteout of a folder that got content before", "file a/s/old\n layer\n file a/s/new\n wh a/s", "a/ a/s/ a/s/new"},
+		{"opaque mark after a link to a lower file", "file a\n layer\n hard d/b a\n opq d", "a d/ d/b"},
+		{"whiteout after a link to a lower file", "file a\n layer\n hard b a\n wh b", "a b"},
+		{"a link outlives its target", "file a\n layer\n hard b a\n wh a", "b"},
+		{"a link is hidden by a later layer", "file a\n layer\n hard b a\n layer\n wh b", "a"},
+		{"folder, file, folder again", "file a/b\n layer\n file a\n layer\n dir a\n file a/c", "a/ a/c"},
+		{"a folder replaces a link to a folder", "dir d\n ln l d\n file l/x\n layer\n dir l", "d/ d/x l/"},
+		{"opaque mark through a link", "file d/x\n ln l d\n layer\n opq l", "d/ l -> d"},
+		{"whiteout through a link", "file d/x\n ln l d\n layer\n wh l/x", "d/ l -> d"},
+		{"whiteout of a link leaves its target", "file d/x\n ln l d\n layer\n wh l", "d/ d/x"},
 		{"odd spellings", "file ./a//b/./c", "a/ a/b/ a/b/c"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

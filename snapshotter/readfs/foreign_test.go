@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -170,8 +171,66 @@ func TestRootImagesOfNydusImageReadAsNydusdShowsThem(t *testing.T) {
 			want, got := treeIn(t, src), treeOf(t, f)
 			want["."] = got["."] // nydus-image gives the root no time
 			wantSame(t, "files of the source and as readfs shows them (-source +readfs)", want, got)
-			i.wantAsNydusd(t)
+			img := i.wantAsNydusd(t)
+			// The blob ends with its table, which says the same as the bootstrap.
+			b := img.Blobs[0]
+			blob, err := os.ReadFile(filepath.Join(i.blobs, b.Digest.Encoded()))
+			check(t, err)
+			if options[0] == "--features" { // parts follow
+				return
+			}
+			at, chunks, err := bootstrap.DecodeMeta(blob[b.TableOffset:])
+			check(t, err)
+			if at != b.TableOffset || len(chunks) != int(b.ChunkCount) {
+				t.Errorf("table of %d chunks at %d, want %d at %d", len(chunks), at, b.ChunkCount, b.TableOffset)
+			}
+			for _, c := range img.Chunks {
+				got := chunks[c.Index]
+				got.Digest, got.FileOffset = c.Digest, c.FileOffset
+				if got != c {
+					t.Errorf("chunk %d: %+v, in the table %+v", c.Index, c, got)
+				}
+			}
 		})
+	}
+}
+
+// TestRootImagesOfNydusSnapshotterReadAsNydusdShowsThem builds a program of nydus-snapshotter's packages, which takes a minute
+// the first time.
+func TestRootImagesOfNydusSnapshotterReadAsNydusdShowsThem(t *testing.T) {
+	needRoot(t)
+	need(t, "nydus-image")
+	bin := filepath.Join(t.TempDir(), "nydusconvert")
+	cmd := exec.Command(need(t, "go"), "build", "-o", bin, ".")
+	cmd.Dir = "../../converter/testdata/nydusconvert"
+	cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=-buildvcs=false -mod=readonly")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	lower, upper := tarOf(t, writeSource(t, 1)), tarOf(t, writeUpper(t))
+	for _, compressor := range []string{"none", "lz4_block", "zstd"} {
+		t.Run(compressor, func(t *testing.T) {
+			dir := t.TempDir()
+			run(t, bin, compressor, dir, lower, upper)
+			img := image{filepath.Join(dir, "image.boot"), dir}.wantAsNydusd(t)
+			if img.Root.Children["noise"] != nil || len(img.Blobs) != 2 {
+				t.Errorf("not merged: %d blobs", len(img.Blobs))
+			}
+		})
+	}
+}
+
+func TestImagesThatReferToTheOriginalLayerAreRefusedByName(t *testing.T) {
+	dir := t.TempDir()
+	check(t, os.WriteFile(filepath.Join(dir, "file"), noise(1, 3<<20), 0o600))
+	i := newImage(t)
+	run(t, need(t, "nydus-image"), "create", "--log-level", "warn", "-t", "targz-ref", "-B", i.boot, "-D", i.blobs, gzipped(t, tarOf(t, dir)))
+	raw, err := os.ReadFile(i.boot)
+	check(t, err)
+	img, err := bootstrap.Decode(bytes.NewReader(raw), int64(len(raw)))
+	check(t, err)
+	if _, err := readfs.New(img, readfs.Config{}); !errors.Is(err, bootstrap.ErrUnsupported) || !strings.Contains(err.Error(), "zran") {
+		t.Errorf("want ErrUnsupported for zran, got %v", err)
 	}
 }
 

@@ -36,8 +36,14 @@ type blob struct {
 	r  io.ReaderAt
 }
 
-// New returns the file tree of an image as bootstrap.Decode returns it. Close releases it.
+// New returns the file tree of an image as bootstrap.Decode returns it. Close releases it. An image with a blob that this
+// package cannot read is bootstrap.ErrUnsupported, and the error names the feature.
 func New(img *bootstrap.Image, cfg Config) (*FS, error) {
+	for i := range img.Blobs {
+		if err := img.Blobs[i].Readable(); err != nil {
+			return nil, err
+		}
+	}
 	x, err := bootstrap.NewExpander()
 	if err != nil {
 		return nil, err
