@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"github.com/klauspost/compress/flate"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 )
@@ -140,6 +141,8 @@ func (s *session) expand(ctx context.Context, r io.Reader) (*expanded, error) {
 	}
 	return e, nil
 }
+
+func inflate(r io.Reader) io.Reader { return flate.NewReader(bufio.NewReader(r)) }
 
 func (s *session) meter(in *atomic.Int64) *meter {
 	return &meter{in: in, max: s.MaxExpanded, maxRatio: s.MaxRatio}

@@ -158,6 +158,8 @@ func (s *session) open(ctx context.Context, ref string) (*Model, error) {
 		return s.openHub(ctx, ref)
 	case "s3":
 		return s.openS3(ctx, ref)
+	case "http", "https":
+		return s.openWeb(ctx, ref)
 	}
 	return nil, fmt.Errorf("%w %s: no such kind of source; there are FOLDER, FILE, -, hf://, s3://, https://, http:// and oci://",
 		ErrModel, printable(ref))
