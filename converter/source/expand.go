@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"github.com/klauspost/compress/flate"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 )
@@ -103,6 +104,7 @@ func (c *counted) Read(p []byte) (int, error) {
 // expanded is a stream without its compression.
 type expanded struct {
 	io.Reader
+	head  string // its first bytes
 	raw   *bufio.Reader
 	meter *meter
 	free  func()
@@ -114,6 +116,7 @@ func (s *session) expand(ctx context.Context, r io.Reader) (*expanded, error) {
 	raw := bufio.NewReaderSize(&counted{ctx, r, in}, streamAhead)
 	e := &expanded{raw: raw, meter: s.meter(in), free: func() {}}
 	head, err := raw.Peek(6)
+	e.head = string(head)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
@@ -133,31 +136,30 @@ func (s *session) expand(ctx context.Context, r io.Reader) (*expanded, error) {
 		}
 		e.Reader, e.free = &metered{z, s.meter(in)}, z.Close
 	default:
-		if what := foreignMagic(head); what != "" {
-			return nil, errors.New(what)
-		}
 		e.Reader = raw
 	}
 	return e, nil
 }
 
+func inflate(r io.Reader) io.Reader { return flate.NewReader(bufio.NewReader(r)) }
+
 func (s *session) meter(in *atomic.Int64) *meter {
 	return &meter{in: in, max: s.MaxExpanded, maxRatio: s.MaxRatio}
 }
 
-// foreignMagic says what to do with what is neither a tar nor one that we can expand.
-func foreignMagic(head []byte) string {
+// noTar says what to do with what is no tar, nor one that we can expand.
+func (e *expanded) noTar() error {
 	for magic, what := range map[string]string{
 		"\xfd7zXZ":   "it is compressed by xz: give what xz -dc makes of it",
 		"BZh":        "it is compressed by bzip2: give what bzip2 -dc makes of it",
 		"PK\x03\x04": "it is a zip archive, which is not read in order: give it as a file whose name ends in .zip",
 		"GGUF":       "it is a GGUF file and no tar archive: give it as a file",
 	} {
-		if bytes.HasPrefix(head, []byte(magic)) {
-			return what
+		if strings.HasPrefix(e.head, magic) {
+			return errors.New(what)
 		}
 	}
-	return ""
+	return errors.New("it is no tar archive")
 }
 
 // drain reads to the end, where checksums are compared.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"strings"
 	"time"
 )
 
@@ -105,12 +106,29 @@ func (w *watch) verdict(err error) error {
 	return err
 }
 
+// span is the half-open range of bytes of a file that is wanted.
+type span struct {
+	from int64
+	to   int64 // 0: the end, wherever it is
+}
+
+// whole reports whether all of the file is wanted, so that its size and checksums can be compared.
+func (s span) whole() bool { return s == span{} }
+
+// header is the range as HTTP has it.
+func (s span) header() string {
+	if s.to == 0 {
+		return fmt.Sprintf("bytes=%d-", s.from)
+	}
+	return fmt.Sprintf("bytes=%d-%d", s.from, s.to-1)
+}
+
 // part is what a service answers to a request for a file from an offset on.
 type part struct {
 	body io.ReadCloser
 	size int64      // of the whole file; -1: not told
 	tag  string     // changes when the content does; "" if there is none
-	sums []checksum // of the whole file; looked at for offset 0 only
+	sums []checksum // of the whole file; told with the whole file only
 }
 
 // remoteFile is a file at a service.
@@ -118,36 +136,32 @@ type remoteFile struct {
 	name string // for errors
 	size int64  // -1: not known
 	tag  string // "": not known
-	get  func(ctx context.Context, offset int64, tag string) (*part, error)
+	get  func(ctx context.Context, want span, tag string) (*part, error)
 }
 
-// open begins to read the file at an offset.
-func (s *session) openRemote(ctx context.Context, f *remoteFile, offset int64) (io.ReadCloser, error) {
-	r := &resumer{ctx: ctx, s: s, name: f.name, get: f.get, offset: offset, size: f.size, tag: f.tag}
-	if f.size >= 0 && offset > 0 && offset >= f.size {
-		return io.NopCloser(&noBytes{}), nil
+// openRemote begins to read a file.
+func (s *session) openRemote(ctx context.Context, f *remoteFile, want span) (io.ReadCloser, error) {
+	r := &resumer{ctx: ctx, s: s, name: f.name, get: f.get, want: want, size: f.size, tag: f.tag}
+	if f.size >= 0 && want.from > 0 && want.from >= f.size {
+		return io.NopCloser(strings.NewReader("")), nil
 	}
 	if err := r.again(nil); err != nil {
 		return nil, err
 	}
-	if offset != 0 {
+	if !want.whole() {
 		return r, nil
 	}
 	return &verifier{ReadCloser: r, name: f.name, size: r.size, sums: r.sums}, nil
 }
-
-type noBytes struct{}
-
-func (*noBytes) Read([]byte) (int, error) { return 0, io.EOF }
 
 // resumer reads a file in as many requests as it takes. Its context is that of the one who opened the file.
 type resumer struct {
 	ctx  context.Context
 	s    *session
 	name string
-	get  func(ctx context.Context, offset int64, tag string) (*part, error)
+	get  func(ctx context.Context, want span, tag string) (*part, error)
 
-	offset   int64
+	want     span // what is still to come
 	size     int64
 	tag      string
 	sums     []checksum
@@ -178,7 +192,7 @@ func (r *resumer) again(err error) error {
 
 func (r *resumer) connect() error {
 	w := r.s.watch(r.ctx)
-	p, err := r.get(w.ctx, r.offset, r.tag)
+	p, err := r.get(w.ctx, r.want, r.tag)
 	w.rest()
 	if err == nil {
 		if err = r.accept(p); err != nil {
@@ -216,30 +230,41 @@ func (r *resumer) accept(p *part) error {
 
 func changed(name string) error { return fmt.Errorf("%s: %w", name, ErrChanged) }
 
+// end is where the last byte that is wanted was, if that is known.
+func (r *resumer) end() (int64, bool) {
+	if r.want.to > 0 {
+		return r.want.to, true
+	}
+	return r.size, r.size >= 0
+}
+
 func (r *resumer) Read(p []byte) (int, error) {
 	for {
-		if r.body == nil {
+		end, known := r.end()
+		if r.body == nil || r.want.to > 0 && r.want.from >= end {
 			return 0, io.EOF
+		}
+		if r.want.to > 0 {
+			p = p[:min(int64(len(p)), end-r.want.from)]
 		}
 		r.watch.begin()
 		n, err := r.body.Read(p)
 		r.watch.rest()
-		r.offset += int64(n)
+		r.want.from += int64(n)
 		if n > 0 {
 			r.failures = 0
 		}
-		if r.size >= 0 && r.offset > r.size {
-			return 0, changed(r.name)
-		}
-		complete := r.size >= 0 && r.offset == r.size
+		complete := known && r.want.from == end
 		switch {
+		case known && r.want.from > end:
+			return 0, changed(r.name)
 		case err == nil || complete && n > 0:
 			return n, nil
-		case complete, errors.Is(err, io.EOF) && r.size < 0:
+		case complete, errors.Is(err, io.EOF) && !known:
 			return n, io.EOF
 		}
 		r.hangUp()
-		err = &transient{err: classify(ErrService, "%s: its connection was cut at byte %d: %w", r.name, r.offset, err)}
+		err = &transient{err: classify(ErrService, "%s: its connection was cut at byte %d: %w", r.name, r.want.from, err)}
 		if err = r.again(err); err != nil || n > 0 {
 			return n, err
 		}

@@ -36,6 +36,8 @@ func (s *session) openLocal(ref string) (*Model, error) {
 	switch kind, stem := archiveOf(base); kind {
 	case tarArchive:
 		return s.openLocalTar(ref, stem)
+	case zipArchive:
+		return s.openLocalZip(ref, stem)
 	}
 	f := File{Path: base, Mode: info.Mode(), Executable: info.Mode()&0o111 != 0, Size: info.Size(), real: ref}
 	files, err := s.single(ref, f)

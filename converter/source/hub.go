@@ -209,7 +209,9 @@ func (h *hub) newFile(commit string, e *treeEntry) File {
 		w.sums = func() ([]checksum, error) { return gitSum(oid, size) }
 	}
 	r := &remoteFile{name: w.what, size: size, get: w.get}
-	f.open = func(ctx context.Context, offset int64) (io.ReadCloser, error) { return h.s.openRemote(ctx, r, offset) }
+	f.open = func(ctx context.Context, offset int64) (io.ReadCloser, error) {
+		return h.s.openRemote(ctx, r, span{from: offset})
+	}
 	return f
 }
 

@@ -211,40 +211,40 @@ func (b *bucket) single(ctx context.Context, key string) (*Model, error) {
 
 func (b *bucket) newFile(name, key string, size int64, tag string) File {
 	r := &remoteFile{name: b.ref + ": " + name, size: size, tag: tag}
-	r.get = func(ctx context.Context, offset int64, tag string) (*part, error) {
-		return b.get(ctx, r.name, key, offset, tag)
-	}
+	r.get = func(ctx context.Context, want span, tag string) (*part, error) { return b.get(ctx, r, key, want, tag) }
 	f := File{Path: name, Size: size}
-	f.open = func(ctx context.Context, offset int64) (io.ReadCloser, error) { return b.s.openRemote(ctx, r, offset) }
+	f.open = func(ctx context.Context, offset int64) (io.ReadCloser, error) {
+		return b.s.openRemote(ctx, r, span{from: offset})
+	}
 	return f
 }
 
 // get asks for an object. Its checksums are asked for behind the client's back, which would compare them itself, and take the
 // end of a connection that is resumed for the end of the object.
-func (b *bucket) get(ctx context.Context, what, key string, offset int64, tag string) (*part, error) {
+func (b *bucket) get(ctx context.Context, r *remoteFile, key string, want span, tag string) (*part, error) {
 	in := &s3.GetObjectInput{Bucket: &b.name, Key: &key}
 	if tag != "" {
 		in.IfMatch = &tag
 	}
 	var opts []func(*s3.Options)
-	if offset > 0 {
-		in.Range = aws.String(fmt.Sprintf("bytes=%d-", offset))
+	if !want.whole() {
+		in.Range = aws.String(want.header())
 	} else {
 		opts = append(opts, s3.WithAPIOptions(smithyhttp.SetHeaderValue("X-Amz-Checksum-Mode", "ENABLED")))
 	}
 	out, err := b.client.GetObject(ctx, in, opts...)
 	if err != nil {
-		return nil, b.fault(what, err)
+		return nil, b.fault(r.name, err)
 	}
 	p := &part{body: out.Body, size: aws.ToInt64(out.ContentLength), tag: aws.ToString(out.ETag)}
-	if offset == 0 {
+	if want.whole() {
 		p.sums = objectSums(out)
 		return p, nil
 	}
 	start, size, ok := contentRange(aws.ToString(out.ContentRange))
-	if !ok || start != offset {
+	if !ok || start != want.from {
 		out.Body.Close()
-		return nil, classify(ErrService, "%s: the bucket answers with the range %q, not from byte %d on", what, aws.ToString(out.ContentRange), offset)
+		return nil, classify(ErrService, "%s: the bucket answers with the range %q, not from byte %d on", r.name, aws.ToString(out.ContentRange), want.from)
 	}
 	p.size = size
 	return p, nil

@@ -82,14 +82,14 @@ func (m *Model) Each(ctx context.Context, visit Visit) error {
 		return m.each(ctx, visit)
 	}
 	for i := range m.Files {
-		if err := m.visit(ctx, &m.Files[i], visit); err != nil {
+		if err := visitFile(ctx, &m.Files[i], visit); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (m *Model) visit(ctx context.Context, f *File, visit Visit) error {
+func visitFile(ctx context.Context, f *File, visit Visit) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -158,6 +158,10 @@ func (s *session) open(ctx context.Context, ref string) (*Model, error) {
 		return s.openHub(ctx, ref)
 	case "s3":
 		return s.openS3(ctx, ref)
+	case "http", "https":
+		return s.openWeb(ctx, ref)
+	case "oci":
+		return s.openOCI(ctx, ref)
 	}
 	return nil, fmt.Errorf("%w %s: no such kind of source; there are FOLDER, FILE, -, hf://, s3://, https://, http:// and oci://",
 		ErrModel, printable(ref))

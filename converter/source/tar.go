@@ -81,7 +81,7 @@ func (s *session) readTar(ctx context.Context, r io.Reader, ref string, entry fu
 		case errors.Is(err, io.EOF):
 			return archiveError(ref, in.drain())
 		case errors.Is(err, tar.ErrHeader) && n == 0:
-			return archiveError(ref, errors.New("it is no tar archive"))
+			return archiveError(ref, in.noTar())
 		case err != nil && !errors.Is(err, tar.ErrInsecurePath):
 			return archiveError(ref, err)
 		case n > s.MaxFiles:

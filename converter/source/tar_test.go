@@ -102,6 +102,9 @@ func readTarModel(t testing.TB, raw []byte, cfg Config) ([]string, error) {
 func TestTarIsReadHoweverItIsCompressed(t *testing.T) {
 	raw := tarOf(t, folder("./"), folder("./sub/"), regular("./sub/a", "1"), regular("b", ""), symlink("l", "sub/a"), folder("none"))
 	want := []string{"sub/a=1", "b=", "l -> sub/a", "none/"}
+	if got, err := readTarModel(t, tarOf(t, regular("GGUF", "1"), regular("PK\x03\x04", "2")), Config{}); err != nil || len(got) != 2 {
+		t.Errorf("names like other formats: %v", err)
+	}
 	for name, data := range map[string][]byte{"plain": raw, "gzip": gzipped(t, raw), "zstd": zstded(t, raw)} {
 		got, err := readTarModel(t, data, Config{})
 		if diff := cmp.Diff(want, got); diff != "" || err != nil {
@@ -199,8 +202,8 @@ func TestBrokenStreamsAreErrors(t *testing.T) {
 		{"cut gzip", zipped[:len(zipped)-20], ErrModel, "cut off"},
 		{"cut zstd", zstded(t, raw)[:100], ErrModel, "cut off"},
 		{"flipped gzip", flipped, ErrDigest, "checksum"},
-		{"xz", []byte("\xfd7zXZ\x00\x00"), ErrModel, "xz -dc"},
-		{"zip", []byte("PK\x03\x04\x00\x00"), ErrModel, ".zip"},
+		{"xz", []byte("\xfd7zXZ" + strings.Repeat("x", 1000)), ErrModel, "xz -dc"},
+		{"zip", []byte("PK\x03\x04" + strings.Repeat("x", 1000)), ErrModel, ".zip"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			_, err := readTarModel(t, tc.data, Config{})

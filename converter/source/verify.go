@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"crypto/sha1" //nolint:gosec // git names its blobs so
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash"
+	"hash/crc32"
 	"io"
 
 	"github.com/opencontainers/go-digest"
@@ -77,4 +79,9 @@ func (v *verifier) verdict(eof error) error {
 		}
 	}
 	return eof
+}
+
+// crcSum is what zip archives promise.
+func crcSum(crc uint32) checksum {
+	return checksum{"crc32", crc32.NewIEEE(), binary.BigEndian.AppendUint32(nil, crc)}
 }

@@ -47,18 +47,21 @@ type webFile struct {
 
 // get is what a resumer asks. A file is not asked for under the condition that it is unchanged, because servers that lead to
 // others do not know the tags of those: the tags of the answers are compared instead.
-func (w *webFile) get(ctx context.Context, offset int64, tag string) (*part, error) {
+func (w *webFile) get(ctx context.Context, want span, tag string) (*part, error) {
 	header := w.header.Clone()
 	if header == nil {
 		header = http.Header{}
 	}
-	if offset > 0 {
-		header.Set("Range", fmt.Sprintf("bytes=%d-", offset))
+	if !want.whole() {
+		header.Set("Range", want.header())
 		if strings.HasPrefix(tag, `"`) {
 			header.Set("If-Range", tag)
 		}
 	}
 	resp, err := w.ask(ctx, http.MethodGet, header)
+	if statusOf(err) == http.StatusRequestedRangeNotSatisfiable {
+		return nil, changed(w.what) // it is shorter now
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -66,19 +69,19 @@ func (w *webFile) get(ctx context.Context, offset int64, tag string) (*part, err
 	switch {
 	case resp.StatusCode == http.StatusPartialContent:
 		start, size, ok := contentRange(resp.Header.Get("Content-Range"))
-		if !ok || start != offset {
+		if !ok || start != want.from {
 			resp.Body.Close()
 			return nil, classify(ErrService, "%s: %s answers with the range %q, not from byte %d on",
-				w.what, resp.Request.URL.Host, resp.Header.Get("Content-Range"), offset)
+				w.what, resp.Request.URL.Host, resp.Header.Get("Content-Range"), want.from)
 		}
 		p.size = size
-	case offset > 0 && (tag == "" || p.tag == tag): // it has no ranges, so what was read comes again
-		if _, err := io.CopyN(io.Discard, resp.Body, offset); err != nil {
+	case want.from > 0 && (tag == "" || p.tag == tag): // it has no ranges, so what was read comes again
+		if _, err := io.CopyN(io.Discard, resp.Body, want.from); err != nil {
 			resp.Body.Close()
 			return nil, &transient{err: classify(ErrService, "%s: its connection was cut: %w", w.what, err)}
 		}
 	}
-	if offset == 0 && w.sums != nil {
+	if want.whole() && w.sums != nil {
 		if p.sums, err = w.sums(); err != nil {
 			resp.Body.Close()
 			return nil, classify(ErrDigest, "%s: %w", w.what, err)
@@ -118,10 +121,23 @@ func (w *webFile) refusal(resp *http.Response) error {
 			return refused(resp.StatusCode, resp.Header, classify(ErrService, "%s: %s", w.what, advice))
 		}
 	}
-	if resp.StatusCode == http.StatusRequestedRangeNotSatisfiable {
-		return changed(w.what)
+	answer := &statusError{resp.StatusCode, statusAdvice(resp.StatusCode, host)}
+	return refused(resp.StatusCode, resp.Header, classify(ErrService, "%s: %w", w.what, answer))
+}
+
+// statusError is an answer that is no file.
+type statusError struct {
+	status int
+	text   string
+}
+
+func (e *statusError) Error() string { return e.text }
+
+func statusOf(err error) int {
+	if e, ok := errors.AsType[*statusError](err); ok {
+		return e.status
 	}
-	return refused(resp.StatusCode, resp.Header, classify(ErrService, "%s: %s", w.what, statusAdvice(resp.StatusCode, host)))
+	return 0
 }
 
 // refused makes an error transient if the same request may be granted later.
