@@ -248,7 +248,9 @@ type conversion struct {
 	// asks: the sink is worth asking for a blob before it is made again from the source.
 	asks bool
 	temp string
-	work *errgroup.Group // uploads
+
+	uploads errgroup.Group
+	fail    context.CancelCauseFunc
 
 	model  *source.Model // nil for an image that is taken as it is
 	layers []*modelLayer
@@ -356,36 +358,40 @@ func (c *conversion) openBases(ctx context.Context) ([]*platform, error) {
 	return out, c.openPrevious(ctx, out)
 }
 
-// read reads and merges everything, and starts the uploads.
+// read reads and merges everything, and starts the uploads. What fails first cancels the rest.
 func (c *conversion) read(ctx context.Context, platforms []*platform) error {
-	uploads, uctx := errgroup.WithContext(ctx)
-	uploads.SetLimit(c.cfg.Uploads)
-	c.work = uploads
-	reading, rctx := errgroup.WithContext(uctx)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	c.uploads.SetLimit(c.cfg.Uploads)
+	c.fail = cancel
 	for _, p := range platforms {
 		for _, l := range p.base.Manifest.Layers {
 			c.cfg.Progress.Plan(Read, l.Size)
 		}
 	}
-	reading.Go(func() error {
+	var reading errgroup.Group
+	start := func(f func() error) {
+		reading.Go(func() error { return c.failing(f()) })
+	}
+	start(func() error {
 		for _, p := range platforms {
-			if err := p.readBase(rctx); err != nil {
+			if err := p.readBase(ctx); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
 	if c.model != nil {
-		reading.Go(func() error { return c.readModel(rctx) })
+		start(func() error { return c.readModel(ctx) })
 	}
 	err := reading.Wait()
 	for _, p := range platforms {
 		if err == nil {
-			err = p.addModel(c.layers)
+			err = c.failing(p.addModel(c.layers))
 		}
 	}
-	if werr := uploads.Wait(); werr != nil && (err == nil || errors.Is(err, context.Canceled)) {
-		err = werr // what failed first canceled the rest
+	if uerr := c.uploads.Wait(); err == nil {
+		err = uerr
 	}
 	if err != nil && ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -393,13 +399,21 @@ func (c *conversion) read(ctx context.Context, platforms []*platform) error {
 	return err
 }
 
+// failing cancels everything when err is not nil, which it returns.
+func (c *conversion) failing(err error) error {
+	if err != nil {
+		c.fail(err)
+	}
+	return err
+}
+
 // upload brings a blob to the target in the background and records what became of it.
 func (c *conversion) upload(ctx context.Context, b repository.Blob, record *Layer, done func()) {
-	c.work.Go(func() error {
+	c.uploads.Go(func() error {
 		if done != nil {
 			defer done()
 		}
-		return c.push(ctx, b, record)
+		return c.failing(c.push(ctx, b, record))
 	})
 }
 

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -21,38 +20,32 @@ func checkCommand() *cli.Command {
 		Usage:       "verify a converted image in its registry",
 		ArgsUsage:   "REGISTRY/NAME:TAG",
 		Description: checkHelp,
-		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "plain-http", Usage: "speak plain HTTP to the registry"},
-			&cli.StringFlag{Name: "output", Value: "text", Usage: "`FORMAT` of the summary on standard output: text or json"},
-			&cli.BoolFlag{Name: "quiet", Usage: "no progress"},
-		},
-		Action: checkAction,
+		Flags:       append(accessFlags(), outputFlags()...),
+		Action:      checkAction,
 	})
 }
 
 func checkAction(ctx *cli.Context) error {
 	if ctx.NArg() != 1 {
-		return usageError(errors.New("check: give it the image, REGISTRY/NAME:TAG"))
+		return usageError(errors.New("check: give it the image, REGISTRY/NAME:TAG or oci:FOLDER:TAG"))
 	}
-	output := ctx.String("output")
-	if output != "text" && output != "json" {
-		return usageError(fmt.Errorf("--output %q: want text or json", output))
+	asJSON, err := checkOutput(ctx)
+	if err != nil {
+		return err
 	}
-	cfg := converter.Config{Target: ctx.Args().First(), PlainHTTP: ctx.Bool("plain-http")}
-	var bar *progress
-	if !ctx.Bool("quiet") {
-		bar = newProgress(ctx.App.ErrWriter)
-		cfg.Progress = bar
+	cfg := converter.CheckConfig{Image: ctx.Args().First()}
+	if cfg.Access, err = access(ctx); err != nil {
+		return err
 	}
+	var end func()
+	cfg.Progress, end = startProgress(ctx)
 	result, err := converter.Check(ctx.Context, cfg)
-	if bar != nil {
-		bar.end()
-	}
+	end()
 	if err != nil {
 		return convertError(ctx.Context, "check", err)
 	}
-	if output == "json" {
-		return json.NewEncoder(ctx.App.Writer).Encode(result)
+	if asJSON {
+		return writeJSON(ctx.App.Writer, result)
 	}
 	_, err = fmt.Fprintf(ctx.App.Writer, "%s holds: %d blobs, %s, %s\n", result.Target, result.Blobs, bytesText(result.Bytes), result.Digest)
 	return err

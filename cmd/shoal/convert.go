@@ -7,90 +7,192 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 	"unicode"
 
 	"github.com/shoal-project/shoal/converter"
+	"github.com/shoal-project/shoal/converter/source"
 	"github.com/urfave/cli/v2"
-	"golang.org/x/sys/unix"
 )
 
-const convertHelp = `Pushes one image with two variants under one tag: a plain one that any runtime pulls and runs, and a Nydus one that
+const convertHelp = `Writes one image with two variants under one tag: a plain one that any runtime pulls and runs, and a Nydus one that
 is mounted without being unpacked. Both hold the model's bytes in the same blobs, one for each large file.
 
-The model lies in /models/NAME of the image, owned by root, readable by all; of permissions only "executable" is kept, of
-times nothing. The same content gives the same digests, on any machine at any time.
+The model is a folder, a file, or
+   -                        a tar on standard input, perhaps compressed by gzip or zstd
+   hf://ORG/NAME[@REV]      a repository of a model hub (HF_ENDPOINT, HF_TOKEN or the token hf auth login wrote)
+   s3://BUCKET/PREFIX       of an object store (the chain of all AWS tools: AWS_* variables, ~/.aws, the machine's role)
+   https://HOST/PATH        a .tar, .tar.gz, .tar.zst, .zip or any file; #sha256=HEX behind it is verified
+   oci://REF                a ModelPack artifact, a Docker model, or the /models folder of an image
+It is streamed: no second copy of it is made on disk. What its source says of checksums is verified.
 
-Credentials are those of docker login, podman login or skopeo login. Registries on loopback addresses are spoken to in plain HTTP.
+It lies in /models/NAME of the image, owned by root, readable by all; of permissions only "executable" is kept, of times
+nothing. The same content gives the same digests, on any machine at any time.
+
+The base is an image of a registry, an OCI layout (oci:FOLDER[:TAG]) or what docker save wrote (docker-archive:FILE[:NAME:TAG]). If it is for
+several platforms, so is the image, with the model once. With --image in place of --model and --base an image gets its Nydus variant and
+stays what it is: pipelines that build with docker or buildah publish both variants so.
+
+Credentials are those of docker login, podman login or skopeo login, and their helpers. Registries on loopback addresses are spoken to in plain
+HTTP. What breaks off is resumed or tried again; the tag is written last.
 
 EXAMPLES:
    shoal convert --model ./llama --base docker.io/library/python:3.12-slim --target registry.example.com/ml/llama:v1
-   shoal convert --model ./llama --base oci:./base:latest --target 127.0.0.1:5000/llama:v1 --output json
-   shoal convert --model ./llama --base oci:./base --target x.example.com/llama:v1 --dry-run`
+   shoal convert --model hf://org/llama@v1.2 --include '*.safetensors' --include '*.json' --base r.example.com/serving:3 --target r.example.com/llama:v1.2
+   shoal convert --model s3://models/llama/7 --base oci:./base --target oci:./out:v7 --modelpack
+   shoal convert --image r.example.com/app:1 --target r.example.com/app:1 --previous r.example.com/app:0
+   tar -c llama | shoal convert --model - --name llama --base r.example.com/serving:3 --target r.example.com/llama:v1 --output json`
 
 func convertCommand() *cli.Command {
+	flags := []cli.Flag{
+		&cli.StringFlag{Name: "model", Usage: "`SOURCE` of the model, see above"},
+		&cli.StringSliceFlag{Name: "include", Usage: "take only files that match the `GLOB`; ** spans folders (may be repeated)"},
+		&cli.StringSliceFlag{Name: "exclude", Usage: "leave out files that match the `GLOB` (may be repeated)"},
+		&cli.BoolFlag{Name: "any-format", Usage: "take safetensors and GGUF files whose header contradicts them"},
+		&cli.StringFlag{Name: "s3-endpoint", Usage: "`URL` of the object store", EnvVars: []string{"AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"}},
+		&cli.BoolFlag{Name: "s3-anonymous", Usage: "ask the object store without credentials"},
+		&cli.StringFlag{Name: "base", Usage: "base `IMAGE` with the framework"},
+		&cli.StringFlag{Name: "image", Usage: "give this `IMAGE` its Nydus variant, without a model"},
+		&cli.StringFlag{Name: "target", Usage: "where to write to, `REGISTRY/NAME:TAG` or oci:FOLDER:TAG (required)"},
+		&cli.StringFlag{Name: "previous", Usage: "converted `IMAGE` of yours whose framework files are not stored again"},
+		&cli.StringFlag{Name: "name", Usage: "`NAME` of the model (default: what its source calls it)"},
+		&cli.StringFlag{Name: "model-path", Usage: "`PATH` of the model in the image (default: /models/NAME)"},
+		&cli.StringSliceFlag{Name: "platform", Usage: "`OS/ARCH` to take from the base image (may be repeated; default: all it has)"},
+		&cli.StringFlag{Name: "entrypoint", Usage: "replace the base image's entrypoint: one `COMMAND`, or a JSON list; drops its arguments too"},
+		&cli.StringFlag{Name: "cmd", Usage: "replace the base image's arguments: one `ARGUMENT`, or a JSON list"},
+		&cli.StringSliceFlag{Name: "env", Usage: "set `NAME=VALUE` in the image (may be repeated)"},
+		&cli.StringFlag{Name: "user", Usage: "`USER[:GROUP]` that the image runs as"},
+		&cli.StringSliceFlag{Name: "label", Usage: "set the label `NAME=VALUE` of the image (may be repeated)"},
+		&cli.StringSliceFlag{Name: "annotation", Usage: "set the annotation `NAME=VALUE` of index and manifests (may be repeated)"},
+		&cli.StringFlag{Name: "compressor", Value: "zstd", Usage: "`HOW` the base's files are packed in the Nydus variant: zstd, lz4_block or none"},
+		&cli.BoolFlag{Name: "modelpack", Usage: "add the model alone as a ModelPack artifact, with the same layers"},
+		&cli.IntFlag{Name: "uploads", Value: 3, Usage: "upload `N` blobs at once"},
+		&cli.BoolFlag{Name: "dry-run", Usage: "compute everything, write nothing"},
+	}
 	return command(&cli.Command{
 		Name:        "convert",
 		Usage:       "make an image of a model and a base image, and push it",
 		Description: convertHelp,
-		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "model", Usage: "`FOLDER` with the model's files (required)"},
-			&cli.StringFlag{Name: "base", Usage: "base image with the framework: a `REFERENCE`, or oci:FOLDER[:TAG] for an OCI layout (required)"},
-			&cli.StringFlag{Name: "target", Usage: "where to push, `REGISTRY/NAME:TAG` (required)"},
-			&cli.StringFlag{Name: "name", Usage: "`NAME` of the model (default: that of its folder)"},
-			&cli.StringFlag{Name: "model-path", Usage: "`PATH` of the model in the image (default: /models/NAME)"},
-			&cli.StringFlag{Name: "platform", Usage: "`OS/ARCH` to take from the base image (default: what it has, linux/amd64 if it has several)"},
-			&cli.StringFlag{Name: "entrypoint", Usage: "replace the base image's entrypoint: one `COMMAND`, or a JSON list; drops its arguments too"},
-			&cli.StringFlag{Name: "cmd", Usage: "replace the base image's arguments: one `ARGUMENT`, or a JSON list"},
-			&cli.StringSliceFlag{Name: "env", Usage: "set `NAME=VALUE` in the image (may be repeated)"},
-			&cli.BoolFlag{Name: "plain-http", Usage: "speak plain HTTP to the registries"},
-			&cli.BoolFlag{Name: "dry-run", Usage: "compute everything, push nothing"},
-			&cli.StringFlag{Name: "output", Value: "text", Usage: "`FORMAT` of the summary on standard output: text or json"},
-			&cli.BoolFlag{Name: "quiet", Usage: "no progress"},
-		},
-		Action: convertAction,
+		Flags:       append(append(flags, accessFlags()...), outputFlags()...),
+		Action:      convertAction,
 	})
 }
 
 func convertAction(ctx *cli.Context) error {
-	cfg := converter.Config{
-		Model: ctx.String("model"), Base: ctx.String("base"), Target: ctx.String("target"),
-		Name: ctx.String("name"), ModelPath: ctx.String("model-path"), Platform: ctx.String("platform"),
-		PlainHTTP: ctx.Bool("plain-http"), Env: ctx.StringSlice("env"), DryRun: ctx.Bool("dry-run"),
+	cfg, err := convertConfig(ctx)
+	if err != nil {
+		return err
 	}
-	var err error
-	if cfg.Entrypoint, err = words(ctx, "entrypoint"); err != nil {
-		return usageError(err)
-	}
-	if cfg.Cmd, err = words(ctx, "cmd"); err != nil {
-		return usageError(err)
-	}
-	output := ctx.String("output")
-	if output != "text" && output != "json" {
-		return usageError(fmt.Errorf("--output %q: want text or json", output))
+	asJSON, err := checkOutput(ctx)
+	if err != nil {
+		return err
 	}
 	start := time.Now()
-	var bar *progress
-	if !ctx.Bool("quiet") {
-		bar = newProgress(ctx.App.ErrWriter)
-		cfg.Progress = bar
-	}
+	var end func()
+	cfg.Progress, end = startProgress(ctx)
 	result, err := converter.Convert(ctx.Context, cfg)
-	if bar != nil {
-		bar.end()
-	}
+	end()
 	if err != nil {
 		return convertError(ctx.Context, "convert", err)
 	}
-	if output == "json" {
-		enc := json.NewEncoder(ctx.App.Writer)
-		enc.SetIndent("", "  ")
-		return enc.Encode(result)
+	if asJSON {
+		return writeJSON(ctx.App.Writer, result)
 	}
 	return printResult(ctx.App.Writer, result, time.Since(start))
+}
+
+func writeJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+func convertConfig(ctx *cli.Context) (converter.Config, error) {
+	cfg := converter.Config{
+		Model: ctx.String("model"), Base: ctx.String("base"), Image: ctx.String("image"), Target: ctx.String("target"),
+		Previous: ctx.String("previous"), Name: ctx.String("name"), ModelPath: ctx.String("model-path"),
+		Platforms: ctx.StringSlice("platform"), Env: ctx.StringSlice("env"), User: ctx.String("user"),
+		Compressor: ctx.String("compressor"), ModelPack: ctx.Bool("modelpack"), AnyFormat: ctx.Bool("any-format"),
+		DryRun: ctx.Bool("dry-run"), Uploads: ctx.Int("uploads"),
+	}
+	if cfg.Uploads < 1 {
+		return cfg, usageError(fmt.Errorf("--uploads %d: want 1 or more", cfg.Uploads))
+	}
+	var err error
+	if cfg.Access, err = access(ctx); err != nil {
+		return cfg, err
+	}
+	for flag, list := range map[string]*[]string{"entrypoint": &cfg.Entrypoint, "cmd": &cfg.Cmd} {
+		if *list, err = words(ctx, flag); err != nil {
+			return cfg, usageError(err)
+		}
+	}
+	for flag, pairs := range map[string]*map[string]string{"label": &cfg.Labels, "annotation": &cfg.Annotations} {
+		if *pairs, err = keyValues(ctx, flag); err != nil {
+			return cfg, usageError(err)
+		}
+	}
+	cfg.Source = sourceConfig(ctx, cfg.Access)
+	return cfg, nil
+}
+
+// keyValues reads a flag that is given once for each NAME=VALUE.
+func keyValues(ctx *cli.Context, flag string) (map[string]string, error) {
+	var out map[string]string
+	for _, kv := range ctx.StringSlice(flag) {
+		name, value, ok := strings.Cut(kv, "=")
+		if !ok || name == "" {
+			return nil, fmt.Errorf("--%s %q: want NAME=VALUE", flag, kv)
+		}
+		if out == nil {
+			out = map[string]string{}
+		}
+		out[name] = value
+	}
+	return out, nil
+}
+
+// sourceConfig reads how models are spoken for, also from the environment.
+func sourceConfig(ctx *cli.Context, a converter.Access) source.Config {
+	cfg := source.Config{
+		Include: ctx.StringSlice("include"), Exclude: ctx.StringSlice("exclude"), Stdin: os.Stdin,
+		Hub:      source.Hub{Endpoint: os.Getenv("HF_ENDPOINT"), Token: hubToken()},
+		S3:       source.S3{Endpoint: ctx.String("s3-endpoint"), Anonymous: ctx.Bool("s3-anonymous")},
+		Keychain: a.Keychain, Transport: a.Transport,
+	}
+	if a.PlainHTTP {
+		cfg.NameOptions = append(cfg.NameOptions, insecureNames())
+	}
+	return cfg
+}
+
+// hubToken finds the token where the hub's own client keeps it.
+func hubToken() string {
+	for _, name := range []string{"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"} {
+		if token := strings.TrimSpace(os.Getenv(name)); token != "" {
+			return token
+		}
+	}
+	path := os.Getenv("HF_TOKEN_PATH")
+	if path == "" {
+		home := os.Getenv("HF_HOME")
+		if home == "" {
+			cache, err := os.UserHomeDir()
+			if err != nil {
+				return ""
+			}
+			home = filepath.Join(cache, ".cache", "huggingface")
+		}
+		path = filepath.Join(home, "token")
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return "" // nobody has logged in
+	}
+	return strings.TrimSpace(string(raw))
 }
 
 // convertError chooses the exit code for the errors of package converter.
@@ -152,111 +254,20 @@ func printResult(w io.Writer, r *converter.Result, took time.Duration) error {
 		verb = "would push"
 	}
 	fmt.Fprintf(&b, "%s %s\n", verb, r.Target)
-	fmt.Fprintf(&b, "  index     %s  %s\n", r.Digest, r.Platform)
-	fmt.Fprintf(&b, "  plain     %s\n  nydus     %s\n", r.Plain, r.Nydus)
-	for _, l := range r.Layers {
-		fmt.Fprintf(&b, "  %-9s %s  %10s  %s\n", l.Kind, l.Digest, bytesText(l.Size), printable(l.Of))
+	fmt.Fprintf(&b, "  index     %s\n", r.Digest)
+	for _, v := range r.Variants {
+		fmt.Fprintf(&b, "  plain     %s  %s\n  nydus     %s  %s\n", v.Plain, v.Platform, v.Nydus, v.Platform)
 	}
-	fmt.Fprintf(&b, "model: %d files, %s, in %s; took %s\n", r.ModelFiles, bytesText(r.ModelBytes), printable(r.ModelPath), took.Round(10*time.Millisecond))
+	if r.ModelPack != "" {
+		fmt.Fprintf(&b, "  modelpack %s\n", r.ModelPack)
+	}
+	for _, l := range r.Layers {
+		fmt.Fprintf(&b, "  %-9s %s  %10s  %-7s  %s\n", l.Kind, l.Digest, bytesText(l.Size), l.Outcome, printable(l.Of))
+	}
+	if r.ModelPath != "" {
+		fmt.Fprintf(&b, "model: %d files, %s, in %s\n", r.ModelFiles, bytesText(r.ModelBytes), printable(r.ModelPath))
+	}
+	fmt.Fprintf(&b, "took %s\n", took.Round(10*time.Millisecond))
 	_, err := io.WriteString(w, b.String())
 	return err
-}
-
-// bytesText is a size for people.
-func bytesText(n int64) string {
-	const units = "KMGTPE"
-	if n < 1024 {
-		return fmt.Sprintf("%d B", n)
-	}
-	value, unit := float64(n)/1024, 0
-	for value >= 1024 && unit < len(units)-1 {
-		value, unit = value/1024, unit+1
-	}
-	return fmt.Sprintf("%.1f %ciB", value, units[unit])
-}
-
-// progress shows what a conversion does: one line that changes on a terminal, a line for each step and every few seconds
-// elsewhere. It is safe for concurrent use.
-type progress struct {
-	w        io.Writer
-	terminal bool
-	start    time.Time
-
-	mu         sync.Mutex
-	step       string
-	plan, done [2]int64 // by converter.Stage
-	last       time.Time
-}
-
-func newProgress(w io.Writer) *progress {
-	return &progress{w: w, terminal: isTerminal(w), start: time.Now()}
-}
-
-func isTerminal(w io.Writer) bool {
-	file, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	_, err := unix.IoctlGetTermios(int(file.Fd()), unix.TCGETS)
-	return err == nil && os.Getenv("TERM") != "dumb"
-}
-
-func (p *progress) Step(text string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	text = printable(text)
-	p.step = text
-	if p.terminal {
-		p.showLocked()
-		return
-	}
-	fmt.Fprintf(p.w, "%s\n", text)
-}
-
-func (p *progress) Plan(s converter.Stage, n int64) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.plan[s] += n
-}
-
-func (p *progress) Done(s converter.Stage, n int64) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.done[s] += n
-	every := 100 * time.Millisecond
-	if !p.terminal {
-		every = 5 * time.Second
-	}
-	if p.last.IsZero() {
-		p.last = time.Now()
-	}
-	if time.Since(p.last) >= every {
-		p.showLocked()
-	}
-}
-
-func (p *progress) showLocked() {
-	p.last = time.Now()
-	seconds := max(time.Since(p.start).Seconds(), 0.001)
-	done, plan := p.done[0]+p.done[1], p.plan[0]+p.plan[1]
-	line := fmt.Sprintf("read %s of %s, pushed %s of %s, %s/s", bytesText(p.done[0]), bytesText(p.plan[0]),
-		bytesText(p.done[1]), bytesText(p.plan[1]), bytesText(int64(float64(done)/seconds)))
-	// What is read will be pushed too; that is all there is to say about the rest.
-	if rest := plan + max(p.plan[0]-p.plan[1], 0) - done; done > 0 && rest > 0 {
-		line += ", " + time.Duration(float64(rest)/float64(done)*seconds*float64(time.Second)).Round(time.Second).String() + " left"
-	}
-	if !p.terminal {
-		fmt.Fprintf(p.w, "  %s\n", line)
-		return
-	}
-	fmt.Fprintf(p.w, "\r\x1b[K%s · %s", line, p.step)
-}
-
-// end removes the changing line.
-func (p *progress) end() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.terminal {
-		fmt.Fprint(p.w, "\r\x1b[K")
-	}
 }

@@ -156,7 +156,7 @@ func chooseModel(manifests []ocispec.Descriptor) (digest.Digest, error) {
 		if isModelType(d.ArtifactType) {
 			return d.Digest, d.Digest.Validate()
 		}
-		if !isImage(v1.Descriptor{ArtifactType: d.ArtifactType}) || d.Platform != nil && d.Platform.OS == "unknown" {
+		if !isImage(v1.Descriptor{ArtifactType: d.ArtifactType, MediaType: types.OCIManifestSchema1}) || d.Platform != nil && d.Platform.OS == "unknown" {
 			continue
 		}
 		images = append(images, d)

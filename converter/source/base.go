@@ -23,6 +23,9 @@ var ErrBase = errors.New("base image")
 // ErrDigest is the class of files and images whose bytes are not those that a digest or checksum promised.
 var ErrDigest = errors.New("digest")
 
+// DefaultPlatform is what is taken of an image that is a model's source and has several platforms: the model is the same in all.
+const DefaultPlatform = "linux/amd64"
+
 // maxConfig bounds the configuration of an image in bytes.
 const maxConfig = 16 << 20
 
