@@ -43,7 +43,7 @@ func TestCheckFindsWhatDoesNotHold(t *testing.T) {
 	cfg := config(t, host+"/ml/tiny:v1")
 	made, err := converter.Convert(t.Context(), cfg)
 	check(t, err)
-	whole := converter.Config{Target: cfg.Target, Remote: once()}
+	whole := converter.CheckConfig{Image: cfg.Target, Access: once()}
 	got, err := converter.Check(t.Context(), whole)
 	check(t, err)
 	if got.Digest != made.Digest || got.Blobs != 8 {
@@ -56,13 +56,13 @@ func TestCheckFindsWhatDoesNotHold(t *testing.T) {
 		corrupt.Store("none")
 		missing.Store(l.Digest.String())
 		_, err = converter.Check(t.Context(), whole)
-		wantError(t, err, converter.ErrRegistry, l.Digest.String())
+		wantError(t, err, converter.ErrVerify, l.Digest.String())
 		missing.Store("none")
 	}
 	base, err := name.NewTag(host + "/base:v1")
 	check(t, err)
 	check(t, remote.Write(base, smallBase(t)))
-	_, err = converter.Check(t.Context(), converter.Config{Target: base.String()})
+	_, err = converter.Check(t.Context(), converter.CheckConfig{Image: base.String()})
 	wantError(t, err, converter.ErrSource, "has not made it")
 }
 
@@ -75,10 +75,10 @@ func TestCheckFindsWrongChunks(t *testing.T) {
 	repo, err := name.NewRepository(host + "/ml/tiny")
 	check(t, err)
 	wrong := forge(t, repo, made, func(m *chunkmap.Map) { m.Chunks[0].Digest[0] ^= 1 })
-	_, err = converter.Check(t.Context(), converter.Config{Target: wrong, Remote: once()})
+	_, err = converter.Check(t.Context(), converter.CheckConfig{Image: wrong, Access: once()})
 	wantError(t, err, converter.ErrVerify, "chunk map")
 	right := forge(t, repo, made, func(*chunkmap.Map) {})
-	_, err = converter.Check(t.Context(), converter.Config{Target: right, Remote: once()})
+	_, err = converter.Check(t.Context(), converter.CheckConfig{Image: right, Access: once()})
 	check(t, err)
 }
 
@@ -87,7 +87,7 @@ func forge(t *testing.T, repo name.Repository, made *converter.Result, change fu
 	t.Helper()
 	idx, err := remote.Index(repo.Digest(made.Digest.String()))
 	check(t, err)
-	hash, err := v1.NewHash(made.Nydus.String())
+	hash, err := v1.NewHash(made.Variants[0].Nydus.String())
 	check(t, err)
 	img, err := idx.Image(hash)
 	check(t, err)
@@ -99,8 +99,7 @@ func forge(t *testing.T, repo name.Repository, made *converter.Result, change fu
 	defer r.Close()
 	raw, err := io.ReadAll(r)
 	check(t, err)
-	files := map[string][]byte{}
-	files[image.BootstrapName], err = image.FileOfLayer(bytes.NewReader(raw), image.BootstrapName, 1<<30)
+	files, err := image.FilesOfLayer(bytes.NewReader(raw), image.IsMetadata, 1<<30)
 	check(t, err)
 	maps, err := chunkmap.AllFromLayer(bytes.NewReader(raw))
 	check(t, err)

@@ -62,7 +62,7 @@ func smallBase(t testing.TB) v1.Image {
 
 func config(t testing.TB, target string) converter.Config {
 	return converter.Config{
-		Model: writeModel(t, time.Now(), 0o644), Base: writeLayout(t, smallBase(t)), Target: target, Remote: once(),
+		Model: writeModel(t, time.Now(), 0o644), Base: writeLayout(t, smallBase(t)), Target: target, Access: once(),
 	}
 }
 
@@ -475,19 +475,18 @@ func TestUnusableSources(t *testing.T) {
 		want   string
 	}{
 		{"no model", func(t *testing.T, c *converter.Config) { c.Model = "/does/not/exist" }, converter.ErrSource, "/does/not/exist"},
-		{"a file as model", func(t *testing.T, c *converter.Config) { c.Model = filepath.Join(c.Model, "config.json") }, converter.ErrSource, "no folder"},
 		{"empty model", func(t *testing.T, c *converter.Config) { c.Model = t.TempDir() }, converter.ErrSource, "no file"},
 		{"broken link", func(t *testing.T, c *converter.Config) {
 			check(t, os.Symlink("nowhere", filepath.Join(c.Model, "broken")))
 		}, converter.ErrSource, "broken"},
-		{"no base", func(t *testing.T, c *converter.Config) { c.Base = "oci:/does/not/exist" }, converter.ErrSource, "no OCI layout"},
-		{"no such tag", func(t *testing.T, c *converter.Config) { c.Base = strings.TrimSuffix(c.Base, "latest") + "v9" }, converter.ErrSource, "tag v9"},
-		{"other platform", func(t *testing.T, c *converter.Config) { c.Platform = "linux/arm64" }, converter.ErrSource, "linux/amd64, not for linux/arm64"},
+		{"no base", func(t *testing.T, c *converter.Config) { c.Base = "oci:/does/not/exist" }, converter.ErrSource, "oci:/does/not/exist does not exist"},
+		{"no such tag", func(t *testing.T, c *converter.Config) { c.Base = strings.TrimSuffix(c.Base, "latest") + "v9" }, converter.ErrSource, `tag "v9"`},
+		{"other platform", func(t *testing.T, c *converter.Config) { c.Platforms = []string{"linux/arm64"} }, converter.ErrSource, "no image for linux/arm64; there are linux/amd64"},
 		{"windows", func(t *testing.T, c *converter.Config) {
 			c.Base = writeLayout(t, baseImage(t, v1.Platform{OS: "windows", Architecture: "amd64"}))
 		}, converter.ErrSource, "only linux"},
 		{"base unknown to its registry", func(t *testing.T, c *converter.Config) { c.Base = registryWith(t, nil) + "/no/such:v1" }, converter.ErrSource, "does not exist"},
-		{"odd reference", func(t *testing.T, c *converter.Config) { c.Base = "UPPER CASE" }, converter.ErrSource, "oci:FOLDER"},
+		{"odd reference", func(t *testing.T, c *converter.Config) { c.Base = "UPPER CASE" }, converter.ErrConfig, "--base"},
 		{"no tag", func(t *testing.T, c *converter.Config) { c.Target = "127.0.0.1:1/ml/tiny" }, converter.ErrConfig, "has no tag"},
 		{"digest as target", func(t *testing.T, c *converter.Config) {
 			c.Target = "r.example.com/a@sha256:" + strings.Repeat("0", 64)
@@ -506,20 +505,35 @@ func TestUnusableSources(t *testing.T) {
 	}
 }
 
-func TestPlatformIsChosenFromAnIndex(t *testing.T) {
+func TestImageHasThePlatformsOfItsBase(t *testing.T) {
 	arm := v1.Platform{OS: "linux", Architecture: "arm64"}
-	base := writeLayout(t, baseImage(t, arm, tarOf(t, dir("arm"))), smallBase(t))
-	for _, tc := range []struct{ platform, want string }{{"", "linux/amd64"}, {"linux/arm64", "linux/arm64"}} {
-		cfg := config(t, "example.com/ml/tiny:v1")
-		cfg.Base, cfg.Platform, cfg.DryRun = base, tc.platform, true
+	windows := baseImage(t, v1.Platform{OS: "windows", Architecture: "amd64"})
+	base := writeLayout(t, baseImage(t, arm, tarOf(t, dir("arm"))), smallBase(t), windows)
+	for _, tc := range []struct{ platforms, want []string }{
+		{nil, []string{"linux/arm64", "linux/amd64"}}, {[]string{"linux/amd64"}, []string{"linux/amd64"}},
+	} {
+		cfg := config(t, "oci:"+t.TempDir()+":v1")
+		cfg.Base, cfg.Platforms = base, tc.platforms
 		r, err := converter.Convert(t.Context(), cfg)
 		check(t, err)
-		if r.Platform != tc.want {
-			t.Errorf("--platform %q: want %s, got %s", tc.platform, tc.want, r.Platform)
+		var got []string
+		model := 0
+		for _, v := range r.Variants {
+			got = append(got, v.Platform)
 		}
+		for _, l := range r.Layers {
+			if l.Kind == "model" {
+				model++
+			}
+		}
+		if diff := cmp.Diff(tc.want, got); diff != "" || model != 3 {
+			t.Errorf("platforms %v (-want +got):\n%s%d model layers", tc.platforms, diff, model)
+		}
+		_, err = converter.Check(t.Context(), converter.CheckConfig{Image: cfg.Target})
+		check(t, err)
 	}
 	cfg := config(t, "example.com/ml/tiny:v1")
-	cfg.Base, cfg.Platform, cfg.DryRun = base, "linux/s390x", true
+	cfg.Base, cfg.Platforms, cfg.DryRun = base, []string{"linux/s390x"}, true
 	_, err := converter.Convert(t.Context(), cfg)
 	wantError(t, err, converter.ErrSource, "there are linux/arm64, linux/amd64")
 }

@@ -60,7 +60,7 @@ func TestSettingsThatCannotBe(t *testing.T) {
 	}{
 		{"whiteout in the path", func(c *converter.Config) { c.ModelPath = "/models/.wh.x" }, "--model-path"},
 		{"path of a folder whose name is no text", func(c *converter.Config) { c.ModelPath = "/models/\xff" }, "--model-path"},
-		{"platform", func(c *converter.Config) { c.Platform = "linux" }, "os/architecture"},
+		{"platform", func(c *converter.Config) { c.Platforms = []string{"linux"} }, "os/architecture"},
 		{"target without a registry", func(c *converter.Config) { c.Target = "m:v1" }, "REGISTRY/NAME:TAG"},
 		{"target with a scheme", func(c *converter.Config) { c.Target = "http://r.example.com/m:v1" }, "leave out http://"},
 		{"target that is a host", func(c *converter.Config) { c.Target = "127.0.0.1:5000" }, "REGISTRY/NAME:TAG"},
@@ -107,10 +107,10 @@ func TestBrokenCredentialsAreNoFaultOfTheRegistry(t *testing.T) {
 			check(t, os.WriteFile(filepath.Join(folder, "config.json"), []byte(text), 0o600))
 			t.Setenv("DOCKER_CONFIG", folder)
 			cfg := dryRun(t, writeLayout(t, smallBase(t)))
-			cfg.DryRun, cfg.Target = false, host+"/ml/m:v1"
+			cfg.DryRun, cfg.Target, cfg.Access = false, host+"/ml/m:v1", once()
 			_, err := converter.Convert(t.Context(), cfg)
 			wantError(t, err, converter.ErrConfig, "credentials for "+host)
-			_, err = converter.Check(t.Context(), cfg)
+			_, err = converter.Check(t.Context(), converter.CheckConfig{Image: cfg.Target, Access: once()})
 			wantError(t, err, converter.ErrConfig, "credentials for "+host)
 		})
 	}
@@ -118,9 +118,9 @@ func TestBrokenCredentialsAreNoFaultOfTheRegistry(t *testing.T) {
 
 func TestCheckOfNothing(t *testing.T) {
 	host := registryWith(t, nil)
-	_, err := converter.Check(t.Context(), converter.Config{Target: host + "/ml/none:v1"})
+	_, err := converter.Check(t.Context(), converter.CheckConfig{Image: host + "/ml/none:v1"})
 	wantError(t, err, converter.ErrSource, "does not exist")
-	_, err = converter.Check(t.Context(), converter.Config{Target: "UP/x"})
+	_, err = converter.Check(t.Context(), converter.CheckConfig{Image: "UP/x"})
 	wantError(t, err, converter.ErrConfig, "REGISTRY/NAME:TAG")
 }
 
@@ -142,7 +142,7 @@ func TestOneErrorHasOneClass(t *testing.T) {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusForbidden) })
 	})
 	cfg := dryRun(t, writeLayout(t, smallBase(t)))
-	cfg.DryRun, cfg.Target, cfg.Remote = false, host+"/ml/m:v1", once()
+	cfg.DryRun, cfg.Target, cfg.Access = false, host+"/ml/m:v1", once()
 	_, err := converter.Convert(t.Context(), cfg)
 	classes := 0
 	for _, class := range []error{converter.ErrConfig, converter.ErrSource, converter.ErrRegistry, converter.ErrVerify} {

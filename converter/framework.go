@@ -56,6 +56,7 @@ func (p *platform) frameworkLayer(ctx context.Context, i int) error {
 		MediaType: mediaType, Digest: desc.Digest, Size: desc.Size,
 	}}
 	p.plainBase = append(p.plainBase, l)
+	record := p.record("base", l, "")
 	file, err := os.CreateTemp(p.c.temp, "layer-")
 	if err != nil {
 		return fmt.Errorf("%w: %w", errTemp, err)
@@ -79,7 +80,7 @@ func (p *platform) frameworkLayer(ctx context.Context, i int) error {
 	p.c.upload(ctx, repository.Blob{
 		Descriptor: desc, From: p.from,
 		Open: func(ctx context.Context, offset int64) (io.ReadCloser, error) { return p.base.Layer(ctx, desc, offset) },
-	}, p.record("base", l, ""), nil)
+	}, record, nil)
 	return nil
 }
 

@@ -225,9 +225,9 @@ func (j *judged) fetchNydus(t *testing.T) *nydusVariant {
 		check(t, os.WriteFile(filepath.Join(v.blobs, l.Digest.Encoded()), j.get(t, "blobs", l.Digest, ""), 0o600))
 	}
 	v.layer = j.get(t, "blobs", layers[len(layers)-1].Digest, "")
-	boot, err := image.FileOfLayer(bytes.NewReader(v.layer), image.BootstrapName, 1<<30)
+	files, err := image.FilesOfLayer(bytes.NewReader(v.layer), image.IsMetadata, 1<<30)
 	check(t, err)
-	check(t, os.WriteFile(v.bootstrap, boot, 0o600))
+	check(t, os.WriteFile(v.bootstrap, files[image.BootstrapName], 0o600))
 	return v
 }
 
@@ -440,7 +440,7 @@ func (j *judged) detect(t *testing.T, v *nydusVariant) {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
 	var got ocispec.Descriptor
-	check(t, json.Unmarshal([]byte(run(t, nil, bin, j.target, j.result.Plain.String(), boot)), &got))
+	check(t, json.Unmarshal([]byte(run(t, nil, bin, j.target, j.result.Variants[0].Plain.String(), boot)), &got))
 	layers := v.manifests[1].Layers
 	if diff := cmp.Diff(layers[len(layers)-1], got); diff != "" {
 		t.Errorf("bootstrap layer (-want +got):\n%s", diff)

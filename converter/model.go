@@ -221,11 +221,11 @@ func (r *changedReader) Read(p []byte) (int, error) {
 func (c *conversion) write(ctx context.Context, p part, out io.Writer) (*modelLayer, error) {
 	w := layer.NewWriter(out, c.layerConfig())
 	for _, e := range p.entries {
+		if err := checkSize(w, &e); err != nil {
+			return nil, err
+		}
 		if err := w.Add(ctx, e, nil); err != nil {
 			return nil, modelError(ctx, err)
-		}
-		if err := checkSize(w, p.of); err != nil {
-			return nil, err
 		}
 	}
 	l, err := w.Finish()
@@ -239,9 +239,10 @@ func newModelLayer(l *layer.Layer, of string, large bool) *modelLayer {
 	return &modelLayer{Layer: l, of: of, large: large, record: &Layer{Kind: "model", Digest: l.Digest, Size: l.Size, Of: of}}
 }
 
-func checkSize(w *layer.Writer, of string) error {
-	if w.Size() > maxModelLayer {
-		return classify(ErrSource, "model layer with %s has more than %d bytes; cut the file into shards", of, int64(maxModelLayer))
+// checkSize refuses a file that makes its layer too large, before it is read.
+func checkSize(w *layer.Writer, e *layer.Entry) error {
+	if e.Size > maxModelLayer-w.Size() {
+		return classify(ErrSource, "model: %s makes a layer of more than %d bytes; cut the file into shards", e.Name, int64(maxModelLayer))
 	}
 	return nil
 }

@@ -90,7 +90,7 @@ func (p *places) images(what, ref string) (source.Images, string, error) {
 		}
 		return archive, tag, nil
 	}
-	r, err := p.parse(what, ref)
+	r, err := p.parse(what, hubName(ref))
 	if err != nil {
 		return nil, "", err
 	}
@@ -98,6 +98,18 @@ func (p *places) images(what, ref string) (source.Images, string, error) {
 		r.Tag = name.DefaultTag // as all tools that pull do
 	}
 	return p.at(r), r.Name(), nil
+}
+
+// hubName completes a name without a registry, which means Docker Hub to all tools that pull images.
+func hubName(ref string) string {
+	host, _, ok := strings.Cut(ref, "/")
+	if strings.ContainsAny(ref, " @") || strings.HasPrefix(ref, "oci:") || ok && (strings.ContainsAny(host, ".:") || host == "localhost") {
+		return ref
+	}
+	if full, err := name.ParseReference(ref); err == nil && source.Advice(ref) == "" {
+		return full.Name()
+	}
+	return ref
 }
 
 const dockerArchiveMark = "docker-archive:"

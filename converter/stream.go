@@ -108,10 +108,10 @@ func addFile(ctx context.Context, w *layer.Writer, e layer.Entry, content io.Rea
 			return err
 		}
 	}
-	if err := w.Add(ctx, e, content); err != nil {
+	if err := checkSize(w, &e); err != nil {
 		return err
 	}
-	return checkSize(w, e.Name)
+	return w.Add(ctx, e, content)
 }
 
 // sharedLayer is a layer that takes several files of a stream. The goroutine that makes it gets them one by one, and ends with
