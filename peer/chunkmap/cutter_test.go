@@ -353,11 +353,11 @@ func FuzzCutter(f *testing.F) {
 	f.Add(uint8(0), weights, uint32(0), uint16(1000), int64(0))
 	f.Add(uint8(0), weights[:len(weights)-20009], uint32(20009), uint16(1), int64(0))
 	f.Add(uint8(1), gguf, uint32(0), uint16(77), int64(0))
-	f.Add(uint8(1), gguf[:header], uint32(5<<20), uint16(777), int64(0))
+	f.Add(uint8(1), gguf[:header], uint32(250_000), uint16(777), int64(0))
 	f.Add(uint8(2), small, uint32(3), uint16(1), int64(0))
 	f.Add(uint8(1), gguf[:300], uint32(0), uint16(5), int64(1<<40))
-	f.Add(uint8(2), []byte(nil), uint32(900_000), uint16(60_000), int64(-5))
-	tail := randomBytes(3, 5<<20)
+	f.Add(uint8(2), []byte(nil), uint32(299_000), uint16(60_000), int64(-5))
+	tail := randomBytes(3, 300<<10)
 	f.Fuzz(func(t *testing.T, kind uint8, data []byte, more uint32, write uint16, off int64) {
 		name := []string{"a.safetensors", "a.gguf", "a.bin"}[kind%3]
 		data = append(data[:len(data):len(data)], tail[:int(more)%len(tail)]...)
