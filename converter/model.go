@@ -63,12 +63,12 @@ func (c *conversion) readModel(ctx context.Context) error {
 	c.cfg.Progress.Plan(Read, c.bytes)
 	parts := split(c.cfg.ModelPath, c.model.Files)
 	c.layers = make([]*modelLayer, len(parts))
-	work, wctx := errgroup.WithContext(ctx)
+	var work errgroup.Group // with the context of all: the uploads it starts go on when it has ended
 	work.SetLimit(c.parallel())
 	for i, p := range parts {
 		work.Go(func() (err error) {
-			c.layers[i], err = c.modelLayer(wctx, p)
-			return err
+			c.layers[i], err = c.modelLayer(ctx, p)
+			return c.failing(err)
 		})
 	}
 	return work.Wait()

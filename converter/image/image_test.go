@@ -45,11 +45,13 @@ func TestConfigRefusesWhatIsNoConfiguration(t *testing.T) {
 func TestIndexNamesThePlainVariantFirst(t *testing.T) {
 	blob := BlobLayer(digest.FromString("blob"), 7)
 	boot := BootstrapLayer(digest.FromString("boot"), digest.FromString("diff"), 9)
-	plain, err := Plain([]byte(base), Settings{}, []Layer{{Descriptor: ocispec.Descriptor{Digest: digest.FromString("blob"), Size: 7}, DiffID: "sha256:x"}})
+	plain, err := Plain([]byte(base), Settings{}, []Layer{{Descriptor: ocispec.Descriptor{Digest: digest.FromString("blob"), Size: 7}, DiffID: "sha256:x"}}, nil)
 	check(t, err)
-	nydus, err := Nydus([]byte(base), Settings{}, []Layer{blob, boot})
+	nydus, err := Nydus([]byte(base), Settings{}, []Layer{blob, boot}, map[string]string{"a": "b"})
 	check(t, err)
-	raw, err := Index(plain, nydus, ocispec.Platform{OS: "linux", Architecture: "amd64"})
+	first, second := plain.Manifest.Descriptor, nydus.Manifest.Descriptor
+	second.ArtifactType, second.Platform = ArtifactTypeNydus, &ocispec.Platform{OS: "linux", Architecture: "amd64"}
+	raw, err := Index([]ocispec.Descriptor{first, second}, nil)
 	check(t, err)
 	var index ocispec.Index
 	check(t, json.Unmarshal(raw.Bytes, &index))

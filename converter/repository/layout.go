@@ -95,13 +95,11 @@ func (l *Layout) find(ref string) (ocispec.Descriptor, error) {
 // tagged reports whether a name in a layout is that of the tag; some tools write the whole reference.
 func tagged(name, tag string) bool { return name == tag || strings.HasSuffix(name, ":"+tag) }
 
-// Manifest returns the manifest or index under a tag or digest; under "" the only one there is, or index.json itself where it names
-// several without tags, such as one for each platform. Errors: ErrNotFound, ErrDigest, ErrLayout.
+// Manifest returns the manifest or index under a tag or digest; under "" the only one there is. Where several have the tag, or none has
+// one, such as one for each platform, it is an index of these. Errors: ErrNotFound, ErrDigest, ErrLayout.
 func (l *Layout) Manifest(_ context.Context, ref string) (ocispec.Descriptor, []byte, error) {
-	if ref == "" {
-		if desc, raw, ok := l.untagged(); ok {
-			return desc, raw, nil
-		}
+	if desc, raw, ok := l.several(ref); ok {
+		return desc, raw, nil
 	}
 	desc, err := l.find(ref)
 	if err != nil {
@@ -126,12 +124,17 @@ func (l *Layout) Manifest(_ context.Context, ref string) (ocispec.Descriptor, []
 	return desc, raw, hasDigest(desc.Digest, raw)
 }
 
-// untagged returns index.json as an index if it names several manifests and none of them has a tag.
-func (l *Layout) untagged() (ocispec.Descriptor, []byte, bool) {
+// several returns an index of the manifests that a tag stands for, if it is more than one.
+func (l *Layout) several(tag string) (ocispec.Descriptor, []byte, bool) {
 	index, err := l.index()
-	if err != nil || len(index.Manifests) < 2 || slices.ContainsFunc(index.Manifests, func(d ocispec.Descriptor) bool {
-		return d.Annotations[ocispec.AnnotationRefName] != ""
-	}) {
+	if err != nil {
+		return ocispec.Descriptor{}, nil, false
+	}
+	index.Manifests = slices.DeleteFunc(index.Manifests, func(d ocispec.Descriptor) bool {
+		name := d.Annotations[ocispec.AnnotationRefName]
+		return name != tag && (tag == "" || !tagged(name, tag))
+	})
+	if len(index.Manifests) < 2 {
 		return ocispec.Descriptor{}, nil, false
 	}
 	raw, err := json.Marshal(index)

@@ -87,6 +87,7 @@ type pusher struct {
 	acked    int64 // bytes the registry has
 	told     int64 // bytes that were reported
 	dirty    bool  // a request of the session failed
+	reason   error // the last failure
 	restarts int
 }
 
@@ -97,7 +98,12 @@ func (p *pusher) run(ctx context.Context) (Outcome, error) {
 			return outcome, nil
 		}
 		p.dirty = true
-		if p.up != nil && (p.smaller(err) || lost(err)) {
+		again := p.up != nil && (p.smaller(err) || lost(err))
+		if errors.Is(err, ErrLost) && p.reason != nil {
+			err = p.reason // it says more than that the session has ended by it
+		}
+		p.reason = err
+		if again {
 			if p.restarts++; p.restarts < p.r.cfg.Retry.Attempts {
 				p.r.cfg.Logger.WarnContext(ctx, "upload begins anew", "digest", p.blob.Digest.String(), "error", err)
 				err = &retryable{err}

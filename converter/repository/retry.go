@@ -136,11 +136,11 @@ func retryAfter(value string, now time.Time) time.Duration {
 
 // temporary reports whether another attempt may succeed, and when the server wants to see it.
 func temporary(err error) (after time.Duration, ok bool) {
-	if _, ok := errors.AsType[*retryable](err); ok {
-		return 0, true
-	}
 	if serr, ok := errors.AsType[*statusError](err); ok {
 		after = serr.after
+	}
+	if _, ok := errors.AsType[*retryable](err); ok {
+		return after, true
 	}
 	switch s := status(err); {
 	case s == http.StatusRequestTimeout, s == http.StatusTooEarly, s == http.StatusTooManyRequests, s >= 500 && s != http.StatusNotImplemented:

@@ -10,7 +10,6 @@ import (
 	"io"
 	"os"
 	"path"
-	"path/filepath"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -37,9 +36,8 @@ const maxArchiveEntries = 10_000
 // OpenDockerArchive reads FILE[:NAME:TAG] up to the contents of its layers and returns the archive and the tag. The errors are of class ErrBase.
 func OpenDockerArchive(spec string) (*DockerArchive, string, error) {
 	file, tag := spec, ""
-	if i := strings.IndexByte(spec[strings.LastIndexByte(spec, filepath.Separator)+1:], ':'); i >= 0 {
-		i += strings.LastIndexByte(spec, filepath.Separator) + 1
-		file, tag = spec[:i], spec[i+1:]
+	if _, err := os.Stat(spec); err != nil { // a name with a colon in it is one, unless it is not there
+		file, tag, _ = strings.Cut(spec, ":")
 	}
 	a := &DockerArchive{path: file, blobs: map[digest.Digest]section{}, manifest: map[string]ocispec.Descriptor{}, raw: map[digest.Digest][]byte{}}
 	if err := a.load(); err != nil {

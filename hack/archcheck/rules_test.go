@@ -42,6 +42,7 @@ var rules = []rule{
 	{path: "converter/bootstrap"},
 	{path: "converter/layer", may: []string{"peer/chunkmap", "peer/piece"}}, // a chunk map is made of piece digests
 	{path: "converter/image"},
+	{path: "converter/repository"},
 	{path: "converter/source"},
 	{path: "converter/source/hubtest"},
 	{path: "converter", may: []string{"converter/*", "peer/chunkmap", "peer/piece"}},
