@@ -39,7 +39,7 @@ func writeSource(t testing.TB, seed byte) string {
 		check(t, os.WriteFile(filepath.Join(dir, name), data, 0o640))
 	}
 	for i := range 300 {
-		check(t, os.WriteFile(filepath.Join(dir, fmt.Sprintf("sub/deep/file-with-a-longer-name-%03d", i)), []byte(fmt.Sprint(i)), 0o600))
+		check(t, os.WriteFile(filepath.Join(dir, fmt.Sprintf("sub/deep/file-with-a-longer-name-%03d", i)), fmt.Append(nil, i), 0o600))
 	}
 	sparse, err := os.Create(filepath.Join(dir, "sparse"))
 	check(t, err)
