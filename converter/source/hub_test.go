@@ -232,11 +232,16 @@ func TestTokenStaysWithTheHub(t *testing.T) {
 
 func TestHubClientTakesTheTestHub(t *testing.T) {
 	tool := need(t, "hf")
-	h, f, cfg := newHub(t)
-	h.Token = "hf_secret"
+	made, _, _ := newHub(t)
+	h := &hubtest.Hub{ID: made.ID, Dir: made.Dir, Large: hubLarge, Token: "hf_secret"} // the client is another process: nothing changes from here on
 	commit, err := h.Commit()
 	check(t, err)
-	oid := digest.FromBytes(noise(1, 3*hubLarge)).Encoded()
+	f := &faults{Handler: h, of: map[string][]fault{
+		"/org/tiny/resolve/" + commit + "/config.json":               {status(429, "Retry-After", "0")},
+		"/store/" + digest.FromBytes(noise(1, 3*hubLarge)).Encoded(): {cut(1000)},
+	}}
+	h.Store = serve(t, f)
+	endpoint := serve(t, f)
 	gated := &hubtest.Hub{ID: h.ID, Dir: h.Dir, Token: h.Token, Gated: true}
 	download := func(endpoint, token string) (string, error) {
 		dir := t.TempDir()
@@ -246,9 +251,7 @@ func TestHubClientTakesTheTestHub(t *testing.T) {
 		t.Logf("%s", out)
 		return dir + "/out", err
 	}
-	f.of["/org/tiny/resolve/"+commit+"/config.json"] = []fault{status(429, "Retry-After", "0")}
-	f.of["/store/"+oid] = []fault{cut(1000)}
-	dir, err := download(cfg.Hub.Endpoint, "hf_secret")
+	dir, err := download(endpoint, "hf_secret")
 	check(t, err)
 	want, err := Walk(h.Dir)
 	check(t, err)
@@ -267,7 +270,7 @@ func TestHubClientTakesTheTestHub(t *testing.T) {
 			}
 		}
 	}
-	if _, err := download(cfg.Hub.Endpoint, "hf_wrong"); err == nil {
+	if _, err := download(endpoint, "hf_wrong"); err == nil {
 		t.Error("a wrong token was accepted")
 	}
 	if _, err := download(serve(t, gated), "hf_secret"); err == nil {
