@@ -296,8 +296,8 @@ func TestPausesGrowAndKeepRetryAfter(t *testing.T) {
 		from, to time.Duration
 	}{
 		{1, 0, 500 * time.Millisecond, 625 * time.Millisecond}, {3, 0, 2 * time.Second, 2500 * time.Millisecond},
-		{60, 0, 30 * time.Second, 38 * time.Second}, {1, 42 * time.Second, 42 * time.Second, 43 * time.Second},
-		{1, time.Hour, 5 * time.Minute, 6 * time.Minute},
+		{60, 0, 30 * time.Second, 38 * time.Second}, {1, 42 * time.Second, 42 * time.Second, 53 * time.Second},
+		{1, time.Hour, 5 * time.Minute, 376 * time.Second},
 	} {
 		if got := r.pause(tc.failed, tc.after); got < tc.from || got > tc.to {
 			t.Errorf("failure %d, Retry-After %v: %v", tc.failed, tc.after, got)

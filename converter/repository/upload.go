@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/opencontainers/go-digest"
@@ -68,7 +69,7 @@ func (u *upload) patch(ctx context.Context, body io.Reader, offset, n int64) err
 	ctx, w := newWatch(ctx, u.r.cfg.Retry.Idle)
 	defer w.end()
 	resp, err := u.r.send(ctx, u.client, call{
-		method: http.MethodPatch, url: u.location, body: io.NopCloser(aliveReader{body, w}), length: n,
+		method: http.MethodPatch, url: u.location, body: &sentOnce{r: aliveReader{body, w}}, length: n,
 		header: http.Header{
 			"Content-Type":  {"application/octet-stream"},
 			"Content-Range": {fmt.Sprintf("%d-%d", offset, offset+n-1)},
@@ -82,6 +83,25 @@ func (u *upload) patch(ctx context.Context, body io.Reader, offset, n int64) err
 		return err
 	}
 	return u.moveTo(resp)
+}
+
+// sentOnce is the body of one request. A client that renews its token sends the request again, with what it has not read of the body
+// yet; those bytes would come to stand at the wrong place, so nothing is read after the first sending.
+type sentOnce struct {
+	r      io.Reader
+	closed atomic.Bool
+}
+
+func (b *sentOnce) Read(p []byte) (int, error) {
+	if b.closed.Load() {
+		return 0, io.ErrClosedPipe
+	}
+	return b.r.Read(p)
+}
+
+func (b *sentOnce) Close() error {
+	b.closed.Store(true)
+	return nil
 }
 
 // status asks how many bytes the registry has. An error of class ErrLost says that it knows nothing of the session any more.
