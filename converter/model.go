@@ -218,8 +218,16 @@ func (r *changedReader) Read(p []byte) (int, error) {
 }
 
 // write makes a layer of a part and passes its bytes on.
-func (c *conversion) write(ctx context.Context, p part, out io.Writer) (*modelLayer, error) {
-	w := layer.NewWriter(out, c.layerConfig())
+func (c *conversion) write(ctx context.Context, p part, out io.Writer) (made *modelLayer, err error) {
+	cfg, read := c.layerConfig(), int64(0)
+	progress := cfg.Progress
+	cfg.Progress = func(n int64) { read += n; progress(n) }
+	defer func() {
+		if err != nil {
+			progress(-read) // it may be read again
+		}
+	}()
+	w := layer.NewWriter(out, cfg)
 	for _, e := range p.entries {
 		if err := checkSize(w, &e); err != nil {
 			return nil, err

@@ -68,6 +68,7 @@ func (s *streamer) take(ctx context.Context, f *source.File, content io.Reader) 
 	if e.Kind != layer.File || e.Size < largeFile {
 		if e.Kind == layer.File {
 			s.count++
+			s.c.cfg.Progress.Plan(Read, e.Size)
 			if err := s.spool.add(&e, content); err != nil {
 				return err
 			}
@@ -225,15 +226,15 @@ type spool struct {
 }
 
 func (s *spool) add(e *layer.Entry, content io.Reader) error {
-	var raw []byte
-	var err error
-	if e.Size > 0 {
-		if raw, err = io.ReadAll(io.LimitReader(content, e.Size+1)); err != nil {
-			return fmt.Errorf("%s: %w", e.Name, err)
-		}
+	raw := make([]byte, e.Size) // below largeFile, whatever the archive says
+	if _, err := io.ReadFull(content, raw); err != nil {
+		return fmt.Errorf("%s: %w", e.Name, err)
 	}
-	if int64(len(raw)) != e.Size {
-		return fmt.Errorf("%s: %w", e.Name, layer.ErrChanged)
+	if n, err := io.Copy(io.Discard, content); err != nil || n > 0 { // a source that verifies a file says so at its end
+		if err == nil {
+			err = layer.ErrChanged
+		}
+		return fmt.Errorf("%s: %w", e.Name, err)
 	}
 	if s.held+e.Size <= spoolMemory {
 		s.held += e.Size
@@ -243,6 +244,7 @@ func (s *spool) add(e *layer.Entry, content io.Reader) error {
 		return nil
 	}
 	if s.file == nil {
+		var err error
 		if s.file, err = os.Create(s.path); err != nil {
 			return fmt.Errorf("%w: %w", errTemp, err)
 		}
