@@ -28,7 +28,9 @@ const (
 // they come, small ones are kept for the end, as their layer is one. A stream in the order of a folder's listing with no more than ownLayers
 // large files makes the same layers as the folder.
 func (c *conversion) readStream(ctx context.Context) error {
-	s := &streamer{c: c, root: strings.TrimPrefix(c.cfg.ModelPath, "/"), spool: &spool{path: filepath.Join(c.temp, "small")}}
+	root := strings.TrimPrefix(c.cfg.ModelPath, "/")
+	s := &streamer{c: c, root: root, spool: &spool{path: filepath.Join(c.temp, "small")}, dirs: map[string]bool{}}
+	newParents(root+"/x", s.dirs) // which are there in any case
 	defer s.spool.close()
 	err := c.model.Each(ctx, func(f *source.File, content io.Reader) error { return s.take(ctx, f, content) })
 	if err == nil {
@@ -57,7 +59,8 @@ type streamer struct {
 	root   string
 	spool  *spool
 	small  []layer.Entry
-	count  int // of small files
+	dirs   map[string]bool // in small, which has all of them
+	count  int             // of small files
 	large  int
 	shared *sharedLayer // nil if none is begun
 }
@@ -65,6 +68,7 @@ type streamer struct {
 func (s *streamer) take(ctx context.Context, f *source.File, content io.Reader) error {
 	e := newEntry(s.root, f)
 	e.Open = nil
+	s.small = append(s.small, newParents(e.Name, s.dirs)...)
 	if e.Kind != layer.File || e.Size < largeFile {
 		if e.Kind == layer.File {
 			s.count++
