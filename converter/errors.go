@@ -108,6 +108,9 @@ func registryError(doing, ref string, err error) error {
 	if errors.Is(err, repository.ErrDigest) {
 		return classify(ErrVerify, "%s: %w", doing, err)
 	}
+	if errors.Is(err, repository.ErrLost) {
+		return classify(ErrRegistry, "%s: a connection broke, and the registry cannot go on where it was (%w); run again", doing, err)
+	}
 	host := ref
 	if r, perr := name.ParseReference(ref); perr == nil {
 		host = r.Context().RegistryStr()

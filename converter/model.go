@@ -184,6 +184,11 @@ func (c *conversion) modelLayer(ctx context.Context, p part) (*modelLayer, error
 		c.upload(ctx, repository.Blob{Descriptor: m.image().Descriptor, Open: m.reopen}, m.record, nil)
 		return m, nil
 	}
+	return c.streamPart(ctx, p)
+}
+
+// streamPart brings a layer to the target while it is made, and begins anew if the registry lost it.
+func (c *conversion) streamPart(ctx context.Context, p part) (*modelLayer, error) {
 	for try := 1; ; try++ {
 		c.cfg.Progress.Step("read " + p.of)
 		m, err := c.stream(ctx, func(w io.Writer) (*modelLayer, error) { return c.write(ctx, p, w) })

@@ -3,6 +3,7 @@ package converter
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/shoal-project/shoal/converter/layer"
+	"github.com/shoal-project/shoal/converter/repository"
 	"github.com/shoal-project/shoal/converter/source"
 )
 
@@ -24,10 +26,22 @@ const (
 	spoolMemory = 32 << 20
 )
 
-// readStream makes the layers of a model that can be read only once, in the order of its source: large files are passed on as
-// they come, small ones are kept for the end, as their layer is one. A stream in the order of a folder's listing with no more than ownLayers
-// large files makes the same layers as the folder.
+// readStream makes the layers of a model that is read from its start to its end. If the registry loses an upload it begins anew, unless
+// the source can be read only once.
 func (c *conversion) readStream(ctx context.Context) error {
+	for try := 1; ; try++ {
+		err := c.oneStream(ctx)
+		if err == nil || try == streamTries || c.model.Once || ctx.Err() != nil || !errors.Is(err, repository.ErrLost) {
+			return err
+		}
+		c.cfg.Logger.WarnContext(ctx, "the model is read anew", "error", err)
+		c.layers, c.files, c.bytes = nil, 0, 0
+	}
+}
+
+// oneStream makes the layers in the order of the source: large files are passed on as they come, small ones are kept for the end, as their
+// layer is one. A stream with no more than ownLayers large files makes the same layers as a folder.
+func (c *conversion) oneStream(ctx context.Context) error {
 	root := strings.TrimPrefix(c.cfg.ModelPath, "/")
 	s := &streamer{c: c, root: root, spool: &spool{path: filepath.Join(c.temp, "small")}, dirs: map[string]bool{}}
 	newParents(root+"/x", s.dirs) // which are there in any case
@@ -44,7 +58,7 @@ func (c *conversion) readStream(ctx context.Context) error {
 	sort.SliceStable(s.small, func(i, j int) bool { return source.Less(s.small[i].Name, s.small[j].Name) })
 	if len(s.small) > 0 {
 		p := part{entries: append(parents(s.root+"/x"), s.small...), of: smallFiles(s.count)}
-		m, err := c.stream(ctx, func(w io.Writer) (*modelLayer, error) { return c.write(ctx, p, w) })
+		m, err := c.streamPart(ctx, p)
 		if err != nil {
 			return err
 		}
