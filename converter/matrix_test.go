@@ -39,7 +39,8 @@ func judgements(t *testing.T, registry string) []*judgement {
 	arm.Architecture = "arm64"
 	armBase, err := mutate.ConfigFile(base, arm)
 	check(t, err)
-	newer := withLayers(t, base, tarOf(t, dir("usr"), dir("usr/lib"), file("usr/lib/new", string(noise(5, 1<<20)))))
+	// One RAFS chunk of the new file is in the first image, the other is not.
+	newer := withLayers(t, base, tarOf(t, dir("usr"), dir("usr/lib"), file("usr/lib/new", strings.Repeat("library ", 1<<17)+string(noise(5, 1<<20)))))
 	layout := writeLayout(t, base)
 	var out []*judgement
 	add := func(name, sameAs string, cfg converter.Config) *judgement {
