@@ -217,8 +217,13 @@ func (sh *sharedLayer) write(ctx context.Context, w *layer.Writer, root string) 
 // stop ends a layer that will not be used.
 func (sh *sharedLayer) stop() {
 	sh.stopped = true
+	_ = sh.end() // there was an error before
+}
+
+// end says that no file follows, and waits.
+func (sh *sharedLayer) end() error {
 	close(sh.files)
-	<-sh.done
+	return <-sh.done
 }
 
 func (s *streamer) endShared() error {
@@ -227,8 +232,7 @@ func (s *streamer) endShared() error {
 		return nil
 	}
 	s.shared = nil
-	close(sh.files)
-	if err := <-sh.done; err != nil {
+	if err := sh.end(); err != nil {
 		return err
 	}
 	s.c.layers = append(s.c.layers, sh.made)
