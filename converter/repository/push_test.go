@@ -157,6 +157,27 @@ func TestServerThatStandsStillIsLeft(t *testing.T) {
 	}
 }
 
+func TestRegistryThatNeverAnswersIsLeft(t *testing.T) {
+	f, address := newFake(t)
+	over := make(chan struct{})
+	defer close(over)
+	f.before = func(http.ResponseWriter, *http.Request) bool {
+		<-over
+		return true
+	}
+	retry := hasty(2)
+	retry.Idle = 50 * time.Millisecond
+	r := registryAt(t, address, Config{Retry: retry})
+	if _, err := r.Push(t.Context(), blobOf([]byte("x"))); !errors.Is(err, errIdle) {
+		t.Errorf("got %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, err := r.Manifest(ctx, "v1"); !errors.Is(err, context.Canceled) {
+		t.Errorf("interrupted: got %v", err)
+	}
+}
+
 func TestFaultOfTheBytesIsNoFaultOfTheRegistry(t *testing.T) {
 	f, address := newFake(t)
 	broken := errors.New("disk broke")
