@@ -159,9 +159,12 @@ func (c *converted) add(ctx context.Context, d ocispec.Descriptor) error {
 		return nil
 	}
 	v := c.variant(platformName(d.Platform))
-	if d.ArtifactType == image.ArtifactTypeNydus {
+	switch {
+	case d.ArtifactType == image.ArtifactTypeNydus:
 		v.nydus = m
-	} else {
+	case v.plain != nil: // for another version of the same system
+		c.others = append(c.others, d)
+	default:
 		v.plain = m
 	}
 	return nil

@@ -28,7 +28,7 @@ type layerEntry struct {
 	chunks [][32]byte
 }
 
-// readEntries reads a layer's tar. total counts what is held of all layers.
+// readEntries reads a layer's tar; content is not hashed if chunkSize is 0. total counts what is held of all layers.
 func readEntries(r io.Reader, chunkSize uint32, total *atomic.Int64) ([]layerEntry, error) {
 	var out []layerEntry
 	var bytes int64
@@ -48,7 +48,7 @@ func readEntries(r io.Reader, chunkSize uint32, total *atomic.Int64) ([]layerEnt
 			return nil, fmt.Errorf("the image's layers have more than %d entries or too long names: %w", maxEntries, errTar)
 		}
 		e := layerEntry{header: hdr}
-		if hdr.Typeflag == tar.TypeReg {
+		if hdr.Typeflag == tar.TypeReg && chunkSize > 0 {
 			if e.chunks, err = hashChunks(tr, hdr.Size, chunkSize); err != nil {
 				return nil, tarError(hdr.Name, err)
 			}
