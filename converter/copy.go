@@ -15,7 +15,7 @@ import (
 // CopyConfig says what is copied where.
 type CopyConfig struct {
 	Source string // REGISTRY/NAME:TAG, …@DIGEST or oci:FOLDER[:TAG]
-	Target string // the same, with a tag
+	Target string // the same, with a tag; a layout may take over the source's
 	// NoReferrers leaves out what refers to the image: signatures, attestations.
 	NoReferrers bool
 	// DryRun asks what is there and writes nothing.
@@ -115,6 +115,9 @@ func newCopier(cfg *CopyConfig) (*copier, error) {
 	}
 	if !c.source.IsLayout() && c.source.Name() == "" {
 		return nil, classify(ErrConfig, "source %s has no tag; add one, such as %s:v1", cfg.Source, cfg.Source)
+	}
+	if c.target.IsLayout() && c.target.Name() == "" {
+		c.target.Tag = c.source.Tag
 	}
 	if c.target.Name() == "" {
 		return nil, classify(ErrConfig, "target %s has no tag; add one, such as %s:v1", cfg.Target, cfg.Target)
