@@ -1,6 +1,7 @@
 package bootstrap
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -160,6 +161,9 @@ func (d *decoder) blob(i uint32, b, slot []byte) (Blob, error) {
 		blob.Features = 0
 	} else if blob.Features&featureAligned == 0 {
 		return blob, fmt.Errorf("features %#x: %w", blob.Features, ErrUnsupported)
+	}
+	if rest := foreignPart(&blob); !bytes.Equal(rest, b[blobForeign:blobEntrySize]) {
+		blob.Foreign = bytes.Clone(b[blobForeign:blobEntrySize])
 	}
 	if d.self != "" && string(b[:tagSize]) == ownTag {
 		blob.Digest = d.self

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -79,9 +80,7 @@ func TestDictionaryChunksAreReferredTo(t *testing.T) {
 					t.Errorf("%d bytes stored, %d blobs named; want %d, %d", stored, named, tc.stored, tc.named)
 				}
 				for _, e := range tc.blobs {
-					for digest, data := range e.blobs {
-						blobs[digest] = data
-					}
+					maps.Copy(blobs, e.blobs)
 				}
 				for i, want := range tc.files {
 					if got := content(t, img, img.Root.Children[fmt.Sprint("f", i)], blobs); !bytes.Equal(want, got) {

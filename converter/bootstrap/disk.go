@@ -75,7 +75,7 @@ const (
 	blobFeatures           = 84  // u32
 	blobSize               = 88  // u64, whole
 	blobDeviceSize         = 96  // u64
-	blobTableCompressor    = 108 // u32
+	blobForeign            = 104 // from here on it is what Blob.Foreign keeps
 	blobTableOffset        = 112 // u64
 	blobTableCompressedLen = 120 // u64
 	blobTableLen           = 128 // u64

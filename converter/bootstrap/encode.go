@@ -87,6 +87,9 @@ func (e *encoder) check() error {
 		if b.TableOffset > MaxBlobSize || b.DeviceSize > maxDeviceSize || b.ChunkCount > maxChunksPerBlob {
 			return fmt.Errorf("blob %s: %d bytes, %d chunks: %w", b.Digest, b.Size, b.ChunkCount, ErrUnsupported)
 		}
+		if b.Foreign != nil && len(b.Foreign) != blobEntrySize-blobForeign {
+			return fmt.Errorf("blob %s: %d foreign bytes: %w", b.Digest, len(b.Foreign), ErrInvalid)
+		}
 		if b.Compressor > Zstd || b.Digester > SHA256 {
 			return fmt.Errorf("blob %s: compressor %d, digester %d: %w", b.Digest, b.Compressor, b.Digester, ErrUnsupported)
 		}
@@ -317,10 +320,21 @@ func (e *encoder) writeBlobs() {
 		le.PutUint32(b[blobFeatures:], cmp.Or(blob.Features, featuresOurs))
 		le.PutUint64(b[blobSize:], uint64(blob.Size))
 		le.PutUint64(b[blobDeviceSize:], uint64(blob.DeviceSize))
-		le.PutUint64(b[blobTableOffset:], uint64(blob.TableOffset))
-		le.PutUint64(b[blobTableCompressedLen:], tableEntrySize*uint64(blob.ChunkCount))
-		le.PutUint64(b[blobTableLen:], tableEntrySize*uint64(blob.ChunkCount))
+		copy(b[blobForeign:], foreignPart(blob))
+		if blob.Foreign != nil {
+			copy(b[blobForeign:], blob.Foreign)
+			le.PutUint64(b[blobTableOffset:], uint64(blob.TableOffset))
+		}
 	}
+}
+
+// foreignPart returns the end of the blob's entry as it is for a blob that this package writes.
+func foreignPart(blob *Blob) []byte {
+	le, b := binary.LittleEndian, make([]byte, blobEntrySize)
+	le.PutUint64(b[blobTableOffset:], uint64(blob.TableOffset))
+	le.PutUint64(b[blobTableCompressedLen:], tableEntrySize*uint64(blob.ChunkCount))
+	le.PutUint64(b[blobTableLen:], tableEntrySize*uint64(blob.ChunkCount))
+	return b[blobForeign:]
 }
 
 func (e *encoder) writeInode(p *placed) {

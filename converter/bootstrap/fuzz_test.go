@@ -3,9 +3,13 @@ package bootstrap
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"io"
+
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/opencontainers/go-digest"
 )
 
 // mustBeSane decodes any bytes: it must end, and what is accepted must encode and decode to the same again.
@@ -80,14 +84,59 @@ func FuzzEncodeDecode(f *testing.F) {
 
 func FuzzDecodeMeta(f *testing.F) {
 	f.Add(Meta(8192, []Chunk{{Size: 4096, Length: 100}, {Size: 1, Length: 1, Offset: 100, DeviceOffset: 4096}}))
+	table := append(v2Entry(0, 4096, 0, 100, v2IsCompressed), v2Entry(4096, 1, 100, 1, 0x10)...)
+	f.Add(metaOf(table, 2, featureAligned|featureV2, None, len(table)))
+	many := bytes.Repeat(v2Entry(0, 1, 0, 1, 0), 100)
+	for _, kind := range []Compressor{LZ4, Zstd} {
+		comp, err := newCompressor(kind)
+		check(f, err)
+		packed, err := comp.pack(many)
+		check(f, err)
+		f.Add(metaOf(packed, 100, featureAligned|featureV2, kind, len(many)))
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		at, chunks, err := DecodeMeta(data)
 		if err != nil {
+			if !errors.Is(err, ErrInvalid) && !errors.Is(err, ErrUnsupported) {
+				t.Fatalf("error without a class: %v", err)
+			}
 			return
 		}
 		if at2, chunks2, err := DecodeMeta(Meta(at, chunks)); err != nil || at != at2 || !cmp.Equal(chunks, chunks2) {
 			t.Fatalf("decoded, encoded and decoded: %v", err)
 		}
+	})
+}
+
+func FuzzInlined(f *testing.F) {
+	f.Add(reversed(f, "image.blob", "data", "image.boot", "boot"))
+	f.Add(reversed(f, "image.boot", "boot", "rafs.blob.toc", tocEntry(tocIsPlain, "image.boot", 0, 4, "boot")))
+	f.Add(reversed(f, "image.boot", "boot", "rafs.blob.toc", tocEntry(tocIsZstd, "image.boot", 0, 4, "boot")))
+	f.Fuzz(func(t *testing.T, blob []byte) {
+		_, err := DecodeInlined(bytes.NewReader(blob), int64(len(blob)), digest.FromString("blob"))
+		if err != nil && !errors.Is(err, ErrInvalid) && !errors.Is(err, ErrUnsupported) && !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Fatalf("error without a class: %v", err)
+		}
+	})
+}
+
+// FuzzPack packs files cut from fuzzed bytes, with and without a dictionary of the same bytes, and reads them back.
+func FuzzPack(f *testing.F) {
+	f.Add(uint8(1), uint16(100), []byte("abcabcabc"))
+	f.Fuzz(func(t *testing.T, kind uint8, cut uint16, data []byte) {
+		kinds := []Compressor{None, LZ4, Zstd}
+		big := bytes.Repeat(data, 1+3*testChunk/(len(data)+1))
+		files := [][]byte{data, big, big[min(int(cut), len(big)):], data}
+		e := makeEarlier(t, kinds[int(kind)%3], files[1:]...)
+		img := &Image{ChunkSize: testChunk}
+		packed, blob := pack(t, NewBuilder(img), kinds[int(kind/3)%3], dictOf(t, int(kind>>6), e), files...)
+		e.blobs[packed.Blob.Digest.String()] = blob
+		for i := range files {
+			if got := content(t, img, img.Root.Children[fmt.Sprint("f", i)], e.blobs); !bytes.Equal(files[i], got) {
+				t.Fatalf("file %d reads back otherwise", i)
+			}
+		}
+		wantNoSmallGaps(t, img)
 	})
 }
 

@@ -55,6 +55,9 @@ type Blob struct {
 	DeviceSize int64
 	// Features are those of the format; zero stands for the ones this package writes.
 	Features uint32
+	// Foreign is what a bootstrap says of a blob that others wrote and this package does not use: how its table is compressed,
+	// and the digests of parts behind it. It is kept for an image that is encoded again, and nil for a blob of this package.
+	Foreign []byte
 }
 
 // Readable reports whether the chunks of the blob are what this package understands, and names the feature in the way.

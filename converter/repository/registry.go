@@ -94,7 +94,7 @@ func (r *Registry) session(ctx context.Context, need access, from ...name.Reposi
 	scopes := append([]string(nil), r.scopes...)
 	var rt http.RoundTripper
 	err = r.cfg.Retry.do(ctx, func(ctx context.Context) error {
-		base := transport.NewUserAgent(r.cfg.Transport, r.cfg.UserAgent)
+		base := transport.NewUserAgent(onceTransport{r.cfg.Transport}, r.cfg.UserAgent)
 		rt, err = transport.NewWithContext(ctx, r.repo.Registry, auth, base, scopes)
 		if unreachable(err) {
 			return &ownError{err} // who mistyped a name should not wait

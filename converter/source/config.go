@@ -87,6 +87,14 @@ type session struct {
 	Config
 	filter *filter
 	http   http.RoundTripper // Transport, or our own
+	own    *http.Transport
+}
+
+// hangUp closes the connections that wait for requests, unless they are the caller's.
+func (s *session) hangUp() {
+	if s.own != nil {
+		s.own.CloseIdleConnections()
+	}
 }
 
 func newSession(cfg Config) (*session, error) {
@@ -114,18 +122,18 @@ func newSession(cfg Config) (*session, error) {
 		s.Stall = defaultStall
 	}
 	if s.http = s.Transport; s.http == nil {
-		s.http = newTransport()
+		s.own = newTransport()
+		s.http = s.own
 	}
 	return s, nil
 }
 
 // newTransport is the default transport without compression, which would hide sizes, and with time limits.
-func newTransport() http.RoundTripper {
-	base, ok := http.DefaultTransport.(*http.Transport)
-	if !ok {
-		return http.DefaultTransport
+func newTransport() *http.Transport {
+	t := &http.Transport{Proxy: http.ProxyFromEnvironment}
+	if base, ok := http.DefaultTransport.(*http.Transport); ok {
+		t = base.Clone()
 	}
-	t := base.Clone()
 	t.DisableCompression = true
 	t.MaxIdleConnsPerHost = 16
 	t.ResponseHeaderTimeout = defaultStall

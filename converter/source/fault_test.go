@@ -143,3 +143,29 @@ func read(ctx context.Context, m *Model, name string, offset int64) ([]byte, err
 	}
 	return nil, fmt.Errorf("there is no %s", name)
 }
+
+func TestListedModelsAreReadConcurrently(t *testing.T) {
+	big := string(noise(6, 300_000))
+	zipped := zipOf(t, packed{"a", big, 0, 0}, packed{"b", big, 8, 0})
+	_, url := newWeb(t, web{"/m.zip": zipped})
+	h, _, cfg := newHub(t)
+	for _, ref := range []string{url + "/m.zip", "hf://org/tiny", h.Dir} {
+		m, err := Open(t.Context(), ref, cfg)
+		check(t, err)
+		var readers sync.WaitGroup
+		for i := range 12 {
+			readers.Go(func() {
+				f := &m.Files[i%len(m.Files)]
+				if !f.Mode.IsRegular() {
+					return
+				}
+				offset := min(int64(i)*1000, f.Size)
+				if got, err := read(t.Context(), m, f.Path, offset); err != nil || int64(len(got)) != f.Size-offset {
+					t.Errorf("%s: %s from %d: %d bytes, %v", ref, f.Path, offset, len(got), err)
+				}
+			})
+		}
+		readers.Wait()
+		check(t, m.Close())
+	}
+}

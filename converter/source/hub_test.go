@@ -3,6 +3,7 @@ package source
 import (
 	"bytes"
 	"errors"
+	"io"
 	"math/rand/v2"
 	"net/http"
 	"os"
@@ -231,22 +232,26 @@ func TestTokenStaysWithTheHub(t *testing.T) {
 
 func TestHubClientTakesTheTestHub(t *testing.T) {
 	tool := need(t, "hf")
-	h, f, cfg := newHub(t)
-	h.Token = "hf_secret"
+	made, _, _ := newHub(t)
+	h := &hubtest.Hub{ID: made.ID, Dir: made.Dir, Large: hubLarge, Token: "hf_secret"} // the client is another process: nothing changes from here on
 	commit, err := h.Commit()
 	check(t, err)
-	oid := digest.FromBytes(noise(1, 3*hubLarge)).Encoded()
-	download := func(token string) (string, error) {
+	f := &faults{Handler: h, of: map[string][]fault{
+		"/org/tiny/resolve/" + commit + "/config.json":               {status(429, "Retry-After", "0")},
+		"/store/" + digest.FromBytes(noise(1, 3*hubLarge)).Encoded(): {cut(1000)},
+	}}
+	h.Store = serve(t, f)
+	endpoint := serve(t, f)
+	gated := &hubtest.Hub{ID: h.ID, Dir: h.Dir, Token: h.Token, Gated: true}
+	download := func(endpoint, token string) (string, error) {
 		dir := t.TempDir()
 		cmd := exec.CommandContext(t.Context(), tool, "download", "org/tiny", "--local-dir", dir+"/out")
-		cmd.Env = append(os.Environ(), "HF_ENDPOINT="+cfg.Hub.Endpoint, "HF_TOKEN="+token, "HF_HOME="+dir+"/home", "HF_HUB_DISABLE_TELEMETRY=1")
+		cmd.Env = append(os.Environ(), "HF_ENDPOINT="+endpoint, "HF_TOKEN="+token, "HF_HOME="+dir+"/home", "HF_HUB_DISABLE_TELEMETRY=1")
 		out, err := cmd.CombinedOutput()
 		t.Logf("%s", out)
 		return dir + "/out", err
 	}
-	f.of["/org/tiny/resolve/"+commit+"/config.json"] = []fault{status(429, "Retry-After", "0")}
-	f.of["/store/"+oid] = []fault{}
-	dir, err := download("hf_secret")
+	dir, err := download(endpoint, "hf_secret")
 	check(t, err)
 	want, err := Walk(h.Dir)
 	check(t, err)
@@ -265,11 +270,10 @@ func TestHubClientTakesTheTestHub(t *testing.T) {
 			}
 		}
 	}
-	if _, err := download("hf_wrong"); err == nil {
+	if _, err := download(endpoint, "hf_wrong"); err == nil {
 		t.Error("a wrong token was accepted")
 	}
-	h.Gated = true
-	if _, err := download("hf_secret"); err == nil {
+	if _, err := download(serve(t, gated), "hf_secret"); err == nil {
 		t.Error("a gated model was served")
 	}
 }
@@ -298,4 +302,27 @@ func FuzzHubListing(f *testing.F) {
 		}
 		_, _ = c.finish()
 	})
+}
+
+// BenchmarkHubRead reads a large file over loopback, with its sha256.
+func BenchmarkHubRead(b *testing.B) {
+	dir := b.TempDir()
+	check(b, os.WriteFile(dir+"/w", noise(1, 64<<20), 0o600))
+	cfg := Config{Hub: Hub{Endpoint: serve(b, &hubtest.Hub{ID: "org/tiny", Dir: dir})}}
+	m, err := Open(b.Context(), "hf://org/tiny", cfg)
+	check(b, err)
+	b.SetBytes(64 << 20)
+	for b.Loop() {
+		if _, err := readAllOf(b, m); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func readAllOf(t testing.TB, m *Model) (n int64, err error) {
+	err = m.Each(t.Context(), func(_ *File, content io.Reader) error {
+		n, err = io.Copy(io.Discard, content)
+		return err
+	})
+	return n, err
 }

@@ -1,8 +1,8 @@
 package source
 
 import (
-	"crypto/md5"  //nolint:gosec // what stores promise
-	"crypto/sha1" //nolint:gosec // see above
+	"crypto/md5"  // what stores promise
+	"crypto/sha1" // see above
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -44,7 +44,7 @@ func objectSums(out *s3.GetObjectOutput) []checksum {
 	}
 	keyed := out.SSECustomerAlgorithm != nil || out.ServerSideEncryption != "" && out.ServerSideEncryption != types.ServerSideEncryptionAes256
 	if want, err := hex.DecodeString(tag); err == nil && len(want) == md5.Size && !keyed {
-		return []checksum{{"md5", md5.New(), want}} //nolint:gosec // see above
+		return []checksum{{"md5", md5.New(), want}} // see above
 	}
 	return nil
 }

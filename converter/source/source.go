@@ -70,8 +70,9 @@ type Model struct {
 	// Files are all files in byte order of the path, parents first. They are nil if the model is a stream, which only Each reads.
 	Files []File
 
-	each  func(ctx context.Context, visit Visit) error
-	close func() error
+	each    func(ctx context.Context, visit Visit) error
+	close   func() error
+	session *session
 }
 
 // Each reads all files, each once: a listed model in its order, a stream as it comes. A stream's folders that hold something
@@ -106,6 +107,9 @@ func visitFile(ctx context.Context, f *File, visit Visit) error {
 
 // Close ends what the model holds open. Readers of its files are closed before.
 func (m *Model) Close() error {
+	if m.session != nil {
+		m.session.hangUp()
+	}
 	if m.close == nil {
 		return nil
 	}
@@ -133,11 +137,13 @@ func Open(ctx context.Context, ref string, cfg Config) (*Model, error) {
 	}
 	m, err := s.open(ctx, ref)
 	if err != nil {
+		s.hangUp()
 		return nil, err
 	}
 	if m.Ref == "" {
 		m.Ref = ref
 	}
+	m.session = s
 	return m, nil
 }
 

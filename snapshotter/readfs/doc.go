@@ -7,7 +7,7 @@
 //	cache     the chunks read last, up to a bound
 //
 // A chunk that does not match its digest is an error of class piece.ErrMismatch that names file and blob. Errors of the
-// reader of a blob pass through. What the reader returns beside need not be verified by it.
+// reader of a blob pass through. That reader need not verify anything.
 //
 // It mounts nothing, starts nothing and writes nothing.
 package readfs

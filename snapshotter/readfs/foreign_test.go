@@ -39,7 +39,7 @@ func writeSource(t testing.TB, seed byte) string {
 		check(t, os.WriteFile(filepath.Join(dir, name), data, 0o640))
 	}
 	for i := range 300 {
-		check(t, os.WriteFile(filepath.Join(dir, fmt.Sprintf("sub/deep/file-with-a-longer-name-%03d", i)), []byte(fmt.Sprint(i)), 0o600))
+		check(t, os.WriteFile(filepath.Join(dir, fmt.Sprintf("sub/deep/file-with-a-longer-name-%03d", i)), fmt.Append(nil, i), 0o600))
 	}
 	sparse, err := os.Create(filepath.Join(dir, "sparse"))
 	check(t, err)
@@ -172,6 +172,10 @@ func TestRootImagesOfNydusImageReadAsNydusdShowsThem(t *testing.T) {
 			want["."] = got["."] // nydus-image gives the root no time
 			wantSame(t, "files of the source and as readfs shows them (-source +readfs)", want, got)
 			img := i.wantAsNydusd(t)
+			again, err := bootstrap.Encode(img)
+			check(t, err)
+			check(t, os.WriteFile(i.boot, again, 0o600))
+			i.wantAsNydusd(t) // encoded by this project
 			// The blob ends with its table, which says the same as the bootstrap.
 			b := img.Blobs[0]
 			blob, err := os.ReadFile(filepath.Join(i.blobs, b.Digest.Encoded()))
@@ -216,6 +220,10 @@ func TestRootImagesOfNydusSnapshotterReadAsNydusdShowsThem(t *testing.T) {
 			if img.Root.Children["noise"] != nil || len(img.Blobs) != 2 {
 				t.Errorf("not merged: %d blobs", len(img.Blobs))
 			}
+			again, err := bootstrap.Encode(img)
+			check(t, err)
+			check(t, os.WriteFile(filepath.Join(dir, "again"), again, 0o600))
+			image{filepath.Join(dir, "again"), dir}.wantAsNydusd(t) // encoded by this project
 		})
 	}
 }

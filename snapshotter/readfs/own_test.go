@@ -97,3 +97,22 @@ func TestRootOwnImagesReadAsKernelAndNydusdShowThem(t *testing.T) {
 		})
 	}
 }
+
+func TestRootACLsAreShownByKernelNydusdAndReadfs(t *testing.T) {
+	needRoot(t)
+	// Version 2; the owner rw, user 1000 r, group r, mask r, others r.
+	acl := "\x02\x00\x00\x00\x01\x00\x06\x00\xff\xff\xff\xff\x02\x00\x04\x00\xe8\x03\x00\x00\x04\x00\x04\x00\xff\xff\xff\xff" +
+		"\x10\x00\x04\x00\xff\xff\xff\xff\x20\x00\x04\x00\xff\xff\xff\xff"
+	i, tree := newImage(t), bootstrap.NewTree()
+	check(t, tree.Add("a", &bootstrap.Inode{Mode: bootstrap.TypeRegular | 0o644, Mtime: 1, Xattrs: map[string]string{"system.posix_acl_access": acl}}))
+	check(t, tree.Add("d", &bootstrap.Inode{Mode: bootstrap.TypeDir | 0o755, Mtime: 1, Xattrs: map[string]string{"system.posix_acl_default": acl}}))
+	check(t, tree.Add("d/b", &bootstrap.Inode{Mode: bootstrap.TypeRegular | 0o644, Mtime: 1}))
+	check(t, tree.Add("d/c", &bootstrap.Inode{Mode: bootstrap.TypeRegular | 0o644, Mtime: 1}))
+	img := &bootstrap.Image{ChunkSize: chunkSize, Root: tree.Root}
+	raw, err := bootstrap.Encode(img)
+	check(t, err)
+	check(t, os.WriteFile(i.boot, raw, 0o600))
+	i.wantAsNydusd(t)
+	_, f := openImage(t, i.boot, i.blobs)
+	wantSame(t, "the kernel (-kernel +readfs)", treeIn(t, i.mountKernel(t, img)), treeOf(t, f))
+}
