@@ -45,6 +45,10 @@ type shelf interface {
 	Blob(ctx context.Context, d ocispec.Descriptor, offset int64) (io.ReadCloser, error)
 	Push(ctx context.Context, b repository.Blob) (repository.Outcome, error)
 	PutManifest(ctx context.Context, ref, mediaType string, raw []byte) error
+	referring
+}
+
+type referring interface {
 	Referrers(ctx context.Context, d digest.Digest) ([]ocispec.Descriptor, error)
 	Refer(ctx context.Context, subject digest.Digest, desc ocispec.Descriptor, raw []byte) error
 }
