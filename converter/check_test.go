@@ -330,3 +330,55 @@ type rawManifest struct {
 
 func (m rawManifest) RawManifest() ([]byte, error)        { return m.raw, nil }
 func (m rawManifest) MediaType() (types.MediaType, error) { return m.mediaType, nil }
+
+// Indexes that name too much, what is not there, or sizes that are not so are named, and nothing is read without end.
+func TestCheckOfHostileIndexes(t *testing.T) {
+	host := registryWith(t, nil)
+	cfg := config(t, host+"/ml/tiny:v1")
+	_, err := converter.Convert(t.Context(), cfg)
+	check(t, err)
+	repo, err := name.NewRepository(host + "/ml/tiny")
+	check(t, err)
+	idx, err := remote.Index(repo.Tag("v1"))
+	check(t, err)
+	for _, tc := range []struct {
+		name   string
+		change func(*v1.IndexManifest)
+		class  error
+		want   string
+	}{
+		{"10000 manifests", func(m *v1.IndexManifest) {
+			for len(m.Manifests) < 10_000 {
+				m.Manifests = append(m.Manifests, m.Manifests[0])
+			}
+		}, converter.ErrSource, "10000 manifests"},
+		{"missing manifest", func(m *v1.IndexManifest) { m.Manifests[1].Digest.Hex = strings.Repeat("0", 64) }, converter.ErrVerify, strings.Repeat("0", 64)},
+		{"size that lies", func(m *v1.IndexManifest) { m.Manifests[1].Size++ }, converter.ErrVerify, "bytes, it has"},
+		{"another platform", func(m *v1.IndexManifest) {
+			m.Manifests[0].Platform.Architecture, m.Manifests[1].Platform.Architecture = "arm64", "arm64"
+		}, converter.ErrVerify, "is listed for linux/arm64"},
+		{"no Nydus variant", func(m *v1.IndexManifest) { m.Manifests = m.Manifests[:1] }, converter.ErrSource, "has not both variants"},
+		{"nothing", func(m *v1.IndexManifest) { m.Manifests = nil }, converter.ErrSource, "names no image"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			m, err := idx.IndexManifest()
+			check(t, err)
+			m = m.DeepCopy()
+			tc.change(m)
+			raw, err := json.Marshal(m)
+			check(t, err)
+			bad := registryWith(t, func(h http.Handler) http.Handler {
+				return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if strings.HasSuffix(r.URL.Path, "/manifests/v1") {
+						w.Header().Set("Content-Type", string(types.OCIImageIndex))
+						_, _ = w.Write(raw)
+						return
+					}
+					http.Redirect(w, r, "http://"+host+r.URL.Path, http.StatusTemporaryRedirect)
+				})
+			})
+			_, err = converter.Check(t.Context(), converter.CheckConfig{Image: bad + "/ml/tiny:v1", Deep: true, Access: once()})
+			wantError(t, err, tc.class, tc.want)
+		})
+	}
+}
