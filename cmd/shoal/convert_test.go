@@ -98,7 +98,7 @@ func TestCheckWantsOneImage(t *testing.T) {
 
 func TestConvertHelpHasExamples(t *testing.T) {
 	var stdout, stderr bytes.Buffer
-	if code := run(t.Context(), []string{"shoal", "convert", "--help"}, &stdout, &stderr); code != exitOK || !strings.Contains(stdout.String(), "oci:./base:latest") {
+	if code := run(t.Context(), []string{"shoal", "convert", "--help"}, &stdout, &stderr); code != exitOK || !strings.Contains(stdout.String(), "oci:./base --target oci:./out:v7") {
 		t.Errorf("exit code %d:\n%s%s", code, stdout.String(), stderr.String())
 	}
 }
