@@ -18,11 +18,15 @@ SCRIPTS := hack/setup hack/base-image hack/model .ci/run
 
 .PHONY: help
 help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## build bin/shoal, its version stamped from git
 	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/shoal ./cmd/shoal
+
+.PHONY: image
+image: ## build dist/shoal-image, shoal's container image as an OCI layout; IMAGE=REGISTRY/NAME:TAG pushes it too
+	go run ./hack/shoalimage --version '$(VERSION)' --output dist/shoal-image $(if $(IMAGE),--push '$(IMAGE)')
 
 .PHONY: setup
 setup: ## install and build all tools, once (see hack/setup --help)
