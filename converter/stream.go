@@ -28,7 +28,8 @@ const (
 // they come, small ones are kept for the end, as their layer is one. A stream in the order of a folder's listing with no more than ownLayers
 // large files makes the same layers as the folder.
 func (c *conversion) readStream(ctx context.Context) error {
-	s := &streamer{c: c, root: strings.TrimPrefix(c.cfg.ModelPath, "/"), spool: &spool{path: filepath.Join(c.temp, "small")}}
+	s := &streamer{c: c, root: strings.TrimPrefix(c.cfg.ModelPath, "/"), spool: &spool{path: filepath.Join(c.temp, "small")}, folders: map[string]bool{}}
+	above := newParents(s.root+"/x", s.folders)
 	defer s.spool.close()
 	err := c.model.Each(ctx, func(f *source.File, content io.Reader) error { return s.take(ctx, f, content) })
 	if err == nil {
@@ -41,7 +42,7 @@ func (c *conversion) readStream(ctx context.Context) error {
 	}
 	sort.SliceStable(s.small, func(i, j int) bool { return source.Less(s.small[i].Name, s.small[j].Name) })
 	if len(s.small) > 0 {
-		p := part{entries: append(parents(s.root+"/x"), s.small...), of: smallFiles(s.count)}
+		p := part{entries: append(above, s.small...), of: smallFiles(s.count)}
 		m, err := c.stream(ctx, func(w io.Writer) (*modelLayer, error) { return c.write(ctx, p, w) })
 		if err != nil {
 			return err
@@ -53,18 +54,24 @@ func (c *conversion) readStream(ctx context.Context) error {
 }
 
 type streamer struct {
-	c      *conversion
-	root   string
-	spool  *spool
-	small  []layer.Entry
-	count  int // of small files
-	large  int
-	shared *sharedLayer // nil if none is begun
+	c     *conversion
+	root  string
+	spool *spool
+	small []layer.Entry
+	// folders are those that have their entry. A stream does not tell of folders that hold something.
+	folders map[string]bool
+	count   int // of small files
+	large   int
+	shared  *sharedLayer // nil if none is begun
 }
 
 func (s *streamer) take(ctx context.Context, f *source.File, content io.Reader) error {
 	e := newEntry(s.root, f)
 	e.Open = nil
+	s.small = append(s.small, newParents(e.Name, s.folders)...)
+	if e.Kind == layer.Dir {
+		s.folders[e.Name] = true
+	}
 	if e.Kind != layer.File || e.Size < largeFile {
 		if e.Kind == layer.File {
 			s.count++
