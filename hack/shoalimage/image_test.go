@@ -48,7 +48,7 @@ func run(t testing.TB, cmd *exec.Cmd) string {
 // shared makes a folder that every user may enter; t.TempDir's is its owner's alone.
 func shared(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "shoalimage")
+	dir, err := os.MkdirTemp("", "shoalimage") //nolint:usetesting // see above
 	check(t, err)
 	t.Cleanup(func() { check(t, os.RemoveAll(dir)) })
 	check(t, os.Chmod(dir, 0o755))
