@@ -15,11 +15,13 @@ FUZZTIME ?= 10s
 FUZZ ?= .
 BENCH ?= .
 COUNT ?= 10
+BENCH_SIZE ?= 4GiB
+BENCH_FLAGS ?=
 SCRIPTS := hack/setup hack/base-image hack/model hack/fuzz .ci/run
 
 .PHONY: help
 help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## build bin/shoal, its version stamped from git
@@ -81,6 +83,11 @@ bench: ## run the Go benchmarks that match BENCH, COUNT times (for benchstat), t
 	go test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) ./...
 	hack/setup test
 	go run ./hack/lab broadcast --peers 8 --size 256MiB --link 200mbit --json
+
+.PHONY: bench-convert
+bench-convert: build ## measure shoal convert beside sha256sum, nydus-image, umoci and crane on a model of BENCH_SIZE (4GiB)
+	hack/setup packages nydus bench
+	go run ./hack/convertbench --shoal bin/shoal --size $(BENCH_SIZE) --rounds 3 $(BENCH_FLAGS)
 
 .PHONY: demo
 demo: ## one model to three nodes, start to end; KEEP=1 leaves it running; needs root
