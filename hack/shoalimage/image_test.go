@@ -55,6 +55,14 @@ func shared(t testing.TB) string {
 	return dir
 }
 
+// needTime skips what builds binaries when the tests are to be short.
+func needTime(t testing.TB) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("builds binaries")
+	}
+}
+
 // buildImage runs the command and returns the digest it printed.
 func buildImage(t testing.TB, args ...string) string {
 	t.Helper()
@@ -74,6 +82,7 @@ func certificates(t testing.TB) string {
 }
 
 func TestTwoBuildsGiveOneDigestForAllPlatforms(t *testing.T) {
+	needTime(t)
 	folder, ca := filepath.Join(t.TempDir(), "dist", "image"), certificates(t)
 	first := buildImage(t, "--ca-file", ca, "--output", folder)
 	t.Setenv("GOAMD64", "v3")
@@ -177,6 +186,7 @@ func digestOf(t testing.TB, summary string) string {
 }
 
 func TestRootPodmanRunsTheImageAndItConvertsAsAnyUser(t *testing.T) {
+	needTime(t)
 	cluster.NeedRoot(t)
 	cluster.NeedTools(t, "podman")
 	registry := loopback.Registry(t)
@@ -212,6 +222,7 @@ func TestRootPodmanRunsTheImageAndItConvertsAsAnyUser(t *testing.T) {
 }
 
 func TestRootConversionNeedsNoRoot(t *testing.T) {
+	needTime(t)
 	cluster.NeedRoot(t) // to become nobody
 	registry := loopback.Registry(t)
 	binary, dir := buildBinary(t), shared(t)
