@@ -225,6 +225,10 @@ func TestPlacesThatAreNotLookedAt(t *testing.T) {
 			write(t, s.dir+"/run/containers/auth.json", good, 0o600)
 			s.env = append(s.env, "XDG_RUNTIME_DIR="+s.dir+"/run")
 		},
+		"the home folder beside a DOCKER_CONFIG without a file": func(s *session) {
+			write(t, s.dir+"/home/.docker/config.json", good, 0o600)
+			s.env = append(s.env, "DOCKER_CONFIG="+s.dir+"/docker")
+		},
 		"DOCKER_AUTH_CONFIG without a file of docker": func(s *session) { s.env = append(s.env, "DOCKER_AUTH_CONFIG="+good) },
 	} {
 		t.Run(name, func(t *testing.T) {

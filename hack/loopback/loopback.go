@@ -57,7 +57,7 @@ func registry(t testing.TB, extra string, ready int) string {
 		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		return exec.Command("docker-registry", "serve", config)
+		return exec.CommandContext(context.WithoutCancel(t.Context()), "docker-registry", "serve", config)
 	})
 }
 
@@ -76,7 +76,7 @@ func MinIO(t testing.TB) *ObjectStore {
 	cluster.NeedTools(t, "minio")
 	s := &ObjectStore{AccessKey: "shoaltest", SecretKey: "shoaltestsecret", buckets: map[string]bool{}}
 	s.URL = "http://" + start(t, "/minio/health/cluster", http.StatusOK, func(address string) *exec.Cmd {
-		cmd := exec.Command("minio", "server", "--quiet", "--address", address, t.TempDir())
+		cmd := exec.CommandContext(context.WithoutCancel(t.Context()), "minio", "server", "--quiet", "--address", address, t.TempDir())
 		cmd.Env = append(os.Environ(), "MINIO_ROOT_USER="+s.AccessKey, "MINIO_ROOT_PASSWORD="+s.SecretKey, "MINIO_BROWSER=off",
 			"MINIO_UPDATE=off", "MINIO_CALLHOME_ENABLE=off")
 		return cmd
@@ -108,7 +108,7 @@ func (s *ObjectStore) Put(t testing.TB, bucket, key, path string) {
 }
 
 // start runs a server on a free port until it answers. Another process may take the port first, so a few are tried.
-func start(t testing.TB, path string, want int, command func(address string) *exec.Cmd) (address string) {
+func start(t testing.TB, path string, want int, command func(address string) *exec.Cmd) string {
 	t.Helper()
 	for range 5 {
 		address := freeAddress(t)
@@ -137,7 +137,8 @@ func answers(ctx context.Context, url string, want int) bool {
 
 func freeAddress(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	var config net.ListenConfig
+	l, err := config.Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,7 +146,8 @@ func freeAddress(t testing.TB) string {
 	return l.Addr().String()
 }
 
-// Daemon starts a process that ends with the test, and closes the channel when it has. Its output is shown if the test failed.
+// Daemon starts a process that ends in order with the test, and closes the channel when it has. A context that ends sooner would kill it.
+// Its output is shown if the test failed.
 func Daemon(t testing.TB, cmd *exec.Cmd) (ended <-chan struct{}) {
 	t.Helper()
 	log, err := os.Create(filepath.Join(t.TempDir(), "log"))

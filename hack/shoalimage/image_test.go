@@ -48,11 +48,19 @@ func run(t testing.TB, cmd *exec.Cmd) string {
 // shared makes a folder that every user may enter; t.TempDir's is its owner's alone.
 func shared(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "shoalimage")
+	dir, err := os.MkdirTemp("", "shoalimage") //nolint:usetesting // see above
 	check(t, err)
 	t.Cleanup(func() { check(t, os.RemoveAll(dir)) })
 	check(t, os.Chmod(dir, 0o755))
 	return dir
+}
+
+// needTime skips what builds binaries when the tests are to be short.
+func needTime(t testing.TB) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("builds binaries")
+	}
 }
 
 // buildImage runs the command and returns the digest it printed.
@@ -74,6 +82,7 @@ func certificates(t testing.TB) string {
 }
 
 func TestTwoBuildsGiveOneDigestForAllPlatforms(t *testing.T) {
+	needTime(t)
 	folder, ca := filepath.Join(t.TempDir(), "dist", "image"), certificates(t)
 	first := buildImage(t, "--ca-file", ca, "--output", folder)
 	t.Setenv("GOAMD64", "v3")
@@ -177,6 +186,7 @@ func digestOf(t testing.TB, summary string) string {
 }
 
 func TestRootPodmanRunsTheImageAndItConvertsAsAnyUser(t *testing.T) {
+	needTime(t)
 	cluster.NeedRoot(t)
 	cluster.NeedTools(t, "podman")
 	registry := loopback.Registry(t)
@@ -212,6 +222,7 @@ func TestRootPodmanRunsTheImageAndItConvertsAsAnyUser(t *testing.T) {
 }
 
 func TestRootConversionNeedsNoRoot(t *testing.T) {
+	needTime(t)
 	cluster.NeedRoot(t) // to become nobody
 	registry := loopback.Registry(t)
 	binary, dir := buildBinary(t), shared(t)
