@@ -63,9 +63,9 @@ func modelError(ctx context.Context, err error) error {
 	if _, ok := errors.AsType[*classified](err); ok || errors.Is(err, errTemp) || errors.Is(err, repository.ErrLost) {
 		return err
 	}
-	err = fmt.Errorf("model: %w", err)
-	if classed := sourceError(err); classed != err {
-		return classed
+	err = sourceError(fmt.Errorf("model: %w", err))
+	if _, ok := errors.AsType[*classified](err); ok {
+		return err
 	}
 	return &classified{ErrSource, err}
 }

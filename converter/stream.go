@@ -199,7 +199,7 @@ func (sh *sharedLayer) write(ctx context.Context, w *layer.Writer, root string) 
 func (sh *sharedLayer) stop() {
 	sh.stopped = true
 	close(sh.files)
-	<-sh.done
+	_ = <-sh.done // why it was stopped is known
 }
 
 func (s *streamer) endShared() error {

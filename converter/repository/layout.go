@@ -176,8 +176,7 @@ func (l *Layout) Blob(_ context.Context, d ocispec.Descriptor, offset int64) (io
 		return nil, fmt.Errorf("blob %s: %w", d.Digest, err)
 	}
 	if _, err := file.Seek(offset, io.SeekStart); err != nil {
-		file.Close()
-		return nil, fmt.Errorf("blob %s: %w", d.Digest, err)
+		return nil, errors.Join(fmt.Errorf("blob %s: %w", d.Digest, err), file.Close())
 	}
 	return verified(file, d, offset), nil
 }
