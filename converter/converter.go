@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/shoal-project/shoal/converter/bootstrap"
 	"github.com/shoal-project/shoal/converter/repository"
 	"github.com/shoal-project/shoal/converter/source"
@@ -95,7 +96,9 @@ type Result struct {
 	ModelFiles int           `json:"model_files"`
 	ModelBytes int64         `json:"model_bytes"`
 	Layers     []Layer       `json:"layers"`
-	Pushed     bool          `json:"pushed"`
+	// Kept are the manifests of the image's index that stay as they were: attestations, the model alone.
+	Kept   []digest.Digest `json:"kept,omitempty"`
+	Pushed bool            `json:"pushed"`
 }
 
 // Variant are the manifests for one platform.
@@ -252,6 +255,9 @@ type conversion struct {
 	uploads errgroup.Group
 	fail    context.CancelCauseFunc
 
+	images source.Images        // where the base or the image is
+	others []ocispec.Descriptor // manifests of its index that are no images
+
 	model  *source.Model // nil for an image that is taken as it is
 	layers []*modelLayer
 	files  int
@@ -267,11 +273,9 @@ func Convert(ctx context.Context, cfg Config) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer c.closeModel()
 	if err := c.openModel(ctx); err != nil {
 		return nil, err
-	}
-	if c.model != nil {
-		defer func() { _ = c.model.Close() }() // it was only read
 	}
 	platforms, err := c.openBases(ctx)
 	if err != nil {
@@ -331,6 +335,12 @@ func (c *conversion) openModel(ctx context.Context) error {
 	return nil
 }
 
+func (c *conversion) closeModel() {
+	if c.model != nil {
+		_ = c.model.Close() // it was only read
+	}
+}
+
 // openBases finds the base image, or the image to be converted, for each platform.
 func (c *conversion) openBases(ctx context.Context) ([]*platform, error) {
 	flag, ref := "--base", c.cfg.Base
@@ -342,10 +352,11 @@ func (c *conversion) openBases(ctx context.Context) ([]*platform, error) {
 	if err != nil {
 		return nil, err
 	}
-	bases, err := source.OpenBases(ctx, images, ref, tag, c.cfg.Platforms)
+	bases, others, err := source.OpenBases(ctx, images, ref, tag, c.cfg.Platforms)
 	if err != nil {
 		return nil, c.baseError(flag, ref, err)
 	}
+	c.images, c.others = images, others
 	var out []*platform
 	for _, base := range bases {
 		p := newPlatform(c, base, ref)
@@ -355,7 +366,10 @@ func (c *conversion) openBases(ctx context.Context) ([]*platform, error) {
 		}
 		out = append(out, p)
 	}
-	return out, c.openPrevious(ctx, out)
+	if err := c.openPrevious(ctx, out); err != nil {
+		return nil, err
+	}
+	return out, c.openOwn(ctx, tag, out)
 }
 
 // read reads and merges everything, and starts the uploads. What fails first cancels the rest.

@@ -20,7 +20,7 @@ var (
 	ErrConfig = errors.New("wrong setting")
 	// ErrSource: the model or the base image is missing, unreadable, hostile or of another platform.
 	ErrSource = errors.New("unusable source")
-	// ErrRegistry: a registry refused or could not be reached.
+	// ErrRegistry: a registry refused or could not be reached, or the layout that is the target could not be written.
 	ErrRegistry = errors.New("registry")
 	// ErrVerify: bytes did not have the digest they should.
 	ErrVerify = errors.New("verification")
@@ -85,6 +85,12 @@ func (c *conversion) baseError(flag, ref string, err error) error {
 
 // pushError is what went wrong at the target.
 func (c *conversion) pushError(doing string, err error) error {
+	if c.target.IsLayout() && errors.Is(err, repository.ErrLayout) {
+		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+			return classify(ErrRegistry, "%s: %w; make room there and run again", doing, err)
+		}
+		return classify(ErrRegistry, "%s: %w", doing, err)
+	}
 	return registryError(doing+" to "+c.target.String(), c.cfg.Target, err)
 }
 
@@ -101,6 +107,9 @@ func registryError(doing, ref string, err error) error {
 	}
 	if errors.Is(err, repository.ErrDigest) {
 		return classify(ErrVerify, "%s: %w", doing, err)
+	}
+	if errors.Is(err, repository.ErrLost) {
+		return classify(ErrRegistry, "%s: a connection broke, and the registry cannot go on where it was (%w); run again", doing, err)
 	}
 	host := ref
 	if r, perr := name.ParseReference(ref); perr == nil {

@@ -43,6 +43,13 @@ func (c *conversion) finish(ctx context.Context, platforms []*platform) (*Result
 		}
 		manifests, result.ModelPack = append(manifests, desc), desc.Digest
 	}
+	kept, err := c.keep(ctx, platforms)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range kept {
+		manifests, result.Kept = append(manifests, d), append(result.Kept, d.Digest)
+	}
 	index, err := image.Index(manifests, c.annotations())
 	if err != nil {
 		return nil, err
@@ -96,7 +103,9 @@ func (c *conversion) modelPack(ctx context.Context) (ocispec.Descriptor, error) 
 		}
 		layers = append(layers, l)
 	}
-	v, err := image.ModelPack(about, layers, c.annotations())
+	annotations := map[string]string{image.AnnotationModelRoot: strings.TrimPrefix(c.cfg.ModelPath, "/")}
+	maps.Copy(annotations, c.annotations())
+	v, err := image.ModelPack(about, layers, annotations)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}

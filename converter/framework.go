@@ -28,6 +28,8 @@ import (
 const (
 	// maxBaseLayer bounds the bytes one base layer unpacks to, so that a small file cannot keep a machine busy for ever.
 	maxBaseLayer = 256 << 30
+	// maxWindow is how many bytes a zstd layer may ask us to remember; runtimes take no more either.
+	maxWindow = 128 << 20
 
 	whiteoutPrefix = ".wh."
 	opaqueMark     = ".wh..wh..opq"
@@ -226,9 +228,11 @@ func (p *platform) mergeTar(r io.Reader, packer *bootstrap.Packer) error {
 
 // tarError tells a broken tar from a broken connection.
 func tarError(name string, err error) error {
-	if errors.Is(err, tar.ErrHeader) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, tar.ErrFieldTooLong) ||
-		errors.Is(err, gzip.ErrHeader) || errors.Is(err, gzip.ErrChecksum) || errors.Is(err, zstd.ErrMagicMismatch) {
-		return fmt.Errorf("%s: %w: %w", name, errTar, err)
+	if errors.Is(err, tar.ErrHeader) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, tar.ErrFieldTooLong) {
+		err = fmt.Errorf("%w: %w", errTar, err)
+	}
+	if name == "" {
+		return err
 	}
 	return fmt.Errorf("%s: %w", name, err)
 }
@@ -301,6 +305,7 @@ type baseLayer struct {
 	io.Reader // unpacked
 
 	compressed io.Reader
+	raw        *readCounter
 	source     io.Closer
 	done       []func()
 	sum        hash.Hash // of the stored bytes
@@ -314,17 +319,39 @@ func (p *platform) openLayer(ctx context.Context, desc ocispec.Descriptor) (*bas
 		return nil, err
 	}
 	l := &baseLayer{source: raw, sum: sha256.New(), diff: sha256.New(), chunks: chunkmap.NewCutter()}
-	counted := &readCounter{ctx: ctx, r: io.LimitReader(raw, desc.Size+1), progress: p.c.cfg.Progress}
-	l.compressed = bufio.NewReaderSize(io.TeeReader(counted, io.MultiWriter(l.sum, l.chunks)), 1<<20)
+	l.raw = &readCounter{ctx: ctx, r: io.LimitReader(raw, desc.Size+1), progress: p.c.cfg.Progress}
+	l.compressed = bufio.NewReaderSize(io.TeeReader(l.raw, io.MultiWriter(l.sum, l.chunks)), 1<<20)
 	plain, err := l.decompress()
 	if err != nil {
 		_ = l.Close() // the first error is the one to tell
-		return nil, tarError("", err)
+		return nil, l.blame(err)
 	}
 	// It is read, verified and expanded while what came before is packed.
-	ahead := readahead.NewReader(io.TeeReader(plain, l.diff))
+	ahead := readahead.NewReader(io.TeeReader(&unpacked{plain, l}, l.diff))
 	l.Reader, l.done = ahead, append([]func(){func() { _ = ahead.Close() }}, l.done...) // it ends before what it reads
 	return l, nil
+}
+
+// unpacked is what a layer unpacks to; its errors tell whether the layer is broken or the way to it.
+type unpacked struct {
+	r     io.Reader
+	layer *baseLayer
+}
+
+func (u *unpacked) Read(p []byte) (int, error) {
+	n, err := u.r.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = u.layer.blame(err)
+	}
+	return n, err
+}
+
+// blame marks an error as the content's fault if the stored bytes came without one.
+func (l *baseLayer) blame(err error) error {
+	if l.raw.err != nil {
+		return err
+	}
+	return fmt.Errorf("%w: %w", errTar, err)
 }
 
 func (l *baseLayer) decompress() (io.Reader, error) {
@@ -337,7 +364,7 @@ func (l *baseLayer) decompress() (io.Reader, error) {
 	case len(head) >= 2 && head[0] == 0x1f && head[1] == 0x8b:
 		return gzip.NewReader(br)
 	case string(head) == "\x28\xb5\x2f\xfd":
-		zr, err := zstd.NewReader(br, zstd.WithDecoderMaxMemory(1<<30))
+		zr, err := zstd.NewReader(br, zstd.WithDecoderMaxWindow(maxWindow))
 		if err != nil {
 			return nil, err
 		}
@@ -375,13 +402,17 @@ type readCounter struct {
 	ctx      context.Context
 	r        io.Reader
 	progress Progress
+	err      error // the first that is not EOF
 }
 
 func (r *readCounter) Read(p []byte) (int, error) {
-	if err := r.ctx.Err(); err != nil {
-		return 0, err
+	if r.err = r.ctx.Err(); r.err != nil {
+		return 0, r.err
 	}
 	n, err := r.r.Read(p)
 	r.progress.Done(Read, int64(n))
+	if err != nil && !errors.Is(err, io.EOF) {
+		r.err = err
+	}
 	return n, err
 }

@@ -323,21 +323,32 @@ func mountKernel(t *testing.T, v *nydusVariant) string {
 	return mnt
 }
 
-func (j *judged) podman(t *testing.T) {
-	podman := need(t, "podman")
-	dir := t.TempDir()
-	global := []string{"--root", dir + "/root", "--runroot", dir + "/run", "--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--events-backend", "none", "--tmpdir", dir + "/tmp"}
+// podmanStore returns podman and the options that give it a store of the test's own.
+func podmanStore(t *testing.T) (podman string, global []string) {
+	t.Helper()
+	podman = need(t, "podman")
+	dir, err := os.MkdirTemp("", "pod") // podman takes no name of more than 50 bytes for its runroot
+	check(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	global = []string{"--root", dir + "/root", "--runroot", dir + "/run", "--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--events-backend", "none", "--tmpdir", dir + "/tmp"}
 	t.Cleanup(func() { _ = exec.Command(podman, append(global, "system", "prune", "--all", "--force")...).Run() })
+	return podman, global
+}
+
+func (j *judged) podman(t *testing.T) {
+	podman, global := podmanStore(t)
 	run(t, nil, podman, append(global, "pull", "--quiet", "--tls-verify=false", j.target)...)
 	j.wantOutput(t, run(t, nil, podman, append(global, "run", "--rm", "--network=none", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=512:512", j.target)...))
 }
 
-func (j *judged) docker(t *testing.T) {
+// dockerDaemon starts dockerd and returns docker and the environment in which it finds it.
+func dockerDaemon(t *testing.T) (docker string, env []string) {
+	t.Helper()
 	dockerd, docker := need(t, "dockerd"), need(t, "docker")
 	dir := t.TempDir()
 	t.Cleanup(func() { unmountBelow(t, dir) }) // where mounts are private, dockerd leaves one on its own folder
 	host := "unix://" + dir + "/s"
-	env := []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "DOCKER_HOST=" + host, "DOCKER_CONFIG=" + dir}
+	env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "DOCKER_HOST=" + host, "DOCKER_CONFIG=" + dir}
 	daemon(t, dockerd, env, "--host", host, "--data-root", dir+"/data", "--exec-root", dir+"/exec", "--pidfile", dir+"/pid",
 		"--iptables=false", "--ip-forward=false", "--ip-masq=false", "--bridge=none", "--storage-driver=overlay2")
 	eventually(t, "dockerd", func() bool {
@@ -345,6 +356,11 @@ func (j *judged) docker(t *testing.T) {
 		cmd.Env = append(os.Environ(), env...)
 		return cmd.Run() == nil
 	})
+	return docker, env
+}
+
+func (j *judged) docker(t *testing.T) {
+	docker, env := dockerDaemon(t)
 	run(t, env, docker, "pull", "--quiet", j.target)
 	j.wantOutput(t, run(t, env, docker, "run", "--rm", "--network=none", j.target))
 }

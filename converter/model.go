@@ -184,6 +184,11 @@ func (c *conversion) modelLayer(ctx context.Context, p part) (*modelLayer, error
 		c.upload(ctx, repository.Blob{Descriptor: m.image().Descriptor, Open: m.reopen}, m.record, nil)
 		return m, nil
 	}
+	return c.streamPart(ctx, p)
+}
+
+// streamPart brings a layer to the target while it is made, and begins anew if the registry lost it.
+func (c *conversion) streamPart(ctx context.Context, p part) (*modelLayer, error) {
 	for try := 1; ; try++ {
 		c.cfg.Progress.Step("read " + p.of)
 		m, err := c.stream(ctx, func(w io.Writer) (*modelLayer, error) { return c.write(ctx, p, w) })
@@ -218,8 +223,16 @@ func (r *changedReader) Read(p []byte) (int, error) {
 }
 
 // write makes a layer of a part and passes its bytes on.
-func (c *conversion) write(ctx context.Context, p part, out io.Writer) (*modelLayer, error) {
-	w := layer.NewWriter(out, c.layerConfig())
+func (c *conversion) write(ctx context.Context, p part, out io.Writer) (made *modelLayer, err error) {
+	cfg, read := c.layerConfig(), int64(0)
+	progress := cfg.Progress
+	cfg.Progress = func(n int64) { read += n; progress(n) }
+	defer func() {
+		if err != nil {
+			progress(-read) // it may be read again
+		}
+	}()
+	w := layer.NewWriter(out, cfg)
 	for _, e := range p.entries {
 		if err := checkSize(w, &e); err != nil {
 			return nil, err

@@ -32,7 +32,8 @@ type platform struct {
 	blobs *bootstrap.Builder // of image
 	maps  map[digest.Digest]*chunkmap.Map
 	dict  *bootstrap.Dict // nil without a previous image
-	prev  *previous
+
+	previous []*previous
 
 	plainBase []image.Layer
 	framework []image.Layer // the base's blobs in the Nydus manifest
@@ -74,6 +75,7 @@ func (p *platform) addModel(layers []*modelLayer) error {
 		p.maps[m.Digest] = m.Map
 	}
 	p.image.Prefetch = loaded.inodes()
+	p.keepPrefetch()
 	return nil
 }
 
@@ -122,7 +124,11 @@ func (p *platform) bootstrapLayer() (image.Layer, []byte, error) {
 	}
 	files := map[string][]byte{image.BootstrapName: boot}
 	maps.Copy(files, p.blobs.Metas())
-	for blob, m := range p.maps {
+	fitting, err := fitMaps(p.maps, chunkmap.MaxLayerMaps)
+	if err != nil {
+		return image.Layer{}, nil, err
+	}
+	for blob, m := range fitting {
 		files[chunkmap.FileName(blob)] = m.Encode()
 	}
 	var out bytes.Buffer

@@ -3,6 +3,7 @@ package converter
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/shoal-project/shoal/converter/layer"
+	"github.com/shoal-project/shoal/converter/repository"
 	"github.com/shoal-project/shoal/converter/source"
 )
 
@@ -24,11 +26,25 @@ const (
 	spoolMemory = 32 << 20
 )
 
-// readStream makes the layers of a model that can be read only once, in the order of its source: large files are passed on as
-// they come, small ones are kept for the end, as their layer is one. A stream in the order of a folder's listing with no more than ownLayers
-// large files makes the same layers as the folder.
+// readStream makes the layers of a model that is read from its start to its end. If the registry loses an upload it begins anew, unless
+// the source can be read only once.
 func (c *conversion) readStream(ctx context.Context) error {
-	s := &streamer{c: c, root: strings.TrimPrefix(c.cfg.ModelPath, "/"), spool: &spool{path: filepath.Join(c.temp, "small")}}
+	for try := 1; ; try++ {
+		err := c.oneStream(ctx)
+		if err == nil || try == streamTries || c.model.Once || ctx.Err() != nil || !errors.Is(err, repository.ErrLost) {
+			return err
+		}
+		c.cfg.Logger.WarnContext(ctx, "the model is read anew", "error", err)
+		c.layers, c.files, c.bytes = nil, 0, 0
+	}
+}
+
+// oneStream makes the layers in the order of the source: large files are passed on as they come, small ones are kept for the end, as their
+// layer is one. A stream with no more than ownLayers large files makes the same layers as a folder.
+func (c *conversion) oneStream(ctx context.Context) error {
+	root := strings.TrimPrefix(c.cfg.ModelPath, "/")
+	s := &streamer{c: c, root: root, spool: &spool{path: filepath.Join(c.temp, "small")}, dirs: map[string]bool{}}
+	newParents(root+"/x", s.dirs) // which are there in any case
 	defer s.spool.close()
 	err := c.model.Each(ctx, func(f *source.File, content io.Reader) error { return s.take(ctx, f, content) })
 	if err == nil {
@@ -42,7 +58,7 @@ func (c *conversion) readStream(ctx context.Context) error {
 	sort.SliceStable(s.small, func(i, j int) bool { return source.Less(s.small[i].Name, s.small[j].Name) })
 	if len(s.small) > 0 {
 		p := part{entries: append(parents(s.root+"/x"), s.small...), of: smallFiles(s.count)}
-		m, err := c.stream(ctx, func(w io.Writer) (*modelLayer, error) { return c.write(ctx, p, w) })
+		m, err := c.streamPart(ctx, p)
 		if err != nil {
 			return err
 		}
@@ -57,7 +73,8 @@ type streamer struct {
 	root   string
 	spool  *spool
 	small  []layer.Entry
-	count  int // of small files
+	dirs   map[string]bool // in small, which has all of them
+	count  int             // of small files
 	large  int
 	shared *sharedLayer // nil if none is begun
 }
@@ -65,9 +82,11 @@ type streamer struct {
 func (s *streamer) take(ctx context.Context, f *source.File, content io.Reader) error {
 	e := newEntry(s.root, f)
 	e.Open = nil
+	s.small = append(s.small, newParents(e.Name, s.dirs)...)
 	if e.Kind != layer.File || e.Size < largeFile {
 		if e.Kind == layer.File {
 			s.count++
+			s.c.cfg.Progress.Plan(Read, e.Size)
 			if err := s.spool.add(&e, content); err != nil {
 				return err
 			}
@@ -199,7 +218,7 @@ func (sh *sharedLayer) write(ctx context.Context, w *layer.Writer, root string) 
 func (sh *sharedLayer) stop() {
 	sh.stopped = true
 	close(sh.files)
-	_ = <-sh.done // why it was stopped is known
+	<-sh.done
 }
 
 func (s *streamer) endShared() error {
@@ -225,15 +244,15 @@ type spool struct {
 }
 
 func (s *spool) add(e *layer.Entry, content io.Reader) error {
-	var raw []byte
-	var err error
-	if e.Size > 0 {
-		if raw, err = io.ReadAll(io.LimitReader(content, e.Size+1)); err != nil {
-			return fmt.Errorf("%s: %w", e.Name, err)
-		}
+	raw := make([]byte, e.Size) // below largeFile, whatever the archive says
+	if _, err := io.ReadFull(content, raw); err != nil {
+		return fmt.Errorf("%s: %w", e.Name, err)
 	}
-	if int64(len(raw)) != e.Size {
-		return fmt.Errorf("%s: %w", e.Name, layer.ErrChanged)
+	if n, err := io.Copy(io.Discard, content); err != nil || n > 0 { // a source that verifies a file says so at its end
+		if err == nil {
+			err = layer.ErrChanged
+		}
+		return fmt.Errorf("%s: %w", e.Name, err)
 	}
 	if s.held+e.Size <= spoolMemory {
 		s.held += e.Size
@@ -243,6 +262,7 @@ func (s *spool) add(e *layer.Entry, content io.Reader) error {
 		return nil
 	}
 	if s.file == nil {
+		var err error
 		if s.file, err = os.Create(s.path); err != nil {
 			return fmt.Errorf("%w: %w", errTemp, err)
 		}

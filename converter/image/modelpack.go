@@ -13,6 +13,10 @@ const (
 	// ArtifactTypeModel is how a ModelPack manifest is known in an index.
 	ArtifactTypeModel = "application/vnd.cncf.model.manifest.v1+json"
 
+	// AnnotationModelRoot of a ModelPack manifest names the folder that the files of all layers are in, without a slash in front. Who
+	// reads the model takes it off their names.
+	AnnotationModelRoot = "io.shoal.model.root"
+
 	mediaTypeModelConfig  = "application/vnd.cncf.model.config.v1+json"
 	mediaTypeWeights      = "application/vnd.cncf.model.weight.v1.tar"
 	mediaTypeWeightConfig = "application/vnd.cncf.model.weight.config.v1.tar"

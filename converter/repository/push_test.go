@@ -148,7 +148,7 @@ func TestServerThatStandsStillIsLeft(t *testing.T) {
 	defer close(over)
 	f.before = first(1, http.MethodPatch, func(http.ResponseWriter, *http.Request) { <-over })
 	retry := hasty(5)
-	retry.Idle = 2 * time.Second // much for a busy machine, little for who waits
+	retry.Idle = 2 * time.Second  // much for a busy machine, little for who waits
 	b := blobOf(noise(4, 32<<20)) // more than the sockets between hold
 	_, err := registryAt(t, address, Config{Retry: retry}).Push(t.Context(), b)
 	check(t, err)

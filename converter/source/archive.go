@@ -18,8 +18,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// DockerArchive is an image as docker save and podman save write it: a tar of layer tars. Its layers are not compressed and keep to be
-// so: their digest is the one the configuration names. It implements Images.
+// DockerArchive is an image as docker save and podman save write it: a tar of layer tars, which some compress. A layer's digest is the one
+// the configuration names, or, if it is compressed, that of its bytes, which are read once for it. It implements Images.
 type DockerArchive struct {
 	path     string
 	blobs    map[digest.Digest]section
@@ -152,12 +152,14 @@ func (a *DockerArchive) add(file io.ReaderAt, files archiveFiles, img saved) err
 		if !ok || d.Validate() != nil {
 			return fmt.Errorf("it holds no layer %s (%s)", layer, d)
 		}
-		var head [2]byte
-		if _, err := file.ReadAt(head[:], s.offset); err == nil && head == [2]byte{0x1f, 0x8b} {
-			return fmt.Errorf("layer %s is compressed; make an OCI layout of it: skopeo copy docker-archive:%s oci:FOLDER:TAG", layer, a.path)
+		desc := ocispec.Descriptor{MediaType: layerType(file, s), Digest: d, Size: s.size}
+		if desc.MediaType != string(types.OCIUncompressedLayer) {
+			if desc.Digest, err = digest.FromReader(io.NewSectionReader(file, s.offset, s.size)); err != nil {
+				return fmt.Errorf("layer %s: %w", layer, err)
+			}
 		}
-		a.blobs[d] = s
-		m.Layers = append(m.Layers, ocispec.Descriptor{MediaType: string(types.OCIUncompressedLayer), Digest: d, Size: s.size})
+		a.blobs[desc.Digest] = s
+		m.Layers = append(m.Layers, desc)
 	}
 	raw, err := json.Marshal(m)
 	if err != nil {
@@ -170,6 +172,19 @@ func (a *DockerArchive) add(file io.ReaderAt, files archiveFiles, img saved) err
 		a.manifest[tag] = desc
 	}
 	return nil
+}
+
+// layerType tells by its first bytes how a layer is compressed.
+func layerType(file io.ReaderAt, s section) string {
+	head := make([]byte, min(4, s.size))
+	_, _ = file.ReadAt(head, s.offset) // who reads the layer finds the same fault
+	switch {
+	case bytes.HasPrefix(head, []byte("\x1f\x8b")):
+		return string(types.OCILayer)
+	case string(head) == "\x28\xb5\x2f\xfd":
+		return string(types.OCILayerZStd)
+	}
+	return string(types.OCIUncompressedLayer)
 }
 
 // Manifest returns the manifest made for an image of the archive, by NAME:TAG, by TAG or digest; by "" the only one there is.

@@ -247,7 +247,8 @@ func (r *repository) artifact(model *Model, m *ocispec.Manifest) error {
 		archives = archives || l.tar
 	}
 	if archives {
-		model.each = func(ctx context.Context, visit Visit) error { return r.eachLayer(ctx, layers, visit) }
+		root := strings.Trim(m.Annotations[rootAnnotation], "/")
+		model.each = func(ctx context.Context, visit Visit) error { return r.eachLayer(ctx, layers, root, visit) }
 		return nil
 	}
 	c := r.s.collector(r.shown)

@@ -64,26 +64,28 @@ func ParsePlatform(s string) (v1.Platform, error) {
 }
 
 // OpenBases returns the base image for each platform wanted; of none wanted, for each linux platform it has, in the order of its
-// index. name is what the errors call it.
-func OpenBases(ctx context.Context, images Images, name, ref string, platforms []string) ([]*Base, error) {
+// index. Others are the manifests of its index that are no images: attestations, artifacts, Nydus variants. name is what the errors
+// call it.
+func OpenBases(ctx context.Context, images Images, name, ref string, platforms []string) (bases []*Base, others []ocispec.Descriptor, err error) {
 	o := opener{ctx: ctx, images: images, name: name}
 	var wanted []v1.Platform
 	for _, p := range platforms {
 		want, err := ParsePlatform(p)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		wanted = append(wanted, want)
 	}
 	desc, raw, err := images.Manifest(ctx, ref)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	candidates, err := o.candidates(desc, raw, 0)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return o.choose(candidates, wanted)
+	bases, err = o.choose(candidates, wanted)
+	return bases, o.others, err
 }
 
 // opener finds base images. It lives no longer than the call its context belongs to.
@@ -91,6 +93,7 @@ type opener struct {
 	ctx    context.Context
 	images Images
 	name   string
+	others []ocispec.Descriptor
 }
 
 func (o *opener) fault(format string, args ...any) error {
@@ -121,8 +124,12 @@ func (o *opener) candidates(desc ocispec.Descriptor, raw []byte, depth int) ([]c
 	if err := json.Unmarshal(raw, &index); err != nil {
 		return nil, o.fault("index: %w", err)
 	}
+	var whole ocispec.Index // the same with all annotations
+	if err := json.Unmarshal(raw, &whole); err != nil {
+		return nil, o.fault("index: %w", err)
+	}
 	var out []candidate
-	for _, d := range index.Manifests {
+	for i, d := range index.Manifests {
 		desc := ocispec.Descriptor{MediaType: string(d.MediaType), Digest: digest.Digest(d.Digest.String()), Size: d.Size}
 		switch {
 		case d.MediaType.IsIndex():
@@ -137,6 +144,8 @@ func (o *opener) candidates(desc ocispec.Descriptor, raw []byte, depth int) ([]c
 			out = append(out, nested...)
 		case isImage(d):
 			out = append(out, candidate{desc: desc, platform: d.Platform})
+		default:
+			o.others = append(o.others, whole.Manifests[i])
 		}
 	}
 	return out, nil
@@ -179,11 +188,16 @@ func (o *opener) choose(candidates []candidate, wanted []v1.Platform) ([]*Base, 
 		}
 	}
 	var out []*Base
+	taken := map[int]bool{} // two names can mean one image
 	for _, want := range wanted {
 		i := slices.IndexFunc(candidates, func(c candidate) bool { return c.platform.Satisfies(want) })
 		if i < 0 {
 			return nil, o.fault("no image for %s; there are %s; choose with --platform", want, strings.Join(have, ", "))
 		}
+		if taken[i] {
+			continue
+		}
+		taken[i] = true
 		b := loaded[i]
 		if b == nil {
 			var err error
@@ -224,6 +238,9 @@ func (o *opener) load(c candidate) (*Base, error) {
 	}
 	if b.Platform.OS != "linux" || b.Platform.Architecture == "" {
 		return nil, o.fault("it is for %q; only linux images can be converted", b.Platform)
+	}
+	if c.platform != nil && b.Platform.Variant == "" { // old builders told it to the index only
+		b.Platform.Variant = c.platform.Variant
 	}
 	for _, d := range config.RootFS.DiffIDs {
 		b.DiffIDs = append(b.DiffIDs, digest.Digest(d.String()))

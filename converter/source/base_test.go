@@ -93,7 +93,7 @@ func TestBasesAreChosenFromAnIndex(t *testing.T) {
 		{[]string{"linux/arm64"}, "[linux/arm64]"},
 		{[]string{"linux/riscv64", "linux/amd64"}, "[linux/riscv64 linux/amd64]"},
 	} {
-		bases, err := OpenBases(t.Context(), s, "x", "v1", tc.platforms)
+		bases, _, err := OpenBases(t.Context(), s, "x", "v1", tc.platforms)
 		check(t, err)
 		var got []string
 		for _, b := range bases {
@@ -103,7 +103,7 @@ func TestBasesAreChosenFromAnIndex(t *testing.T) {
 			t.Errorf("%v: want %s, got %v", tc.platforms, tc.want, got)
 		}
 	}
-	_, err := OpenBases(t.Context(), s, "x", "v1", []string{"linux/s390x"})
+	_, _, err := OpenBases(t.Context(), s, "x", "v1", []string{"linux/s390x"})
 	if !errors.Is(err, ErrBase) || !strings.Contains(err.Error(), "linux/arm64") || !strings.Contains(err.Error(), "--platform") {
 		t.Errorf("a platform it has not: %v", err)
 	}
@@ -125,7 +125,7 @@ func TestBasesThatCannotBeConvertedAreNamed(t *testing.T) {
 		"empty":         {s.put(t, ocispec.MediaTypeImageIndex, ocispec.Index{}), "no image"},
 	} {
 		s.tags["v1"] = tc.desc.Digest
-		if _, err := OpenBases(t.Context(), s, "the base", "v1", nil); !errors.Is(err, ErrBase) || !strings.Contains(err.Error(), tc.want) || !strings.Contains(err.Error(), "the base") {
+		if _, _, err := OpenBases(t.Context(), s, "the base", "v1", nil); !errors.Is(err, ErrBase) || !strings.Contains(err.Error(), tc.want) || !strings.Contains(err.Error(), "the base") {
 			t.Errorf("%s: want %q, got %v", name, tc.want, err)
 		}
 	}
@@ -175,7 +175,7 @@ func TestDockerArchiveIsReadInPlace(t *testing.T) {
 	for _, spec := range []string{path, path + ":r.example.com/x:v1"} {
 		archive, tag, err := OpenDockerArchive(spec)
 		check(t, err)
-		bases, err := OpenBases(t.Context(), archive, spec, tag, nil)
+		bases, _, err := OpenBases(t.Context(), archive, spec, tag, nil)
 		check(t, err)
 		for _, offset := range []int64{0, 3} {
 			r, err := bases[0].Layer(t.Context(), bases[0].Manifest.Layers[0], offset)
@@ -190,17 +190,16 @@ func TestDockerArchiveIsReadInPlace(t *testing.T) {
 	}
 	archive, _, err := OpenDockerArchive(path)
 	check(t, err)
-	if _, err := OpenBases(t.Context(), archive, "x", "v9", nil); !errors.Is(err, ErrBase) || !strings.Contains(err.Error(), "r.example.com/x:v1") {
+	if _, _, err := OpenBases(t.Context(), archive, "x", "v9", nil); !errors.Is(err, ErrBase) || !strings.Contains(err.Error(), "r.example.com/x:v1") {
 		t.Errorf("a tag it has not: %v", err)
 	}
 }
 
 func TestArchivesThatAreNoneOfDockerAreNamed(t *testing.T) {
 	for name, tc := range map[string]struct{ layer, manifest, want string }{
-		"no manifest":      {"x", "", "manifest.json"},
-		"missing layer":    {"x", `[{"Config":"config.json","Layers":["c/layer.tar"]}]`, "no layer"},
-		"missing config":   {"x", `[{"Config":"none","Layers":["a/layer.tar"]}]`, "no none"},
-		"compressed layer": {"\x1f\x8b", `[{"Config":"config.json","Layers":["a/layer.tar"]}]`, "skopeo copy"},
+		"no manifest":    {"x", "", "manifest.json"},
+		"missing layer":  {"x", `[{"Config":"config.json","Layers":["c/layer.tar"]}]`, "no layer"},
+		"missing config": {"x", `[{"Config":"none","Layers":["a/layer.tar"]}]`, "no none"},
 	} {
 		path := dockerArchive(t, []byte(tc.layer), tc.manifest)
 		if _, _, err := OpenDockerArchive(path); !errors.Is(err, ErrBase) || !strings.Contains(err.Error(), tc.want) {

@@ -39,7 +39,7 @@ func (s *session) openLocal(ref string) (*Model, error) {
 	case zipArchive:
 		return s.openLocalZip(ref, stem)
 	}
-	f := File{Path: base, Mode: info.Mode(), Executable: info.Mode()&0o111 != 0, Size: info.Size(), real: ref}
+	f := File{Path: base, Mode: info.Mode(), Executable: info.Mode()&0o111 != 0, Size: info.Size(), real: ref, seen: stampOf(info)}
 	files, err := s.single(ref, f)
 	if err != nil {
 		return nil, err
@@ -152,7 +152,7 @@ func newFile(root, path string, d fs.DirEntry) (File, error) {
 	case info.IsDir():
 		return f, nil
 	case info.Mode().IsRegular():
-		f.Size, f.Executable = info.Size(), info.Mode()&0o111 != 0
+		f.Size, f.Executable, f.seen = info.Size(), info.Mode()&0o111 != 0, stampOf(info)
 		return f, readable(f.real)
 	}
 	return File{}, fmt.Errorf("%s: neither file, folder nor symbolic link (%s); remove it", path, info.Mode().Type())

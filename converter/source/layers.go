@@ -15,10 +15,13 @@ const (
 	opaqueMark  = whiteoutPrefix + whiteoutPrefix + ".opq"
 	modelsAbove = "models" // where images have their models
 	maxLayers   = 1000
+
+	// rootAnnotation of an artifact names the folder that the files of its archives are in; see package image.
+	rootAnnotation = "io.shoal.model.root"
 )
 
-// eachLayer reads a model's artifact in which some layers are archives. An archive has the files' whole names.
-func (r *repository) eachLayer(ctx context.Context, layers []modelLayer, visit Visit) error {
+// eachLayer reads a model's artifact in which some layers are archives. An archive has the files' whole names, below root if there is one.
+func (r *repository) eachLayer(ctx context.Context, layers []modelLayer, root string, visit Visit) error {
 	c := r.s.collector(r.shown)
 	for i := range layers {
 		l := &layers[i]
@@ -35,12 +38,30 @@ func (r *repository) eachLayer(ctx context.Context, layers []modelLayer, visit V
 			}
 			continue
 		}
-		err := r.readLayer(ctx, l.Descriptor, func(h *tar.Header, content io.Reader) error { return c.tarEntry(h, content, visit) })
+		err := r.readLayer(ctx, l.Descriptor, func(h *tar.Header, content io.Reader) error {
+			if !belowRoot(h, root) {
+				return nil
+			}
+			return c.tarEntry(h, content, visit)
+		})
 		if err != nil {
 			return err
 		}
 	}
 	return c.visitEmpty(visit)
+}
+
+// belowRoot takes the root off an entry's name. Of the folders down to the root nothing is left.
+func belowRoot(h *tar.Header, root string) bool {
+	rest, below := strings.CutPrefix(h.Name, root+"/")
+	switch {
+	case root == "":
+		return true
+	case below:
+		h.Name = rest
+		return true
+	}
+	return h.Typeflag != tar.TypeDir // it is not where the artifact says, and keeps its name
 }
 
 func (r *repository) readLayer(ctx context.Context, d ocispec.Descriptor, entry func(h *tar.Header, content io.Reader) error) error {

@@ -34,12 +34,14 @@ type File struct {
 	Digest digest.Digest
 
 	real string // where the content is, if it is on a disk
+	seen stamp  // of real, when it was listed
 	open func(ctx context.Context, offset int64) (io.ReadCloser, error)
 }
 
 // Open returns the content of a regular file of a listed model from an offset on; ctx bounds the reading too. Files may be
 // opened concurrently. Content from offset 0 that comes from elsewhere is verified: if it has not the size and the checksum
-// its source promises, the reader ends with an error instead of io.EOF.
+// its source promises, the reader ends with an error instead of io.EOF. So does, with ErrChanged, that of a file on disk which was
+// changed since it was listed.
 func (f *File) Open(ctx context.Context, offset int64) (io.ReadCloser, error) {
 	switch {
 	case f.open != nil:
@@ -48,13 +50,13 @@ func (f *File) Open(ctx context.Context, offset int64) (io.ReadCloser, error) {
 		return nil, fmt.Errorf("%s can be read only once, in the order of its source", f.Path)
 	}
 	file, err := os.Open(f.real)
-	if err != nil || offset == 0 {
-		return file, err
+	if err != nil {
+		return nil, err
 	}
 	if _, err := file.Seek(offset, io.SeekStart); err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
-	return file, nil
+	return &localFile{file, f}, nil
 }
 
 // Visit gets one file. content is valid until it returns, and nil for folders and links; what it leaves is skipped.

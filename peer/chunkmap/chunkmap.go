@@ -132,12 +132,13 @@ func (m *Map) Verify(off int64, data []byte) error {
 
 // Encode returns the encoding described at the top of this package. Equal maps have equal encodings.
 func (m *Map) Encode() []byte {
-	out := make([]byte, 0, m.encodedSize())
+	out := make([]byte, 0, m.EncodedSize())
 	out, _ = m.AppendBinary(out) // it never fails
 	return out
 }
 
-func (m *Map) encodedSize() int {
+// EncodedSize is the length of Encode in bytes.
+func (m *Map) EncodedSize() int {
 	return headerSize + len(m.Blob) + groupSize*len(m.Groups) + chunkSize*len(m.Chunks)
 }
 

@@ -155,7 +155,7 @@ func (c *Cutter) Size() int64 { return c.chunks.size() }
 func (c *Cutter) Map(blob digest.Digest) *Map {
 	c.chunks.cut()
 	m := &Map{Blob: blob, Size: c.Size(), Groups: c.groups.end(), Chunks: c.chunks.list}
-	if m.encodedSize() > maxMapBytes {
+	if m.EncodedSize() > maxMapBytes {
 		m.Chunks = nil
 	}
 	return m

@@ -19,11 +19,13 @@ var ErrNotFound = errors.New("no chunk map")
 const (
 	maxLayerBytes = 8 << 30
 	maxMapBytes   = 64 << 20
-	maxMapsBytes  = 256 << 20
 	maxEntries    = 1 << 16
 	suffix        = ".chunks"
 	folder        = "image/"
 )
+
+// MaxLayerMaps is how many bytes of chunk maps AllFromLayer takes from one layer.
+const MaxLayerMaps = 256 << 20
 
 // FileName returns the name a blob's chunk map has in the tar of a bootstrap layer.
 func FileName(blob digest.Digest) string { return folder + blob.Encoded() + suffix }
@@ -58,8 +60,8 @@ func AllFromLayer(r io.Reader) (map[digest.Digest]*Map, error) {
 		if err != nil {
 			return true, fmt.Errorf("%s: %w", name, err)
 		}
-		if total += len(m.Blob) + groupSize*len(m.Groups) + chunkSize*len(m.Chunks); total > maxMapsBytes {
-			return true, fmt.Errorf("%w: more than %d bytes of them", ErrInvalid, maxMapsBytes)
+		if total += len(m.Blob) + groupSize*len(m.Groups) + chunkSize*len(m.Chunks); total > MaxLayerMaps {
+			return true, fmt.Errorf("%w: more than %d bytes of them", ErrInvalid, MaxLayerMaps)
 		}
 		if all[m.Blob] != nil {
 			return true, fmt.Errorf("%s: %w: it stands there twice", name, ErrInvalid) // FromLayer would take the first
