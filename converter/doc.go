@@ -14,5 +14,5 @@
 // only what the registry has not got is read again for the upload. Everywhere else it is read once. A base layer's Nydus blob is held in a temporary
 // file until it is uploaded. Memory does not grow with the size of files, but with their number.
 //
-// Check and its like read what Convert has made.
+// Check, Inspect, Diff and Copy read what Convert has made, and other images as far as that goes.
 package converter

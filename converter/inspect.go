@@ -363,21 +363,22 @@ func (v *openedVariant) plainLayer(i int, d ocispec.Descriptor) (kind, holds str
 	return "base", history
 }
 
-// history returns what made layer i, as the configuration says.
+// history returns what made layer i, as the configuration says. It is counted from the end: a base image may have no history, and
+// what convert adds to it is always there.
 func (v *openedVariant) history(i int) string {
 	if v.config == nil {
 		return ""
 	}
+	var lines []string
 	for _, h := range v.config.History {
-		if h.EmptyLayer {
-			continue
+		if !h.EmptyLayer {
+			lines = append(lines, strings.TrimSpace(strings.TrimPrefix(h.CreatedBy, "/bin/sh -c #(nop) ")))
 		}
-		if i == 0 {
-			return strings.TrimSpace(strings.TrimPrefix(h.CreatedBy, "/bin/sh -c #(nop) "))
-		}
-		i--
 	}
-	return ""
+	if i += len(lines) - len(v.plain.manifest.Layers); i < 0 || i >= len(lines) {
+		return ""
+	}
+	return lines[i]
 }
 
 // nydusLayer says what a layer of the Nydus manifest is.

@@ -40,6 +40,9 @@ func TestInspectionSaysWhatAnImageIs(t *testing.T) {
 	if !got.Converted || got.Digest != made.Digest || got.ModelPack.Digest != made.ModelPack || got.ModelPack.Layers != 3 || len(got.Platforms) != 1 {
 		t.Errorf("%+v", got)
 	}
+	if h := got.Platforms[0].Plain.Layers[0]; h.Kind != "base" || h.Holds != "" { // that base has no history
+		t.Errorf("%+v", h)
+	}
 	p := got.Platforms[0]
 	if p.ChunkSize != 1<<20 || p.RAFSChunks == 0 || !cmp.Equal(p.Compressors, []string{"none", "zstd"}) || p.Prefetch[0] != "/models/tiny/config.json" {
 		t.Errorf("%+v", p)

@@ -77,8 +77,8 @@ func variantDiffText(b *strings.Builder, name string, v *converter.VariantDiff) 
 		return
 	}
 	fmt.Fprintf(b, "%s: %s\n", printable(name), bytesText(v.Bytes))
-	fmt.Fprintf(b, "  by blobs   %s in %d layers, %s\n", bytesText(v.AbsentBytes), v.AbsentLayers, percent(v.AbsentShare))
-	fmt.Fprintf(b, "  by chunks  %s in %d chunks, %s\n", bytesText(v.ChunkBytes), v.Chunks, percent(v.ChunkShare))
+	fmt.Fprintf(b, "  by blobs   %s in %s, %s\n", bytesText(v.AbsentBytes), count(v.AbsentLayers, "layer"), percent(v.AbsentShare))
+	fmt.Fprintf(b, "  by chunks  %s in %s, %s\n", bytesText(v.ChunkBytes), count(v.Chunks, "chunk"), percent(v.ChunkShare))
 	rows := [][]string{}
 	for _, l := range v.Layers {
 		state := "present"

@@ -79,7 +79,7 @@ func inspectText(i *converter.Inspection) string {
 		fmt.Fprintf(&b, "modelpack\n  digest     %s\n  layers     %d, %s\n", m.Digest, m.Layers, bytesText(m.Bytes))
 	}
 	for _, p := range i.Platforms {
-		platformText(&b, &p)
+		platformText(&b, &p, i.Model)
 	}
 	for _, list := range []struct {
 		what string
@@ -102,7 +102,7 @@ func optional(b *strings.Builder, name, value string) {
 	}
 }
 
-func platformText(b *strings.Builder, p *converter.InspectedPlatform) {
+func platformText(b *strings.Builder, p *converter.InspectedPlatform, model *converter.InspectedModel) {
 	platform := p.Platform
 	if platform == "" {
 		platform = "artifact"
@@ -118,13 +118,13 @@ func platformText(b *strings.Builder, p *converter.InspectedPlatform) {
 		if v.name == "nydus" && p.ChunkSize > 0 {
 			fmt.Fprintf(b, "  files      %d\n  packed     RAFS chunks of %s, %d of them, %s\n", p.Files, bytesText(int64(p.ChunkSize)), p.RAFSChunks,
 				strings.Join(p.Compressors, " and "))
-			prefetchText(b, p.Prefetch)
+			prefetchText(b, p.Prefetch, model)
 		}
 		rows := [][]string{}
 		for _, l := range v.of.Layers {
 			chunks := ""
 			if l.Chunks > 0 {
-				chunks = fmt.Sprintf("%d chunks of %s", l.Chunks, bytesText(l.MeanChunk))
+				chunks = fmt.Sprintf("%s of %s", count(l.Chunks, "chunk"), bytesText(l.MeanChunk))
 			}
 			rows = append(rows, []string{"  " + l.Kind, shortDigest(l.Digest), bytesText(l.Size), chunks, shorten(l.Holds, 60)})
 		}
@@ -132,13 +132,17 @@ func platformText(b *strings.Builder, p *converter.InspectedPlatform) {
 	}
 }
 
-// prefetchText names the first files that are fetched ahead.
-func prefetchText(b *strings.Builder, list []string) {
+// prefetchText names the first files that are fetched ahead, those of the model within its folder.
+func prefetchText(b *strings.Builder, list []string, model *converter.InspectedModel) {
 	const shown = 4
-	if len(list) == 0 {
-		return
+	var names []string
+	for _, name := range list[:min(shown, len(list))] {
+		if model != nil {
+			name = strings.TrimPrefix(name, model.Path+"/")
+		}
+		names = append(names, name)
 	}
-	text := strings.Join(list[:min(shown, len(list))], ", ")
+	text := strings.Join(names, ", ")
 	if more := len(list) - shown; more > 0 {
 		text += fmt.Sprintf(" and %d more", more)
 	}

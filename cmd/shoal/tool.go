@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/opencontainers/go-digest"
@@ -53,8 +54,9 @@ func arguments(ctx *cli.Context, wants ...string) ([]string, error) {
 }
 
 // table writes columns that are aligned.
-func table(w io.Writer, rows [][]string) {
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+func table(b *strings.Builder, rows [][]string) {
+	var text strings.Builder
+	tw := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
 	for _, row := range rows {
 		for i, cell := range row {
 			if i > 0 {
@@ -65,6 +67,9 @@ func table(w io.Writer, rows [][]string) {
 		fmt.Fprintln(tw)
 	}
 	_ = tw.Flush() // into memory
+	for line := range strings.Lines(text.String()) {
+		b.WriteString(strings.TrimRight(line, " \n") + "\n")
+	}
 }
 
 // shortDigest is enough of a digest to find it again in a list.
@@ -85,3 +90,11 @@ func shorten(s string, n int) string {
 }
 
 func percent(share float64) string { return fmt.Sprintf("%.1f%%", 100*share) }
+
+// count is a number of things in words.
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
