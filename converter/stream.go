@@ -218,8 +218,10 @@ func (sh *sharedLayer) write(ctx context.Context, w *layer.Writer, root string) 
 func (sh *sharedLayer) stop() {
 	sh.stopped = true
 	close(sh.files)
-	<-sh.done
+	_ = sh.wait() // it is known why
 }
+
+func (sh *sharedLayer) wait() error { return <-sh.done }
 
 func (s *streamer) endShared() error {
 	sh := s.shared
@@ -228,7 +230,7 @@ func (s *streamer) endShared() error {
 	}
 	s.shared = nil
 	close(sh.files)
-	if err := <-sh.done; err != nil {
+	if err := sh.wait(); err != nil {
 		return err
 	}
 	s.c.layers = append(s.c.layers, sh.made)
