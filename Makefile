@@ -12,26 +12,34 @@ export PATH := $(SHOAL_CACHE)/bin:$(PATH)
 VERSION := $(shell git describe --always --dirty --tags 2>/dev/null || echo devel)
 LDFLAGS := -X main.version=$(VERSION)
 FUZZTIME ?= 10s
+FUZZ ?= .
 BENCH ?= .
 COUNT ?= 10
-SCRIPTS := hack/setup hack/base-image hack/model .ci/run
+BENCH_SIZE ?= 4GiB
+BENCH_FLAGS ?=
+SCRIPTS := hack/setup hack/base-image hack/model hack/fuzz .ci/run
 
 .PHONY: help
 help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## build bin/shoal, its version stamped from git
 	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/shoal ./cmd/shoal
+
+.PHONY: image
+image: ## build dist/shoal-image, shoal's container image as an OCI layout; IMAGE=REGISTRY/NAME:TAG pushes it too
+	go run ./hack/shoalimage --version '$(VERSION)' --output dist/shoal-image $(if $(IMAGE),--push '$(IMAGE)')
 
 .PHONY: setup
 setup: ## install and build all tools, once (see hack/setup --help)
 	hack/setup all
 
 .PHONY: test
-test: ## set up, then run all tests, the end-to-end ones too; needs root
+test: ## set up, then run all tests, the end-to-end ones too, and every fuzz target shortly; needs root
 	hack/setup test
 	REQUIRE_TOOLS=1 go test -count=1 -timeout 30m ./...
+	hack/fuzz 2s
 
 .PHONY: race
 race: ## run the tests of the libraries under the race detector
@@ -63,19 +71,23 @@ lint: ## run all linters: golangci-lint, go fix, shellcheck
 check: fmt vet lint test ## fmt, vet, lint, test: what a change has to pass
 
 .PHONY: fuzz
-fuzz: ## run every fuzz target for FUZZTIME (10s)
-	git grep -l '^func Fuzz' -- '*_test.go' | while read -r file; do \
-		sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' "$$file" | while read -r target; do \
-			echo "== $$(dirname "$$file") $$target"; \
-			go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) "./$$(dirname "$$file")"; \
-		done; \
-	done
+fuzz: ## run the fuzz targets that match FUZZ, each for FUZZTIME (10s)
+	hack/fuzz '$(FUZZTIME)' '$(FUZZ)'
+
+.PHONY: fuzz-short
+fuzz-short: ## run every fuzz target for 2 s, as make test does
+	hack/fuzz 2s
 
 .PHONY: bench
 bench: ## run the Go benchmarks that match BENCH, COUNT times (for benchstat), then the lab's broadcast
 	go test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) ./...
 	hack/setup test
 	go run ./hack/lab broadcast --peers 8 --size 256MiB --link 200mbit --json
+
+.PHONY: bench-convert
+bench-convert: build ## measure shoal convert beside sha256sum, nydus-image, umoci and crane on a model of BENCH_SIZE (4GiB)
+	hack/setup packages nydus bench
+	go run ./hack/convertbench --shoal bin/shoal --size $(BENCH_SIZE) --rounds 3 $(BENCH_FLAGS)
 
 .PHONY: demo
 demo: ## one model to three nodes, start to end; KEEP=1 leaves it running; needs root

@@ -15,6 +15,7 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+	"github.com/klauspost/readahead"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/shoal-project/shoal/converter/bootstrap"
@@ -173,6 +174,7 @@ func (p *platform) packLayer(ctx context.Context, desc ocispec.Descriptor, l ima
 	if err != nil {
 		return blob, false, err
 	}
+	defer packer.Close()
 	p.tree.NextLayer()
 	if err := p.mergeTar(r, packer); err != nil {
 		return blob, false, err
@@ -324,7 +326,9 @@ func (p *platform) openLayer(ctx context.Context, desc ocispec.Descriptor) (*bas
 		_ = l.Close() // the first error is the one to tell
 		return nil, l.blame(err)
 	}
-	l.Reader = io.TeeReader(&unpacked{plain, l}, l.diff)
+	// It is read, verified and expanded while what came before is packed.
+	ahead := readahead.NewReader(io.TeeReader(&unpacked{plain, l}, l.diff))
+	l.Reader, l.done = ahead, append([]func(){func() { _ = ahead.Close() }}, l.done...) // it ends before what it reads
 	return l, nil
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/shoal-project/shoal/converter/repository"
 	"github.com/shoal-project/shoal/converter/source"
@@ -25,6 +26,17 @@ type place interface {
 	sink
 	Manifest(ctx context.Context, ref string) (ocispec.Descriptor, []byte, error)
 	Blob(ctx context.Context, d ocispec.Descriptor, offset int64) (io.ReadCloser, error)
+}
+
+// store is a place that can also be asked what it has, and what refers to it. Registries and layouts are both.
+type store interface {
+	place
+	// Stat returns the size of a blob, -1 if it is not said; Has reports whether it is there.
+	Stat(ctx context.Context, d digest.Digest) (int64, error)
+	Has(ctx context.Context, d digest.Digest) (bool, error)
+	// Referrers lists the manifests that name d as their subject; Refer adds one.
+	Referrers(ctx context.Context, d digest.Digest) ([]ocispec.Descriptor, error)
+	Refer(ctx context.Context, subject digest.Digest, desc ocispec.Descriptor, raw []byte) error
 }
 
 // Access says how registries are spoken to. The zero value asks anonymously over TLS.
@@ -68,7 +80,7 @@ func (p *places) parse(what, ref string) (repository.Reference, error) {
 	return r, nil
 }
 
-func (p *places) at(ref repository.Reference) place {
+func (p *places) at(ref repository.Reference) store {
 	if ref.IsLayout() {
 		return repository.NewLayout(ref.Folder)
 	}

@@ -217,14 +217,11 @@ func (sh *sharedLayer) write(ctx context.Context, w *layer.Writer, root string) 
 // stop ends a layer that will not be used.
 func (sh *sharedLayer) stop() {
 	sh.stopped = true
-	_ = sh.end() // there was an error before
+	close(sh.files)
+	_ = sh.wait() // it is known why
 }
 
-// end says that no file follows, and waits.
-func (sh *sharedLayer) end() error {
-	close(sh.files)
-	return <-sh.done
-}
+func (sh *sharedLayer) wait() error { return <-sh.done }
 
 func (s *streamer) endShared() error {
 	sh := s.shared
@@ -232,7 +229,8 @@ func (s *streamer) endShared() error {
 		return nil
 	}
 	s.shared = nil
-	if err := sh.end(); err != nil {
+	close(sh.files)
+	if err := sh.wait(); err != nil {
 		return err
 	}
 	s.c.layers = append(s.c.layers, sh.made)

@@ -78,7 +78,7 @@ func convertCommand() *cli.Command {
 		Description: convertHelp,
 		Flags:       append(append(flags, accessFlags()...), outputFlags()...),
 		Action:      convertAction,
-	})
+	}, convertEnvironment()...)
 }
 
 func convertAction(ctx *cli.Context) error {

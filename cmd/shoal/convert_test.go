@@ -74,7 +74,7 @@ func TestNamesCannotWriteToTheTerminal(t *testing.T) {
 		t.Fatal(err)
 	}
 	var stdout, stderr bytes.Buffer
-	run(t.Context(), []string{"shoal", "convert", "--model", model, "--base", "oci:x", "--target", "r.example.com/m:v1"}, &stdout, &stderr)
+	run(t.Context(), []string{"shoal", "convert", "--quiet", "--model", model, "--base", "oci:x", "--target", "r.example.com/m:v1"}, &stdout, &stderr)
 	if strings.Count(stderr.String(), "\n") != 1 || strings.Contains(stderr.String(), "\x1b") {
 		t.Errorf("%q", stderr.String())
 	}
@@ -98,7 +98,7 @@ func TestCheckWantsOneImage(t *testing.T) {
 
 func TestConvertHelpHasExamples(t *testing.T) {
 	var stdout, stderr bytes.Buffer
-	if code := run(t.Context(), []string{"shoal", "convert", "--help"}, &stdout, &stderr); code != exitOK || !strings.Contains(stdout.String(), "oci:./base:latest") {
+	if code := run(t.Context(), []string{"shoal", "convert", "--help"}, &stdout, &stderr); code != exitOK || !strings.Contains(stdout.String(), "oci:./base --target oci:./out:v7") {
 		t.Errorf("exit code %d:\n%s%s", code, stdout.String(), stderr.String())
 	}
 }

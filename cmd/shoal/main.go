@@ -90,6 +90,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		Writer:                 stdout,
 		ErrWriter:              stderr,
 		HideHelpCommand:        true,
+		Flags:                  []cli.Flag{cli.HelpFlag}, // the library forgets it where there is a help command of our own
 		UseShortOptionHandling: true,
 		// A value may hold a comma; a flag that may be repeated is given once for each value.
 		DisableSliceFlagSeparator: true,
@@ -103,9 +104,18 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		Commands: []*cli.Command{
 			convertCommand(),
 			checkCommand(),
+			inspectCommand(),
+			diffCommand(),
+			copyCommand(),
+			pushCommand(),
+			pullCommand(),
 			nodeCommand(),
 			schedulerCommand(),
 			mirrorCommand(),
+			completionCommand(),
+			completeCommand(),
+			helpCommand(),
+			docsCommand(),
 			versionCommand(),
 		},
 	}
@@ -120,18 +130,24 @@ func unknownCommand(c *cli.Context) error {
 	return usageError(fmt.Errorf("unknown command %q; see %s --help for those there are", name, c.App.Name))
 }
 
-// command fills in what all commands share: a usage error that exits 2, and a refusal of flags behind the first
-// argument, which the flag package would silently take for arguments.
-func command(c *cli.Command) *cli.Command {
+// command fills in what all commands share: a usage error that exits 2, a refusal of flags behind the first argument, which the
+// flag package would silently take for arguments, and help that is laid out like a manual page. A command takes as many
+// arguments as ArgsUsage has words. environment are lines of "NAME  what it does".
+func command(c *cli.Command, environment ...string) *cli.Command {
 	c.OnUsageError = func(_ *cli.Context, err error, _ bool) error { return usageError(err) }
-	action, maxArgs := c.Action, 0
-	if c.ArgsUsage != "" {
-		maxArgs = 1
-	}
+	c.CustomHelpTemplate = helpTemplate(c, environment)
+	action, maxArgs := c.Action, len(strings.Fields(c.ArgsUsage))
 	c.Action = func(ctx *cli.Context) error {
-		if n := ctx.NArg(); n > maxArgs {
+		args := ctx.Args().Slice()
+		for i, a := range args {
+			if i > 0 && len(a) > 1 && strings.HasPrefix(a, "-") {
+				return usageError(fmt.Errorf("%s: flag %s stands behind the argument %q; flags go before arguments, see %s --help",
+					ctx.Command.FullName(), a, args[0], ctx.Command.HelpName))
+			}
+		}
+		if len(args) > maxArgs {
 			return usageError(fmt.Errorf("%s: unexpected argument %q; flags go before arguments, see %s --help",
-				ctx.Command.FullName(), ctx.Args().Get(maxArgs), ctx.Command.HelpName))
+				ctx.Command.FullName(), args[maxArgs], ctx.Command.HelpName))
 		}
 		return action(ctx)
 	}

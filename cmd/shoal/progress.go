@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,21 +26,48 @@ func bytesText(n int64) string {
 	return fmt.Sprintf("%.1f %ciB", value, units[unit])
 }
 
-// progress shows what a conversion does: one line that changes on a terminal, a line for each step and every few seconds
-// elsewhere. It is safe for concurrent use.
+const (
+	// onTerminal and inLog are how often the state is shown.
+	onTerminal = 200 * time.Millisecond
+	inLog      = 5 * time.Second
+	// rateWindow is how far back the rate looks: long enough to be calm, short enough to be of now.
+	rateWindow = 5 * time.Second
+)
+
+// progress shows what takes time: a bar that changes on a terminal, a line every few seconds elsewhere. It is safe for concurrent
+// use.
 type progress struct {
 	w        io.Writer
 	terminal bool
-	start    time.Time
+	now      func() time.Time
+	width    func() int
 
-	mu         sync.Mutex
+	mu      sync.Mutex
+	state   progressState
+	samples []sample // of the last rateWindow, oldest first
+	shown   bool     // a bar is on the screen
+
+	stop    chan struct{}
+	stopped sync.WaitGroup
+}
+
+// progressState is what is to be shown.
+type progressState struct {
 	step       string
 	plan, done [2]int64 // by converter.Stage
-	last       time.Time
+	rate       float64  // bytes a second
+}
+
+// sample is how much was done at a time.
+type sample struct {
+	at   time.Time
+	done int64
 }
 
 func newProgress(w io.Writer) *progress {
-	return &progress{w: w, terminal: isTerminal(w), start: time.Now()}
+	return &progress{
+		w: w, terminal: isTerminal(w), now: time.Now, width: func() int { return terminalWidth(w) }, stop: make(chan struct{}),
+	}
 }
 
 func isTerminal(w io.Writer) bool {
@@ -51,64 +79,165 @@ func isTerminal(w io.Writer) bool {
 	return err == nil && os.Getenv("TERM") != "dumb"
 }
 
+// terminalWidth returns the columns of the terminal, which may change.
+func terminalWidth(w io.Writer) int {
+	const usual = 80
+	if file, ok := w.(*os.File); ok {
+		if size, err := unix.IoctlGetWinsize(int(file.Fd()), unix.TIOCGWINSZ); err == nil && size.Col > 0 {
+			return int(size.Col)
+		}
+	}
+	return usual
+}
+
+// run shows the state from time to time until end.
+func (p *progress) run() {
+	every := inLog
+	if p.terminal {
+		every = onTerminal
+	}
+	p.stopped.Go(func() {
+		tick := time.NewTicker(every)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				p.show()
+			case <-p.stop:
+				return
+			}
+		}
+	})
+}
+
+// Step announces what begins.
 func (p *progress) Step(text string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	text = printable(text)
-	p.step = text
-	if p.terminal {
-		p.showLocked()
-		return
-	}
-	fmt.Fprintf(p.w, "%s\n", text)
+	p.state.step = printable(text)
 }
 
+// Plan adds to what is to be done.
 func (p *progress) Plan(s converter.Stage, n int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.plan[s] += n
+	p.state.plan[s] += n
 }
 
+// Done adds to what is done.
 func (p *progress) Done(s converter.Stage, n int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.done[s] += n
-	every := 100 * time.Millisecond
-	if !p.terminal {
-		every = 5 * time.Second
-	}
-	if p.last.IsZero() {
-		p.last = time.Now()
-	}
-	if time.Since(p.last) >= every {
-		p.showLocked()
-	}
+	p.state.done[s] += n
 }
 
-func (p *progress) showLocked() {
-	p.last = time.Now()
-	seconds := max(time.Since(p.start).Seconds(), 0.001)
-	done, plan := p.done[0]+p.done[1], p.plan[0]+p.plan[1]
-	line := fmt.Sprintf("read %s of %s, pushed %s of %s, %s/s", bytesText(p.done[0]), bytesText(p.plan[0]),
-		bytesText(p.done[1]), bytesText(p.plan[1]), bytesText(int64(float64(done)/seconds)))
-	// What is read will be pushed too; that is all there is to say about the rest.
-	if rest := plan + max(p.plan[0]-p.plan[1], 0) - done; done > 0 && rest > 0 {
-		line += ", " + time.Duration(float64(rest)/float64(done)*seconds*float64(time.Second)).Round(time.Second).String() + " left"
-	}
-	if !p.terminal {
-		fmt.Fprintf(p.w, "  %s\n", line)
-		return
-	}
-	fmt.Fprintf(p.w, "\r\x1b[K%s · %s", line, p.step)
-}
-
-// end removes the changing line.
-func (p *progress) end() {
+func (p *progress) show() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.terminal {
+	p.measureLocked()
+	if !p.terminal {
+		fmt.Fprintln(p.w, p.state.line())
+		return
+	}
+	p.shown = true
+	fmt.Fprintf(p.w, "\r\x1b[K%s", p.state.bar(p.width()-1))
+}
+
+// measureLocked computes the rate of the last seconds.
+func (p *progress) measureLocked() {
+	s := sample{p.now(), p.state.done[0] + p.state.done[1]}
+	p.samples = append(p.samples, s)
+	for len(p.samples) > 2 && s.at.Sub(p.samples[1].at) >= rateWindow {
+		p.samples = p.samples[1:]
+	}
+	first := p.samples[0]
+	if seconds := s.at.Sub(first.at).Seconds(); seconds > 0 {
+		p.state.rate = max(0, float64(s.done-first.done)/seconds) // an upload that begins anew goes back
+	}
+}
+
+// end removes the bar.
+func (p *progress) end() {
+	close(p.stop)
+	p.stopped.Wait()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.shown {
 		fmt.Fprint(p.w, "\r\x1b[K")
 	}
+}
+
+// total returns what is done and to be done in all. What is read by convert will be pushed too, which is not planned before.
+func (s *progressState) total() (done, plan int64) {
+	plan = s.plan[converter.Read] + s.plan[converter.Push]
+	if s.plan[converter.Push] > 0 {
+		plan += max(s.plan[converter.Read]-s.plan[converter.Push], 0)
+	}
+	return max(s.done[converter.Read]+s.done[converter.Push], 0), plan
+}
+
+// left says how long the rest takes at this rate; "" if that cannot be said.
+func (s *progressState) left() string {
+	done, plan := s.total()
+	if s.rate < 1 || plan <= done {
+		return ""
+	}
+	seconds := float64(plan-done) / s.rate
+	if seconds > 99*3600 {
+		return ""
+	}
+	return (time.Duration(seconds) * time.Second).String() + " left"
+}
+
+// line is the state in a log.
+func (s *progressState) line() string {
+	var parts []string
+	for _, stage := range []struct {
+		name string
+		of   converter.Stage
+	}{{"read", converter.Read}, {"pushed", converter.Push}} {
+		if s.plan[stage.of] > 0 {
+			parts = append(parts, fmt.Sprintf("%s %s of %s", stage.name, bytesText(s.done[stage.of]), bytesText(s.plan[stage.of])))
+		}
+	}
+	done, plan := s.total()
+	if plan == 0 {
+		return s.step
+	}
+	parts = append(parts, fmt.Sprintf("%d%%", percentDone(done, plan)))
+	parts = append(parts, bytesText(int64(s.rate))+"/s")
+	if left := s.left(); left != "" {
+		parts = append(parts, left)
+	}
+	return strings.Join(parts, ", ") + ": " + s.step
+}
+
+func percentDone(done, plan int64) int64 { return min(100, int64(100*float64(done)/float64(plan))) }
+
+// bar is the state on a terminal, in no more than width columns: [####....]  42%  1.2 GiB of 2.9 GiB  310.0 MiB/s  5s left  step
+func (s *progressState) bar(width int) string {
+	done, plan := s.total()
+	if plan == 0 {
+		return cutText(s.step, width)
+	}
+	text := fmt.Sprintf(" %3d%%  %s of %s  %s/s", percentDone(done, plan), bytesText(done), bytesText(plan), bytesText(int64(s.rate)))
+	if left := s.left(); left != "" {
+		text += "  " + left
+	}
+	const widest = 30
+	room := min(widest, (width-len(text))/2)
+	if room < 8 {
+		return cutText(strings.TrimSpace(text), width)
+	}
+	full := int(percentDone(done, plan)) * (room - 2) / 100
+	line := "[" + strings.Repeat("#", full) + strings.Repeat(".", room-2-full) + "]" + text
+	return cutText(line+"  "+s.step, width)
+}
+
+// cutText cuts to columns; texts here are mostly ASCII, wide letters at worst wrap the line.
+func cutText(s string, width int) string {
+	r := []rune(s)
+	return strings.TrimRight(string(r[:max(0, min(len(r), width))]), " ")
 }
 
 // outputFlags are those of every command that takes its time and ends with a summary.
@@ -137,5 +266,6 @@ func startProgress(ctx *cli.Context) (p converter.Progress, end func()) {
 		return nil, func() {}
 	}
 	bar := newProgress(ctx.App.ErrWriter)
+	bar.run()
 	return bar, bar.end
 }

@@ -3,12 +3,24 @@ package main
 import (
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
+	fakeregistry "github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
@@ -22,6 +34,7 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata/script",
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"freeport": freePort, "waithttp": waitHTTP, "occupy": occupy, "exits": exits,
+			"registry": startRegistry, "baseimage": baseImage, "sign": sign, "damage": damage,
 		},
 	})
 }
@@ -79,4 +92,62 @@ func exits(ts *testscript.TestScript, _ bool, args []string) {
 	if text := ts.ReadFile("stderr"); got != 0 && strings.Count(strings.TrimSpace(text), "\n") > 0 {
 		ts.Fatalf("more than one line on stderr:\n%s", text)
 	}
+}
+
+// registry NAME…: sets each variable to the address of a registry in this process.
+func startRegistry(ts *testscript.TestScript, _ bool, names []string) {
+	for _, name := range names {
+		s := httptest.NewServer(fakeregistry.New(fakeregistry.Logger(log.New(io.Discard, "", 0)), fakeregistry.WithReferrersSupport(true)))
+		ts.Defer(s.Close)
+		ts.Setenv(name, strings.TrimPrefix(s.URL, "http://"))
+	}
+}
+
+// baseimage TAR FOLDER: writes an image with one layer, the archive, into an OCI layout under the tag v1.
+func baseImage(ts *testscript.TestScript, _ bool, args []string) {
+	l, err := tarball.LayerFromFile(ts.MkAbs(args[0]))
+	ts.Check(err)
+	img, err := mutate.AppendLayers(empty.Image, l)
+	ts.Check(err)
+	cfg, err := img.ConfigFile()
+	ts.Check(err)
+	cfg = cfg.DeepCopy()
+	cfg.OS, cfg.Architecture = "linux", "amd64"
+	img, err = mutate.ConfigFile(img, cfg)
+	ts.Check(err)
+	path, err := layout.Write(ts.MkAbs(args[1]), empty.Index)
+	ts.Check(err)
+	ts.Check(path.AppendImage(img, layout.WithAnnotations(map[string]string{"org.opencontainers.image.ref.name": "v1"})))
+}
+
+// sign IMAGE: pushes a manifest that refers to the image.
+func sign(ts *testscript.TestScript, _ bool, args []string) {
+	ref, err := name.ParseReference(args[0])
+	ts.Check(err)
+	subject, err := remote.Get(ref)
+	ts.Check(err)
+	signature, ok := mutate.Subject(empty.Image, subject.Descriptor).(v1.Image)
+	if !ok {
+		ts.Fatalf("no image")
+	}
+	d, err := signature.Digest()
+	ts.Check(err)
+	ts.Check(remote.Write(ref.Context().Digest(d.String()), signature))
+}
+
+// damage FOLDER: flips a byte in the largest blob of an OCI layout.
+func damage(ts *testscript.TestScript, _ bool, args []string) {
+	blobs, err := filepath.Glob(filepath.Join(ts.MkAbs(args[0]), "blobs", "sha256", "*"))
+	ts.Check(err)
+	var largest []byte
+	var path string
+	for _, b := range blobs {
+		raw, err := os.ReadFile(b)
+		ts.Check(err)
+		if len(raw) > len(largest) {
+			largest, path = raw, b
+		}
+	}
+	largest[len(largest)/2] ^= 1
+	ts.Check(os.WriteFile(path, largest, 0o600))
 }

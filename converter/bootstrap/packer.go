@@ -12,12 +12,13 @@ import (
 
 // Packer writes the data blob of one framework layer: the RAFS chunks of its regular files, each compressed by itself, then
 // the chunk table. A chunk that comes twice is stored once, and one that a dictionary has may be left out. The bytes depend
-// on nothing but the files, their order and the dictionary. It is not safe for concurrent use.
+// on nothing but the files, their order and the dictionary. Chunks are hashed and compressed by several goroutines, which Close or
+// Finish ends. It is not safe for concurrent use.
 type Packer struct {
-	w     io.Writer
-	sum   hash.Hash
-	comp  *compressor
-	chunk []byte
+	w    io.Writer
+	sum  hash.Hash
+	kind Compressor
+	pool *packPool
 
 	offset int64 // in the blob
 	device int64 // on the device
@@ -76,65 +77,86 @@ type Packed struct {
 // NewPacker returns a Packer that writes to w, cuts files at chunkSize and compresses with None, LZ4 or Zstd. Chunks of
 // dict, which may be nil, are referred to in place of being stored; see Dict.
 func NewPacker(w io.Writer, chunkSize uint32, kind Compressor, dict *Dict) (*Packer, error) {
-	comp, err := newCompressor(kind)
-	if err != nil {
-		return nil, err
-	}
 	if dict != nil && dict.chunkSize != chunkSize {
 		return nil, fmt.Errorf("chunks of %d bytes with a dictionary of such of %d: %w", chunkSize, dict.chunkSize, ErrUnsupported)
 	}
+	pool, err := newPackPool(kind, int(chunkSize))
+	if err != nil {
+		return nil, err
+	}
 	return &Packer{
-		w: w, sum: sha256.New(), comp: comp, chunk: make([]byte, chunkSize), size: chunkSize,
+		w: w, sum: sha256.New(), kind: kind, pool: pool, size: chunkSize,
 		known: map[chunkKey]uint32{}, dict: dict, held: map[int]*held{}, named: map[chunkRef]bool{},
 	}, nil
 }
 
+// Close ends a Packer whose layer is not wanted. After Finish it does nothing.
+func (p *Packer) Close() { p.pool.close() }
+
 // Add packs the n.Size bytes of the regular file n, read from r. Its chunks are known, and set in n, when the layer is added
 // to an image: see Builder.Add.
 func (p *Packer) Add(n *Inode, r io.Reader) error {
-	file := packedFile{inode: n}
-	var last *chunkRef
+	p.files = append(p.files, packedFile{inode: n})
 	for done := int64(0); done < n.Size; {
+		if p.pool.full() {
+			if err := p.place(p.pool.next()); err != nil {
+				return err
+			}
+		}
 		length := min(int64(p.size), n.Size-done)
-		if _, err := io.ReadFull(r, p.chunk[:length]); err != nil {
+		j := p.pool.job(int(length))
+		j.file, j.offset = len(p.files)-1, done
+		if _, err := io.ReadFull(r, j.data); err != nil {
+			p.pool.free(j)
 			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
 			}
 			return err
 		}
-		ref, err := p.add(p.chunk[:length], done, last)
-		if err != nil {
-			return err
-		}
-		last = &ref
-		file.refs = append(file.refs, ref)
+		p.pool.start(j)
 		done += length
 	}
-	p.files = append(p.files, file)
 	return nil
 }
 
-// add packs a chunk that follows last, if it is not its file's first.
-func (p *Packer) add(data []byte, fileOffset int64, last *chunkRef) (chunkRef, error) {
-	c := Chunk{Digest: Blake3.sum(data), Size: uint32(len(data)), FileOffset: fileOffset}
+// place gives the next chunk, which is packed now, its place behind what came before it.
+func (p *Packer) place(j *packJob) error {
+	defer p.pool.free(j)
+	if j.err != nil {
+		return j.err
+	}
+	f := &p.files[j.file]
+	var last *chunkRef
+	if n := len(f.refs); n > 0 {
+		last = &f.refs[n-1]
+	}
+	ref, err := p.add(j, last)
+	f.refs = append(f.refs, ref)
+	return err
+}
+
+// add finds or makes the place of a chunk that follows last, if it is not its file's first.
+func (p *Packer) add(j *packJob, last *chunkRef) (chunkRef, error) {
+	c := Chunk{Digest: j.digest, Size: uint32(len(j.data)), FileOffset: j.offset}
 	key := chunkKey{c.Digest, c.Size}
 	if index, ok := p.known[key]; ok && !p.skips(last, chunkRef{own, index}) {
 		return chunkRef{own, index}, nil
 	}
 	if p.dict == nil {
-		return p.store(c, data, last)
+		return p.append(c, j.stored, last)
 	}
 	ref, ok := p.dict.chunks[key]
 	switch {
 	case !ok || p.skips(last, ref):
-		return p.store(c, data, last)
+		return p.append(c, j.stored, last)
 	case p.dict.blobs[ref.blob].used:
 		p.name(ref, p.dict.blobs[ref.blob].chunks[ref.index].Length)
 		return ref, nil
 	case p.dict.left <= 0:
-		return p.store(c, data, last)
+		return p.append(c, j.stored, last)
 	}
-	return ref, p.hold(ref, c, data)
+	p.hold(ref, c, j.stored)
+	return ref, nil
 }
 
 func (p *Packer) at(ref chunkRef) Chunk {
@@ -162,15 +184,7 @@ func (p *Packer) name(ref chunkRef, length uint32) {
 	}
 }
 
-// store appends a chunk to the blob.
-func (p *Packer) store(c Chunk, data []byte, last *chunkRef) (chunkRef, error) {
-	stored, err := p.comp.pack(data)
-	if err != nil {
-		return chunkRef{}, err
-	}
-	return p.append(c, stored, last)
-}
-
+// append stores a chunk at the end of the blob.
 func (p *Packer) append(c Chunk, stored []byte, last *chunkRef) (chunkRef, error) {
 	if last != nil && last.blob == own {
 		before := p.at(*last)
@@ -203,18 +217,14 @@ func (p *Packer) pad(to int64) error {
 }
 
 // hold keeps a chunk of a blob of the dictionary until enough of them are found to name that blob.
-func (p *Packer) hold(ref chunkRef, c Chunk, data []byte) error {
+func (p *Packer) hold(ref chunkRef, c Chunk, stored []byte) {
 	h := p.held[ref.blob]
 	if h == nil {
 		h = &held{chunks: map[uint32]Chunk{}}
 		p.held[ref.blob] = h
 	}
 	if _, ok := h.chunks[ref.index]; ok {
-		return nil
-	}
-	stored, err := p.comp.pack(data)
-	if err != nil {
-		return err
+		return
 	}
 	c.Offset, c.Length = int64(len(h.stored)), uint32(len(stored))
 	h.chunks[ref.index] = c
@@ -225,7 +235,6 @@ func (p *Packer) hold(ref chunkRef, c Chunk, data []byte) error {
 		}
 		delete(p.held, ref.blob)
 	}
-	return nil
 }
 
 // settle decides about the blobs of the dictionary that have little of this layer: those worth naming are named, the chunks
@@ -270,7 +279,12 @@ func (p *Packer) write(b []byte) error {
 
 // Finish writes the chunk table. The Packer must not be used afterwards.
 func (p *Packer) Finish() (*Packed, error) {
-	defer p.comp.close()
+	defer p.Close()
+	for !p.pool.empty() {
+		if err := p.place(p.pool.next()); err != nil {
+			return nil, err
+		}
+	}
 	if err := p.settle(); err != nil {
 		return nil, err
 	}
@@ -287,7 +301,7 @@ func (p *Packer) Finish() (*Packed, error) {
 		return nil, err
 	}
 	out.Blob = Blob{
-		Digest: digest.NewDigest(digest.SHA256, p.sum), Size: at + int64(len(table)), Compressor: p.comp.kind,
+		Digest: digest.NewDigest(digest.SHA256, p.sum), Size: at + int64(len(table)), Compressor: p.kind,
 		TableOffset: at, ChunkCount: uint32(len(p.chunks)), DeviceSize: roundUp(p.device, blockSize),
 	}
 	return out, nil

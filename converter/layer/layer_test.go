@@ -292,20 +292,6 @@ func FuzzContentIsAlwaysAligned(f *testing.F) {
 	})
 }
 
-func BenchmarkWriter(b *testing.B) {
-	data := noise(1, 64<<20)
-	cfg := testConfig()
-	cfg.ChunkSize = 1 << 20
-	b.SetBytes(int64(len(data)))
-	b.ReportAllocs()
-	for b.Loop() {
-		w := NewWriter(io.Discard, cfg)
-		check(b, w.Add(b.Context(), fileEntry("weights", data), nil))
-		_, err := w.Finish()
-		check(b, err)
-	}
-}
-
 func TestLayerHoldsNoHeaders(t *testing.T) {
 	const files = 4000
 	var before, after runtime.MemStats

@@ -92,8 +92,8 @@ func ParseReference(s string, opts ...name.Option) (Reference, error) {
 		if i := strings.LastIndexByte(folder, ':'); i > strings.LastIndexByte(folder, filepath.Separator) {
 			r.Folder, r.Tag = folder[:i], folder[i+1:]
 		}
-		if r.Folder == "" {
-			return Reference{}, fmt.Errorf("%w %q: no folder; want oci:FOLDER[:TAG]", ErrReference, s)
+		if r.Folder == "" || strings.HasSuffix(folder, ":") {
+			return Reference{}, fmt.Errorf("%w %q: no folder, or no tag behind the colon; want oci:FOLDER[:TAG]", ErrReference, s)
 		}
 		return r, nil
 	}

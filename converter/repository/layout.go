@@ -82,6 +82,9 @@ func (l *Layout) find(ref string) (ocispec.Descriptor, error) {
 		return ocispec.Descriptor{}, err
 	}
 	var tags []string
+	if ref == "" {
+		index.Manifests = slices.DeleteFunc(index.Manifests, l.refers)
+	}
 	for _, d := range index.Manifests {
 		tag := d.Annotations[ocispec.AnnotationRefName]
 		if ref != "" && tagged(tag, ref) || ref == "" && len(index.Manifests) == 1 {
@@ -90,6 +93,11 @@ func (l *Layout) find(ref string) (ocispec.Descriptor, error) {
 		tags = append(tags, tag)
 	}
 	return ocispec.Descriptor{}, fmt.Errorf("tag %q in oci:%s: %w; tags there: %q", ref, l.folder, ErrNotFound, tags)
+}
+
+// refers reports whether a manifest without a tag is there only because it refers to another one.
+func (l *Layout) refers(d ocispec.Descriptor) bool {
+	return d.Annotations[ocispec.AnnotationRefName] == "" && l.subject(d.Digest) != ""
 }
 
 // tagged reports whether a name in a layout is that of the tag; some tools write the whole reference.
@@ -132,7 +140,7 @@ func (l *Layout) several(tag string) (ocispec.Descriptor, []byte, bool) {
 	}
 	index.Manifests = slices.DeleteFunc(index.Manifests, func(d ocispec.Descriptor) bool {
 		name := d.Annotations[ocispec.AnnotationRefName]
-		return name != tag && (tag == "" || !tagged(name, tag))
+		return name != tag && (tag == "" || !tagged(name, tag)) || tag == "" && l.refers(d)
 	})
 	if len(index.Manifests) < 2 {
 		return ocispec.Descriptor{}, nil, false
@@ -168,8 +176,7 @@ func (l *Layout) Blob(_ context.Context, d ocispec.Descriptor, offset int64) (io
 		return nil, fmt.Errorf("blob %s: %w", d.Digest, err)
 	}
 	if _, err := file.Seek(offset, io.SeekStart); err != nil {
-		file.Close()
-		return nil, fmt.Errorf("blob %s: %w", d.Digest, err)
+		return nil, errors.Join(fmt.Errorf("blob %s: %w", d.Digest, err), file.Close())
 	}
 	return verified(file, d, offset), nil
 }
@@ -296,6 +303,19 @@ func (l *Layout) PutManifest(ctx context.Context, ref, mediaType string, raw []b
 
 // tag gives a manifest a tag in index.json.
 func (l *Layout) tag(tag string, desc ocispec.Descriptor) error {
+	return l.update(func(index *ocispec.Index) {
+		index.Manifests = slices.DeleteFunc(index.Manifests, func(d ocispec.Descriptor) bool {
+			return d.Annotations[ocispec.AnnotationRefName] == tag && (tag != "" || !l.refers(d))
+		})
+		if tag != "" {
+			desc.Annotations = map[string]string{ocispec.AnnotationRefName: tag}
+		}
+		index.Manifests = append(index.Manifests, desc)
+	})
+}
+
+// update changes index.json, which one process at a time does.
+func (l *Layout) update(change func(*ocispec.Index)) error {
 	lock, err := os.Open(l.folder)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrLayout, err)
@@ -311,13 +331,7 @@ func (l *Layout) tag(tag string, desc ocispec.Descriptor) error {
 	if err != nil {
 		return err
 	}
-	index.Manifests = slices.DeleteFunc(index.Manifests, func(d ocispec.Descriptor) bool {
-		return d.Annotations[ocispec.AnnotationRefName] == tag
-	})
-	if tag != "" {
-		desc.Annotations = map[string]string{ocispec.AnnotationRefName: tag}
-	}
-	index.Manifests = append(index.Manifests, desc)
+	change(index)
 	raw, err := json.Marshal(index)
 	if err != nil {
 		return err

@@ -147,13 +147,34 @@ func TestServerThatStandsStillIsLeft(t *testing.T) {
 	over := make(chan struct{})
 	defer close(over)
 	f.before = first(1, http.MethodPatch, func(http.ResponseWriter, *http.Request) { <-over })
-	retry := hasty(3)
-	retry.Idle = 50 * time.Millisecond
+	retry := hasty(5)
+	retry.Idle = 2 * time.Second  // much for a busy machine, little for who waits
 	b := blobOf(noise(4, 32<<20)) // more than the sockets between hold
 	_, err := registryAt(t, address, Config{Retry: retry}).Push(t.Context(), b)
 	check(t, err)
 	if f.blob(b.Digest) == nil {
 		t.Error("it is not there")
+	}
+}
+
+func TestRegistryThatNeverAnswersIsLeft(t *testing.T) {
+	f, address := newFake(t)
+	over := make(chan struct{})
+	defer close(over)
+	f.before = func(http.ResponseWriter, *http.Request) bool {
+		<-over
+		return true
+	}
+	retry := hasty(2)
+	retry.Idle = 50 * time.Millisecond
+	r := registryAt(t, address, Config{Retry: retry})
+	if _, err := r.Push(t.Context(), blobOf([]byte("x"))); !errors.Is(err, errIdle) {
+		t.Errorf("got %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, err := r.Manifest(ctx, "v1"); !errors.Is(err, context.Canceled) {
+		t.Errorf("interrupted: got %v", err)
 	}
 }
 

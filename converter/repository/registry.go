@@ -6,16 +6,18 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
-	"sync"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/semaphore"
 )
 
 // Config says how registries are spoken to. The zero value asks anonymously.
@@ -32,9 +34,10 @@ type Registry struct {
 	repo name.Repository
 	cfg  Config
 
-	mu     sync.Mutex
-	client *http.Client // guarded by mu; nil before the first request
-	scopes []string     // guarded by mu; what the client may do
+	// opening is held by who asks the registry how it wants to be asked, and guards client and scopes.
+	opening *semaphore.Weighted
+	client  *http.Client // nil before the first request
+	scopes  []string     // what the client may do
 }
 
 // NewRegistry returns the repository. Nothing is asked before the first call of a method.
@@ -52,7 +55,7 @@ func NewRegistry(repo name.Repository, cfg Config) *Registry {
 		cfg.UserAgent = "shoal"
 	}
 	cfg.Retry = cfg.Retry.withDefaults()
-	return &Registry{repo: repo, cfg: cfg}
+	return &Registry{repo: repo, cfg: cfg, opening: semaphore.NewWeighted(1)}
 }
 
 // Repository returns the name of the repository.
@@ -75,46 +78,39 @@ func (r *Registry) session(ctx context.Context, need access, from ...name.Reposi
 	for _, f := range from {
 		wanted = append(wanted, f.Scope(transport.PullScope))
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	missing := false
+	if err := r.opening.Acquire(ctx, 1); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	defer r.opening.Release(1)
+	scopes := slices.Clone(r.scopes)
 	for _, w := range wanted {
-		if !contains(r.scopes, w) {
-			missing = true
-			r.scopes = append(r.scopes, w)
+		if !slices.Contains(scopes, w) {
+			scopes = append(scopes, w)
 		}
 	}
-	if r.client != nil && !missing {
+	if r.client != nil && len(scopes) == len(r.scopes) {
 		return r.client, nil
 	}
 	auth, err := r.cfg.Keychain.Resolve(r.repo)
 	if err != nil {
 		return nil, err
 	}
-	scopes := append([]string(nil), r.scopes...)
 	var rt http.RoundTripper
 	err = r.cfg.Retry.do(ctx, func(ctx context.Context) error {
-		base := transport.NewUserAgent(r.cfg.Transport, r.cfg.UserAgent)
+		ctx, w := newWatch(ctx, r.cfg.Retry.Idle)
+		defer w.end()
+		base := transport.NewUserAgent(onceTransport{r.cfg.Transport}, r.cfg.UserAgent)
 		rt, err = transport.NewWithContext(ctx, r.repo.Registry, auth, base, scopes)
 		if unreachable(err) {
 			return &ownError{err} // who mistyped a name should not wait
 		}
-		return err
+		return cause(ctx, err)
 	})
 	if err != nil {
 		return nil, err
 	}
-	r.client = &http.Client{Transport: rt}
+	r.client, r.scopes = &http.Client{Transport: rt}, scopes
 	return r.client, nil
-}
-
-func contains(list []string, s string) bool {
-	for _, l := range list {
-		if l == s {
-			return true
-		}
-	}
-	return false
 }
 
 func (r *Registry) url(format string, args ...any) *url.URL {
@@ -142,9 +138,7 @@ func (r *Registry) send(ctx context.Context, client *http.Client, c call) (*http
 	if c.body == nil {
 		req.ContentLength = 0
 	}
-	for key, values := range c.header {
-		req.Header[key] = values
-	}
+	maps.Copy(req.Header, c.header)
 	resp, err := client.Do(req)
 	if err != nil {
 		return nil, cause(ctx, err)

@@ -11,7 +11,7 @@ import (
 )
 
 // streamChunk is how many bytes of a blob that is read only once are held until the registry has them.
-const streamChunk = 16 << 20
+const streamChunk = 8 << 20
 
 // Upload takes a blob whose digest is known only at its end. Write and Commit must not be called concurrently. An Upload ends
 // with Commit or with Cancel; Cancel after Commit does nothing.
@@ -23,7 +23,7 @@ type Upload interface {
 	Cancel(ctx context.Context)
 }
 
-// Create begins an upload of a blob that can be read only once. While a part of 16 MiB is on its way the next one is filled;
+// Create begins an upload of a blob that can be read only once. While a part of 8 MiB is on its way the next one is filled;
 // a part that could not be sent whole is sent again. The context bounds the whole upload. If the registry has lost the upload, Write or Commit
 // returns an error of class ErrLost, and only its beginning anew helps.
 func (r *Registry) Create(ctx context.Context) (Upload, error) {

@@ -69,7 +69,7 @@ func (u *upload) patch(ctx context.Context, body io.Reader, offset, n int64) err
 	ctx, w := newWatch(ctx, u.r.cfg.Retry.Idle)
 	defer w.end()
 	resp, err := u.r.send(ctx, u.client, call{
-		method: http.MethodPatch, url: u.location, body: &sentOnce{r: aliveReader{body, w}}, length: n,
+		method: http.MethodPatch, url: u.location, body: &sentOnce{Reader: aliveReader{body, w}}, length: n,
 		header: http.Header{
 			"Content-Type":  {"application/octet-stream"},
 			"Content-Range": {fmt.Sprintf("%d-%d", offset, offset+n-1)},
@@ -85,23 +85,27 @@ func (u *upload) patch(ctx context.Context, body io.Reader, offset, n int64) err
 	return u.moveTo(resp)
 }
 
-// sentOnce is the body of one request. A client that renews its token sends the request again, with what it has not read of the body
-// yet; those bytes would come to stand at the wrong place, so nothing is read after the first sending.
+// sentOnce is the body of a request that must not be sent again. A client that renews its token sends the request once more, with what the first
+// sending has not read of the body yet; those bytes would come to stand at the wrong place.
 type sentOnce struct {
-	r      io.Reader
-	closed atomic.Bool
+	io.Reader
+	sent atomic.Bool
 }
 
-func (b *sentOnce) Read(p []byte) (int, error) {
-	if b.closed.Load() {
-		return 0, io.ErrClosedPipe
+// Close does nothing: the bytes belong to who made the request.
+func (b *sentOnce) Close() error { return nil }
+
+// errSent is why a request was not sent again.
+var errSent = errors.New("the request's body was sent already")
+
+// onceTransport sends each sentOnce once. It stands below what renews tokens.
+type onceTransport struct{ http.RoundTripper }
+
+func (t onceTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	if b, ok := r.Body.(*sentOnce); ok && b.sent.Swap(true) {
+		return nil, errSent
 	}
-	return b.r.Read(p)
-}
-
-func (b *sentOnce) Close() error {
-	b.closed.Store(true)
-	return nil
+	return t.RoundTripper.RoundTrip(r)
 }
 
 // status asks how many bytes the registry has. An error of class ErrLost says that it knows nothing of the session any more.

@@ -194,15 +194,14 @@ func (z *zipModel) open(ctx context.Context, entry *zip.File, name string, offse
 	if entry.Method == zip.Store {
 		at, packed, skip = at+offset, max(0, packed-offset), 0
 	}
-	if packed == 0 {
-		return io.NopCloser(strings.NewReader("")), nil
-	}
-	raw, err := z.src.open(ctx, span{at, at + packed})
-	if err != nil {
-		return nil, err
+	raw := io.NopCloser(strings.NewReader("")) // nobody can be asked for a range of nothing
+	if packed > 0 {
+		if raw, err = z.src.open(ctx, span{at, at + packed}); err != nil {
+			return nil, err
+		}
 	}
 	r := &zipContent{Reader: raw, raw: raw, what: what}
-	if entry.Method == zip.Deflate {
+	if entry.Method == zip.Deflate && packed > 0 {
 		r.Reader = inflate(r.Reader)
 	}
 	if _, err := io.CopyN(io.Discard, r, skip); err != nil && !errors.Is(err, io.EOF) {

@@ -57,6 +57,7 @@ var rules = []rule{
 
 	{path: "cmd/*", may: []string{all}},
 	{path: "hack/*", may: []string{all}},
+	{path: "hack/loopback", may: []string{"hack/lab/cluster"}, tests: tests},
 }
 
 // folders are the levels of the tree, lowest first: an import points to the same level's own folder or to a lower level.
