@@ -2,13 +2,22 @@ package converter
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"path"
+	"slices"
 	"strings"
+	"time"
 
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/shoal-project/shoal/converter/image"
 	"github.com/shoal-project/shoal/converter/layer"
+)
+
+const (
+	manifestTries = 6
+	manifestPause = 50 * time.Millisecond // after the first try; each further one waits so much longer
 )
 
 // finish writes what names the layers: bootstraps, configurations, manifests and, last of all, the tag.
@@ -71,11 +80,32 @@ func (c *conversion) annotations() map[string]string {
 	return out
 }
 
+// putManifest writes a manifest whose blobs are there. A registry that says otherwise is asked again: while another conversion writes
+// the same blobs, docker-registry 2.8 on a file system finds their records empty for a moment.
 func (c *conversion) putManifest(ctx context.Context, ref, mediaType string, raw []byte) error {
-	if err := c.sink.PutManifest(ctx, ref, mediaType, raw); err != nil {
-		return c.pushError("push manifest "+ref, err)
+	for try := 1; ; try++ {
+		err := c.sink.PutManifest(ctx, ref, mediaType, raw)
+		if err == nil {
+			return nil
+		}
+		if try == manifestTries || !unfinished(err) {
+			return c.pushError("push manifest "+ref, err)
+		}
+		c.cfg.Logger.WarnContext(ctx, "manifest is pushed again", "ref", ref, "error", err)
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(time.Duration(try) * manifestPause):
+		}
 	}
-	return nil
+}
+
+// unfinished reports whether a registry refused a manifest because it does not see what the manifest names.
+func unfinished(err error) bool {
+	refused, ok := errors.AsType[*transport.Error](err)
+	return ok && slices.ContainsFunc(refused.Errors, func(d transport.Diagnostic) bool {
+		return d.Code == transport.ManifestBlobUnknownErrorCode || d.Code == transport.DigestInvalidErrorCode
+	})
 }
 
 // putVariant writes a manifest and its configuration.
