@@ -5,9 +5,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -344,5 +346,35 @@ func TestBrokenCompressionIsTheImagesFault(t *testing.T) {
 			wantError(t, err, tc.class, "layer 1")
 			wantNothingLeft(t, cfg)
 		})
+	}
+}
+
+func TestConnectionThatIsAlwaysCutIsNotTheBaseImagesFault(t *testing.T) {
+	raw := gzipped(t, tarOf(t, file("a", string(noise(1, 1<<20)))))
+	img := rawImage(t, raw, types.OCILayer)
+	manifest, err := img.Manifest()
+	check(t, err)
+	layer := manifest.Layers[0].Digest.String()
+	host := registryWith(t, func(h http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, layer) {
+				w.Header().Set("Content-Length", strconv.Itoa(len(raw)))
+				if _, err := w.Write(raw[:len(raw)/2]); err == nil {
+					_ = http.NewResponseController(w).Flush()
+				}
+				panic(http.ErrAbortHandler)
+			}
+			h.ServeHTTP(w, r)
+		})
+	})
+	base, err := name.NewTag(host + "/base:v1")
+	check(t, err)
+	check(t, remote.Write(base, img))
+	cfg := converts(t, flatModel(t))
+	cfg.Base, cfg.Access = base.String(), once()
+	_, err = converter.Convert(t.Context(), cfg)
+	wantError(t, err, converter.ErrRegistry, "layer 1")
+	if errors.Is(err, converter.ErrSource) {
+		t.Errorf("the image is blamed: %v", err)
 	}
 }

@@ -268,7 +268,7 @@ func (c *copier) sourceError(d ocispec.Descriptor, err error) error {
 }
 
 func (c *copier) pushError(doing string, err error) error {
-	return registryError(doing+" to "+c.target.String(), c.cfg.Target, err)
+	return targetError(c.target, doing, err)
 }
 
 // copyManifests writes manifests behind those they name, then what refers to them, and the tag last.

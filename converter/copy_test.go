@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -368,6 +369,19 @@ func TestCopyRefusesWhatCannotBe(t *testing.T) {
 }
 
 // A hostile or broken source is named, and its damage bounded.
+func TestCopyIntoALayoutThatCannotBeWrittenBlamesTheTarget(t *testing.T) {
+	cfg := config(t, "oci:"+t.TempDir()+":v1")
+	_, err := converter.Convert(t.Context(), cfg)
+	check(t, err)
+	inTheWay := filepath.Join(t.TempDir(), "file")
+	check(t, os.WriteFile(inTheWay, nil, 0o600))
+	_, err = converter.Copy(t.Context(), converter.CopyConfig{Source: cfg.Target, Target: "oci:" + inTheWay + ":v1"})
+	wantError(t, err, converter.ErrRegistry, "not a directory")
+	if errors.Is(err, converter.ErrSource) {
+		t.Errorf("the source is blamed: %v", err)
+	}
+}
+
 func TestCopyOfHostileImages(t *testing.T) {
 	host := registryWith(t, nil)
 	at, _ := shelfOf(t, host+"/h:x")

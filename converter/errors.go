@@ -85,13 +85,18 @@ func (c *conversion) baseError(flag, ref string, err error) error {
 
 // pushError is what went wrong at the target.
 func (c *conversion) pushError(doing string, err error) error {
-	if c.target.IsLayout() && errors.Is(err, repository.ErrLayout) {
+	return targetError(c.target, doing, err)
+}
+
+// targetError is what went wrong at a target, unless it was its source.
+func targetError(target repository.Reference, doing string, err error) error {
+	if _, ok := errors.AsType[*classified](err); !ok && target.IsLayout() && errors.Is(err, repository.ErrLayout) {
 		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 			return classify(ErrRegistry, "%s: %w; make room there and run again", doing, err)
 		}
 		return classify(ErrRegistry, "%s: %w", doing, err)
 	}
-	return registryError(doing+" to "+c.target.String(), c.cfg.Target, err)
+	return registryError(doing+" to "+target.String(), target.String(), err)
 }
 
 // registryError says in one line what a registry did not do, why, and what helps.

@@ -130,15 +130,13 @@ func (c *converted) listLayer(ctx context.Context, d ocispec.Descriptor, total *
 	defer r.Close()
 	counted := &readCounter{ctx: ctx, r: r, progress: progress}
 	l := &baseLayer{compressed: bufio.NewReaderSize(counted, readBuffer)}
-	defer func() {
-		for _, done := range l.done {
-			done()
-		}
-	}()
 	plain, err := l.decompress()
 	var out []layerEntry
 	if err == nil {
 		out, err = readEntries(plain, 0, total)
+	}
+	for _, done := range l.done { // what expands it may read ahead
+		done()
 	}
 	if _, rerr := io.Copy(io.Discard, counted); rerr != nil { // wrong bytes are told before what follows from them
 		return nil, c.blobError(d, rerr)

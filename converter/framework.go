@@ -228,9 +228,16 @@ func (p *platform) mergeTar(r io.Reader, packer *bootstrap.Packer) error {
 
 // tarError tells a broken tar from a broken connection.
 func tarError(name string, err error) error {
+	if _, ok := errors.AsType[*wayError](err); ok {
+		return named(name, err)
+	}
 	if errors.Is(err, tar.ErrHeader) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, tar.ErrFieldTooLong) {
 		err = fmt.Errorf("%w: %w", errTar, err)
 	}
+	return named(name, err)
+}
+
+func named(name string, err error) error {
 	if name == "" {
 		return err
 	}
@@ -305,7 +312,6 @@ type baseLayer struct {
 	io.Reader // unpacked
 
 	compressed io.Reader
-	raw        *readCounter
 	source     io.Closer
 	done       []func()
 	sum        hash.Hash // of the stored bytes
@@ -319,36 +325,33 @@ func (p *platform) openLayer(ctx context.Context, desc ocispec.Descriptor) (*bas
 		return nil, err
 	}
 	l := &baseLayer{source: raw, sum: sha256.New(), diff: sha256.New(), chunks: chunkmap.NewCutter()}
-	l.raw = &readCounter{ctx: ctx, r: io.LimitReader(raw, desc.Size+1), progress: p.c.cfg.Progress}
-	l.compressed = bufio.NewReaderSize(io.TeeReader(l.raw, io.MultiWriter(l.sum, l.chunks)), 1<<20)
+	counted := &readCounter{ctx: ctx, r: io.LimitReader(raw, desc.Size+1), progress: p.c.cfg.Progress}
+	l.compressed = bufio.NewReaderSize(io.TeeReader(counted, io.MultiWriter(l.sum, l.chunks)), 1<<20)
 	plain, err := l.decompress()
 	if err != nil {
 		_ = l.Close() // the first error is the one to tell
-		return nil, l.blame(err)
+		return nil, blame(err)
 	}
 	// It is read, verified and expanded while what came before is packed.
-	ahead := readahead.NewReader(io.TeeReader(&unpacked{plain, l}, l.diff))
+	ahead := readahead.NewReader(io.TeeReader(&unpacked{plain}, l.diff))
 	l.Reader, l.done = ahead, append([]func(){func() { _ = ahead.Close() }}, l.done...) // it ends before what it reads
 	return l, nil
 }
 
 // unpacked is what a layer unpacks to; its errors tell whether the layer is broken or the way to it.
-type unpacked struct {
-	r     io.Reader
-	layer *baseLayer
-}
+type unpacked struct{ r io.Reader }
 
 func (u *unpacked) Read(p []byte) (int, error) {
 	n, err := u.r.Read(p)
 	if err != nil && !errors.Is(err, io.EOF) {
-		err = u.layer.blame(err)
+		err = blame(err)
 	}
 	return n, err
 }
 
-// blame marks an error as the content's fault if the stored bytes came without one.
-func (l *baseLayer) blame(err error) error {
-	if l.raw.err != nil {
+// blame marks an error as the content's fault, unless the stored bytes came with it.
+func blame(err error) error {
+	if _, ok := errors.AsType[*wayError](err); ok {
 		return err
 	}
 	return fmt.Errorf("%w: %w", errTar, err)
@@ -397,22 +400,28 @@ func (l *baseLayer) Close() error {
 	return l.source.Close()
 }
 
-// readCounter counts and ends with the context. It lives no longer than the call it belongs to.
+// wayError is what went wrong on the way of a layer's stored bytes, and so is no fault of what they hold: a connection that was cut ends them as
+// early as a broken archive does.
+type wayError struct{ err error }
+
+func (e *wayError) Error() string { return e.err.Error() }
+func (e *wayError) Unwrap() error { return e.err }
+
+// readCounter counts, marks errors as those of the way, and ends with the context. It lives no longer than the call it belongs to.
 type readCounter struct {
 	ctx      context.Context
 	r        io.Reader
 	progress Progress
-	err      error // the first that is not EOF
 }
 
 func (r *readCounter) Read(p []byte) (int, error) {
-	if r.err = r.ctx.Err(); r.err != nil {
-		return 0, r.err
+	if err := r.ctx.Err(); err != nil {
+		return 0, &wayError{err}
 	}
 	n, err := r.r.Read(p)
 	r.progress.Done(Read, int64(n))
 	if err != nil && !errors.Is(err, io.EOF) {
-		r.err = err
+		err = &wayError{err}
 	}
 	return n, err
 }

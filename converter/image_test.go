@@ -153,9 +153,16 @@ func TestConvertedImageIsConvertedAgain(t *testing.T) {
 				t.Errorf("%d bytes of new blobs: %+v", size, kinds(two, "framework"))
 			}
 			wantModel(t, again.Target, sums(t, dir))
-			_, boot := openLayout(t, again.Target).readFS(t)
-			if names := prefetched(t, boot); len(names) < 3 || names[0] != "models/tiny/config.json" || names[len(names)-1] != "models/tiny/weights.bin" {
-				t.Errorf("prefetch table: %q", names)
+			itself := again // who does not know which version was the last names the tag that is to be replaced
+			itself.Previous = first
+			itself.Target = "oci:" + t.TempDir() + "/itself:v1"
+			_, err = converter.Convert(t.Context(), itself)
+			check(t, err)
+			for _, target := range []string{again.Target, itself.Target} {
+				_, boot := openLayout(t, target).readFS(t)
+				if names := prefetched(t, boot); len(names) < 3 || names[0] != "models/tiny/config.json" || names[len(names)-1] != "models/tiny/weights.bin" {
+					t.Errorf("prefetch table: %q", names)
+				}
 			}
 		})
 	}

@@ -183,6 +183,7 @@ func (p *platform) previousMap(d digest.Digest) (*previous, *chunkmap.Map) {
 
 // keepPrefetch gives an image that was converted before the prefetch table it had, by the names of the files.
 func (p *platform) keepPrefetch() {
+	listed := map[*bootstrap.Inode]bool{} // an image may be the previous one of itself, and two names have become one file
 	for _, prev := range p.previous {
 		if p.c.model != nil || prev.image.name != p.c.cfg.Image {
 			continue
@@ -193,7 +194,8 @@ func (p *platform) keepPrefetch() {
 			return nil
 		})
 		for _, n := range prev.content.image.Prefetch {
-			if now := p.tree.Lookup(names[n]); now != nil && now.Type() == bootstrap.TypeRegular {
+			if now := p.tree.Lookup(names[n]); now != nil && now.Type() == bootstrap.TypeRegular && !listed[now] {
+				listed[now] = true
 				p.image.Prefetch = append(p.image.Prefetch, now)
 			}
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"strings"
 	"sync/atomic"
 
 	"github.com/shoal-project/shoal/converter/bootstrap"
@@ -152,11 +153,9 @@ func (t *treeComparison) compare(path string, plain, nydus *bootstrap.Inode) err
 	if what, a, b := t.difference(plain, nydus); what != "" {
 		return fmt.Errorf("/%s has %s %s in the plain variant and %s in the Nydus variant", path, what, a, b)
 	}
+	below := func(name string) string { return strings.TrimPrefix(path+"/"+name, "/") }
 	for _, name := range plain.Names() {
-		child := name
-		if path != "" {
-			child = path + "/" + name
-		}
+		child := below(name)
 		if nydus.Children[name] == nil {
 			return fmt.Errorf("/%s is in the plain variant, not in the Nydus variant", child)
 		}
@@ -166,7 +165,7 @@ func (t *treeComparison) compare(path string, plain, nydus *bootstrap.Inode) err
 	}
 	for _, name := range nydus.Names() {
 		if plain.Children[name] == nil {
-			return fmt.Errorf("/%s is in the Nydus variant, not in the plain variant", path+"/"+name)
+			return fmt.Errorf("/%s is in the Nydus variant, not in the plain variant", below(name))
 		}
 	}
 	return nil

@@ -234,18 +234,18 @@ func (l *Layout) create(algorithm digest.Algorithm) (*partial, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrLayout, err)
 	}
-	return &partial{File: file, layout: l}, nil
+	return &partial{file: file, layout: l}, nil
 }
 
 // partial is a blob on its way into a layout.
 type partial struct {
-	*os.File
+	file   *os.File // not embedded: its ReadFrom would pass by Write
 	layout *Layout
 	ended  bool
 }
 
 func (p *partial) Write(b []byte) (int, error) {
-	n, err := p.File.Write(b)
+	n, err := p.file.Write(b)
 	if err != nil {
 		err = fmt.Errorf("%w oci:%s: %w", ErrLayout, p.layout.folder, err)
 	}
@@ -253,18 +253,18 @@ func (p *partial) Write(b []byte) (int, error) {
 }
 
 func (p *partial) Commit(_ context.Context, d digest.Digest, size int64) error {
-	info, err := p.Stat()
+	info, err := p.file.Stat()
 	if err == nil && info.Size() != size {
 		err = fmt.Errorf("%d bytes of %d were written", info.Size(), size)
 	}
 	if err == nil {
-		err = p.Chmod(0o644)
+		err = p.file.Chmod(0o644)
 	}
 	if err == nil {
-		err = p.Close()
+		err = p.file.Close()
 	}
 	if err == nil {
-		err = os.Rename(p.Name(), p.layout.blobPath(d))
+		err = os.Rename(p.file.Name(), p.layout.blobPath(d))
 	}
 	if err != nil {
 		return fmt.Errorf("%w: blob %s: %w", ErrLayout, d, err)
@@ -276,8 +276,8 @@ func (p *partial) Commit(_ context.Context, d digest.Digest, size int64) error {
 func (p *partial) Cancel(context.Context) {
 	if !p.ended {
 		p.ended = true
-		_ = p.Close()
-		_ = os.Remove(p.Name())
+		_ = p.file.Close()
+		_ = os.Remove(p.file.Name())
 	}
 }
 

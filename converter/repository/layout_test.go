@@ -140,6 +140,16 @@ func TestStreamIntoALayoutAppearsWholeOrNotAtAll(t *testing.T) {
 	}
 }
 
+func TestLayoutThatCannotBeWrittenSaysSoHoweverItIsWritten(t *testing.T) {
+	up, err := NewLayout(t.TempDir()).create(digest.SHA256)
+	check(t, err)
+	check(t, up.file.Close())
+	defer up.Cancel(t.Context())
+	if _, err := io.Copy(up, strings.NewReader("x")); !errors.Is(err, ErrLayout) {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestSeveralWritersOfALayoutKeepEachOthersTags(t *testing.T) {
 	folder := t.TempDir()
 	var all sync.WaitGroup

@@ -103,8 +103,11 @@ func (r *Registry) fallback(ctx context.Context, d digest.Digest) ([]ocispec.Des
 		return nil, err
 	}
 	var index ocispec.Index
-	if err := json.Unmarshal(raw, &index); err != nil || len(index.Manifests) > maxReferrers {
-		return nil, fmt.Errorf("referrers of %s: %d under the fallback tag: %w", d, len(index.Manifests), err)
+	if err := json.Unmarshal(raw, &index); err != nil {
+		return nil, fmt.Errorf("referrers of %s under the fallback tag: %w", d, err)
+	}
+	if len(index.Manifests) > maxReferrers {
+		return nil, fmt.Errorf("referrers of %s: %d under the fallback tag, more than %d", d, len(index.Manifests), maxReferrers)
 	}
 	return index.Manifests, nil
 }

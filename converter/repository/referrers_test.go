@@ -150,3 +150,21 @@ func TestReferrersInPages(t *testing.T) {
 		})
 	}
 }
+
+func TestFallbackTagWithTooManyReferrersIsToldInWords(t *testing.T) {
+	r := registryOf(t, fakeregistry.New(fakeregistry.Logger(log.New(io.Discard, "", 0))))
+	d := digest.FromString("subject")
+	index := ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: make([]ocispec.Descriptor, 5000)}
+	index.SchemaVersion = 2
+	raw, err := json.Marshal(index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.PutManifest(t.Context(), repository.FallbackTag(d), ocispec.MediaTypeImageManifest, raw); err != nil {
+		t.Fatal(err)
+	}
+	_, err = r.Referrers(t.Context(), d)
+	if err == nil || !strings.Contains(err.Error(), "5000") || strings.Contains(err.Error(), "%!") {
+		t.Errorf("got %v", err)
+	}
+}

@@ -155,8 +155,12 @@ func TestHubRefusalsNameTheWayOut(t *testing.T) {
 			if err == nil {
 				_, err = readAll(t, m)
 			}
-			if !errors.Is(err, ErrService) || !strings.Contains(err.Error(), tc.want) || strings.Contains(err.Error(), "\n") {
-				t.Errorf("want ErrService with %q, got %v", tc.want, err)
+			class := ErrService
+			if strings.HasPrefix(tc.name, "no model") || strings.HasPrefix(tc.name, "no revision") {
+				class = ErrModel
+			}
+			if !errors.Is(err, class) || !strings.Contains(err.Error(), tc.want) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("want class %q with %q, got %v", class, tc.want, err)
 			}
 		})
 	}

@@ -272,7 +272,7 @@ func TestOCIReferencesThatCannotBeReadAreExplained(t *testing.T) {
 		class error
 		want  string
 	}{
-		r.host + "/m:none": {ErrService, "check repository and tag"}, r.host + "/m:denied": {ErrService, "docker login"},
+		r.host + "/m:none": {ErrModel, "check repository and tag"}, r.host + "/m:denied": {ErrService, "docker login"},
 		r.host + "/m:other": {ErrModel, "neither a model nor an image"}, r.host + "/m:unnamed": {ErrModel, "no name"},
 		r.host + "/m:format": {ErrModel, "not read"}, r.host + "/m:hostile": {ErrModel, "leads out"},
 		r.host + "/m:good?path=/x": {ErrModel, "for images"}, r.host + "/m:good?x=y": {ErrModel, "want path="}, r.host + "/M:v1": {ErrModel, "M"},

@@ -262,7 +262,7 @@ func (b *bucket) fault(what string, err error) error {
 		if status == http.StatusPreconditionFailed || status == http.StatusRequestedRangeNotSatisfiable {
 			return changed(what)
 		}
-		fault := classify(ErrService, "%s: %s", what, b.advise(code, status))
+		fault := classify(answerClass(status), "%s: %s", what, b.advise(code, status))
 		if code == "SlowDown" || code == "RequestTimeout" || code == "InternalError" {
 			status = http.StatusServiceUnavailable
 		}

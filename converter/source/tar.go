@@ -21,7 +21,7 @@ func (s *session) openStdin() (*Model, error) {
 	if stdin == nil {
 		stdin = bytes.NewReader(nil)
 	}
-	each := s.tarModel("standard input", func(context.Context) (io.ReadCloser, error) { return io.NopCloser(stdin), nil })
+	each := s.tarModel("standard input", func(ctx context.Context) (io.ReadCloser, error) { return newPatient(ctx, stdin), nil })
 	return &Model{Once: true, each: once(each)}, nil
 }
 

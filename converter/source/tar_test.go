@@ -3,6 +3,7 @@ package source
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/klauspost/compress/gzip"
@@ -130,6 +132,38 @@ func TestStandardInputIsReadOnce(t *testing.T) {
 	check(t, err)
 	if _, err = readAll(t, m); err == nil || !strings.Contains(err.Error(), "already") || !m.Once {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestStandardInputThatFallsSilentEndsWithTheContext(t *testing.T) {
+	raw := tarOf(t, regular("a", strings.Repeat("1", 1<<20)))
+	for name, begin := range map[string][]byte{"before the first byte": nil, "within a file": raw[:700<<10]} {
+		t.Run(name, func(t *testing.T) {
+			r, w := io.Pipe()
+			defer w.Close()
+			m, err := Open(t.Context(), "-", Config{Stdin: r})
+			check(t, err)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			ended := make(chan error, 1)
+			go func() {
+				ended <- m.Each(ctx, func(_ *File, content io.Reader) error {
+					_, err := io.Copy(io.Discard, content)
+					return err
+				})
+			}()
+			_, err = w.Write(begin)
+			check(t, err)
+			cancel()
+			select {
+			case err := <-ended:
+				if !errors.Is(err, context.Canceled) {
+					t.Errorf("got %v", err)
+				}
+			case <-time.After(20 * time.Second):
+				t.Error("it still waits for standard input")
+			}
+		})
 	}
 }
 

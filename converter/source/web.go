@@ -118,11 +118,11 @@ func (w *webFile) refusal(resp *http.Response) error {
 	host := resp.Request.URL.Host
 	if w.advise != nil {
 		if advice := w.advise(resp); advice != "" {
-			return refused(resp.StatusCode, resp.Header, classify(ErrService, "%s: %s", w.what, advice))
+			return refused(resp.StatusCode, resp.Header, classify(answerClass(resp.StatusCode), "%s: %s", w.what, advice))
 		}
 	}
 	answer := &statusError{resp.StatusCode, statusAdvice(resp.StatusCode, host)}
-	return refused(resp.StatusCode, resp.Header, classify(ErrService, "%s: %w", w.what, answer))
+	return refused(resp.StatusCode, resp.Header, classify(answerClass(resp.StatusCode), "%s: %w", w.what, answer))
 }
 
 // statusError is an answer that is no file.
@@ -148,6 +148,14 @@ func refused(status int, header http.Header, err error) error {
 		return &transient{err, retryAfter(header)}
 	}
 	return err
+}
+
+// answerClass is the class of an answer: what is not there is no fault of the service, and does not come by asking again.
+func answerClass(status int) error {
+	if status == http.StatusNotFound || status == http.StatusGone {
+		return ErrModel
+	}
+	return ErrService
 }
 
 func statusAdvice(status int, host string) string {

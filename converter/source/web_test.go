@@ -144,7 +144,7 @@ func TestURLsThatCannotBeReadAreExplained(t *testing.T) {
 		class error
 		want  string
 	}{
-		"/m.zip": {ErrModel, "gives no ranges"}, "/none": {ErrService, "no such file (404)"}, "/secret?key=hidden": {ErrService, "credentials (401)"},
+		"/m.zip": {ErrModel, "gives no ranges"}, "/none": {ErrModel, "no such file (404)"}, "/secret?key=hidden": {ErrService, "credentials (401)"},
 		"/x#md5=1": {ErrModel, "want sha256="}, "/": {ErrModel, "names the file"}, "/chunked": {ErrModel, "does not tell its size"},
 	} {
 		_, err := Open(t.Context(), url+at, quick(Config{}))
