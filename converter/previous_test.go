@@ -14,7 +14,7 @@ import (
 	"github.com/shoal-project/shoal/converter/repository"
 )
 
-// frameworkVersion is a base of 16 MiB in 32 files; each version differs in two of them, and in one more file of its own.
+// frameworkVersion is a base of 4 MiB in 32 files; each version differs in two of them, and in one more file of its own.
 func frameworkVersion(t testing.TB, version int) v1.Image {
 	t.Helper()
 	entries := []entry{dir("opt")}
@@ -23,7 +23,7 @@ func frameworkVersion(t testing.TB, version int) v1.Image {
 		if i < 2 {
 			seed = uint64(100*version + i)
 		}
-		entries = append(entries, file(fmt.Sprintf("opt/lib-%02d", i), string(noise(seed, 512<<10))))
+		entries = append(entries, file(fmt.Sprintf("opt/lib-%02d", i), string(noise(seed, 128<<10))))
 	}
 	return baseImage(t, linuxAMD64(), tarOf(t, append(entries, file("opt/version", fmt.Sprint(version)))...))
 }
@@ -79,7 +79,7 @@ func TestSecondVersionStoresWhatChanged(t *testing.T) {
 				if i < 2 {
 					seed += 200
 				}
-				if !bytes.Equal(got, noise(seed, 512<<10)) {
+				if !bytes.Equal(got, noise(seed, 128<<10)) {
 					t.Errorf("opt/lib-%02d has other bytes", i)
 				}
 			}
