@@ -87,6 +87,23 @@ func TestPassingFaultsAreOutlived(t *testing.T) {
 	}
 }
 
+func TestFirstQuestionIsRepeatedToo(t *testing.T) {
+	f, address := newFake(t)
+	var cuts atomic.Int64
+	f.before = func(_ http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Path == "/v2/" && cuts.Add(1) <= 2 {
+			panic(http.ErrAbortHandler)
+		}
+		return false
+	}
+	b := blobOf([]byte("x"))
+	_, err := registryAt(t, address, Config{Retry: hasty(5)}).Push(t.Context(), b)
+	check(t, err)
+	if f.blob(b.Digest) == nil || cuts.Load() < 3 {
+		t.Errorf("asked %d times", cuts.Load())
+	}
+}
+
 func TestRefusalsAreNotRepeated(t *testing.T) {
 	for _, status := range []int{401, 403, 405, 451} {
 		f, address := newFake(t)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -153,8 +154,11 @@ func temporary(err error) (after time.Duration, ok bool) {
 
 // permanent reports whether an error without a status is one that comes again: all but those of the connection.
 func permanent(err error) bool {
-	if errors.Is(err, errIdle) {
-		return false
+	// A registry that may speak plain HTTP is asked over TLS too: what broke off counts more than that it speaks no TLS.
+	for _, broken := range []error{errIdle, syscall.ECONNRESET, syscall.EPIPE, io.EOF, io.ErrUnexpectedEOF} {
+		if errors.Is(err, broken) {
+			return false
+		}
 	}
 	if _, ok := errors.AsType[*ownError](err); ok || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return true
