@@ -197,7 +197,7 @@ func TestRegistryThatNeverAnswersIsLeft(t *testing.T) {
 
 func TestFaultOfTheBytesIsNoFaultOfTheRegistry(t *testing.T) {
 	f, address := newFake(t)
-	broken := errors.New("disk broke")
+	broken := fmt.Errorf("disk broke: %w", io.ErrUnexpectedEOF) // what of a connection would be repeated
 	b := blobOf(noise(5, 1<<20))
 	b.Open = func(context.Context, int64) (io.ReadCloser, error) {
 		return io.NopCloser(io.MultiReader(bytes.NewReader(noise(5, 1000)), &brokenReader{broken})), nil

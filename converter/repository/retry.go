@@ -154,13 +154,16 @@ func temporary(err error) (after time.Duration, ok bool) {
 
 // permanent reports whether an error without a status is one that comes again: all but those of the connection.
 func permanent(err error) bool {
+	if _, ok := errors.AsType[*ownError](err); ok {
+		return true
+	}
 	// A registry that may speak plain HTTP is asked over TLS too: what broke off counts more than that it speaks no TLS.
 	for _, broken := range []error{errIdle, syscall.ECONNRESET, syscall.EPIPE, io.EOF, io.ErrUnexpectedEOF} {
 		if errors.Is(err, broken) {
 			return false
 		}
 	}
-	if _, ok := errors.AsType[*ownError](err); ok || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return true
 	}
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok || errors.Is(err, http.ErrSchemeMismatch) {
