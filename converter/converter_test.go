@@ -195,7 +195,7 @@ func TestFileChangedBetweenThePasses(t *testing.T) {
 			cfg.Progress, cfg.Uploads = &recorder{}, 10
 			_, err := converter.Convert(t.Context(), cfg)
 			wantError(t, err, converter.ErrSource, "weights.bin")
-			if !errors.Is(err, tc.class) && !(tc.class == layer.ErrChanged && errors.Is(err, source.ErrChanged)) {
+			if !errors.Is(err, tc.class) && !(errors.Is(tc.class, layer.ErrChanged) && errors.Is(err, source.ErrChanged)) {
 				t.Errorf("want %v, got %v", tc.class, err)
 			}
 		})

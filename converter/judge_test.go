@@ -304,7 +304,7 @@ func mountKernel(t *testing.T, v *nydusVariant) string {
 func podmanStore(t *testing.T) (podman string, global []string) {
 	t.Helper()
 	podman = need(t, "podman")
-	dir, err := os.MkdirTemp("", "pod") // podman takes no name of more than 50 bytes for its runroot
+	dir, err := os.MkdirTemp("", "pod") //nolint:usetesting // podman takes no name of more than 50 bytes for its runroot
 	check(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	global = []string{"--root", dir + "/root", "--runroot", dir + "/run", "--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--events-backend", "none", "--tmpdir", dir + "/tmp"}
