@@ -66,7 +66,7 @@ func convertEnvironment() []string {
 		"HF_ENDPOINT, HF_TOKEN, HF_TOKEN_PATH, HF_HOME",
 		"                    the model hub, and the token for it",
 		"AWS_*               region, credentials and endpoint of object stores, as all AWS tools read them",
-		"TMPDIR              where Nydus blobs wait until they are uploaded; default /tmp",
+		"TMPDIR              where Nydus blobs, and many small files of a stream, wait until they are uploaded; default /tmp",
 	)
 }
 

@@ -14,7 +14,7 @@
 // Retry.Attempts tries. An upload goes on where the registry says it ended. A server that does not move for Retry.Idle is
 // treated as one whose connection broke.
 //
-// The methods of all types may be called concurrently.
+// The methods of Registry, Layout and Discard may be called concurrently, those of an Upload not.
 package repository
 
 import (

@@ -85,12 +85,14 @@ func (l *Layout) find(ref string) (ocispec.Descriptor, error) {
 	if ref == "" {
 		index.Manifests = slices.DeleteFunc(index.Manifests, l.refers)
 	}
+	if found := called(index, ref); ref != "" && len(found) > 0 {
+		return found[0], nil
+	}
 	for _, d := range index.Manifests {
-		tag := d.Annotations[ocispec.AnnotationRefName]
-		if ref != "" && tagged(tag, ref) || ref == "" && len(index.Manifests) == 1 {
+		if ref == "" && len(index.Manifests) == 1 {
 			return d, nil
 		}
-		tags = append(tags, tag)
+		tags = append(tags, d.Annotations[ocispec.AnnotationRefName])
 	}
 	return ocispec.Descriptor{}, fmt.Errorf("tag %q in oci:%s: %w; tags there: %q", ref, l.folder, ErrNotFound, tags)
 }
@@ -100,8 +102,22 @@ func (l *Layout) refers(d ocispec.Descriptor) bool {
 	return d.Annotations[ocispec.AnnotationRefName] == "" && l.subject(d.Digest) != ""
 }
 
-// tagged reports whether a name in a layout is that of the tag; some tools write the whole reference.
-func tagged(name, tag string) bool { return name == tag || strings.HasSuffix(name, ":"+tag) }
+// called returns the manifests that have the tag or, if none has, those of the tools that write the whole reference as a tag.
+func called(index *ocispec.Index, tag string) []ocispec.Descriptor {
+	var out, longer []ocispec.Descriptor
+	for _, d := range index.Manifests {
+		switch name := d.Annotations[ocispec.AnnotationRefName]; {
+		case name == tag:
+			out = append(out, d)
+		case tag != "" && strings.HasSuffix(name, ":"+tag):
+			longer = append(longer, d)
+		}
+	}
+	if len(out) == 0 {
+		return longer
+	}
+	return out
+}
 
 // Manifest returns the manifest or index under a tag or digest; under "" the only one there is. Where several have the tag, or none has
 // one, such as one for each platform, it is an index of these. Errors: ErrNotFound, ErrDigest, ErrLayout.
@@ -138,10 +154,7 @@ func (l *Layout) several(tag string) (ocispec.Descriptor, []byte, bool) {
 	if err != nil {
 		return ocispec.Descriptor{}, nil, false
 	}
-	index.Manifests = slices.DeleteFunc(index.Manifests, func(d ocispec.Descriptor) bool {
-		name := d.Annotations[ocispec.AnnotationRefName]
-		return name != tag && (tag == "" || !tagged(name, tag)) || tag == "" && l.refers(d)
-	})
+	index.Manifests = slices.DeleteFunc(called(index, tag), func(d ocispec.Descriptor) bool { return tag == "" && l.refers(d) })
 	if len(index.Manifests) < 2 {
 		return ocispec.Descriptor{}, nil, false
 	}

@@ -199,6 +199,28 @@ func TestManifestsThatShareATagAreAnIndex(t *testing.T) {
 	}
 }
 
+func TestTagIsNotMistakenForTheEndOfALongerOne(t *testing.T) {
+	l := NewLayout(t.TempDir())
+	put := func(tag, note string) digest.Digest {
+		raw := []byte(`{"note":"` + note + `"}`)
+		check(t, l.PutManifest(t.Context(), tag, ocispec.MediaTypeImageManifest, raw))
+		return digest.FromBytes(raw)
+	}
+	other := put("registry.example.com/other:v1", "other")
+	for _, tc := range []struct {
+		tag  string
+		want digest.Digest
+	}{{"v1", other}, {"registry.example.com/other:v1", other}} {
+		if desc, _, err := l.Manifest(t.Context(), tc.tag); err != nil || desc.Digest != tc.want {
+			t.Errorf("%s: got %s, %v", tc.tag, desc.Digest, err)
+		}
+	}
+	mine := put("v1", "mine")
+	if desc, _, err := l.Manifest(t.Context(), "v1"); err != nil || desc.Digest != mine {
+		t.Errorf("got %s (%s), want %s: %v", desc.Digest, desc.MediaType, mine, err)
+	}
+}
+
 func TestReferencesAreRead(t *testing.T) {
 	d := "sha256:" + strings.Repeat("0", 64)
 	for in, want := range map[string]string{

@@ -308,6 +308,40 @@ func TestStreamIsSentAgainFromWhatIsHeld(t *testing.T) {
 	}
 }
 
+// hurried answers the first request that carries bytes before any of them was read, and keeps its body, as a client may.
+type hurried struct {
+	http.RoundTripper
+	body io.Reader
+}
+
+func (h *hurried) RoundTrip(r *http.Request) (*http.Response, error) {
+	if h.body != nil || r.Method != http.MethodPatch {
+		return h.RoundTripper.RoundTrip(r)
+	}
+	h.body = r.Body
+	return &http.Response{StatusCode: http.StatusServiceUnavailable, Header: http.Header{}, Body: http.NoBody, Request: r}, nil
+}
+
+func TestBytesOfAStreamAreNotReadForARequestThatHasEnded(t *testing.T) {
+	f, address := newFake(t)
+	transport := &http.Transport{}
+	t.Cleanup(transport.CloseIdleConnections)
+	client := &hurried{RoundTripper: transport}
+	up, err := registryAt(t, address, Config{Retry: hasty(3), Transport: client}).Create(t.Context())
+	check(t, err)
+	data := noise(1, 3*streamChunk)
+	_, err = up.Write(data)
+	check(t, err)
+	d := digest.FromBytes(data)
+	check(t, up.Commit(t.Context(), d, int64(len(data))))
+	if n, err := client.body.Read(make([]byte, 1)); n > 0 || !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("%d bytes of a buffer that is used again: %v", n, err)
+	}
+	if !bytes.Equal(f.blob(d), data) {
+		t.Error("other bytes arrived")
+	}
+}
+
 func TestStreamThatTheRegistryLostSaysSo(t *testing.T) {
 	f, address := newFake(t)
 	f.before = func(http.ResponseWriter, *http.Request) bool {

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -68,8 +69,10 @@ func (u *upload) moveTo(resp *http.Response) error {
 func (u *upload) patch(ctx context.Context, body io.Reader, offset, n int64) error {
 	ctx, w := newWatch(ctx, u.r.cfg.Retry.Idle)
 	defer w.end()
+	once := &sentOnce{r: aliveReader{body, w}}
+	defer once.retire()
 	resp, err := u.r.send(ctx, u.client, call{
-		method: http.MethodPatch, url: u.location, body: &sentOnce{Reader: aliveReader{body, w}}, length: n,
+		method: http.MethodPatch, url: u.location, body: once, length: n,
 		header: http.Header{
 			"Content-Type":  {"application/octet-stream"},
 			"Content-Range": {fmt.Sprintf("%d-%d", offset, offset+n-1)},
@@ -86,10 +89,29 @@ func (u *upload) patch(ctx context.Context, body io.Reader, offset, n int64) err
 }
 
 // sentOnce is the body of a request that must not be sent again. A client that renews its token sends the request once more, with what the first
-// sending has not read of the body yet; those bytes would come to stand at the wrong place.
+// sending has not read of the body yet; those bytes would come to stand at the wrong place. The client may also still read for a request that was
+// answered or has failed, when the bytes are others' already.
 type sentOnce struct {
-	io.Reader
 	sent atomic.Bool
+
+	mu sync.Mutex
+	r  io.Reader // guarded by mu; nil once the request has ended
+}
+
+func (b *sentOnce) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.r == nil {
+		return 0, io.ErrClosedPipe
+	}
+	return b.r.Read(p)
+}
+
+// retire waits for a Read under way. There is none afterwards.
+func (b *sentOnce) retire() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.r = nil
 }
 
 // Close does nothing: the bytes belong to who made the request.
