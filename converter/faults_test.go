@@ -59,7 +59,7 @@ func TestSourceThatDiesMidway(t *testing.T) {
 				return true
 			}
 			return false
-		}, converter.ErrRegistry, "vocab.txt"},
+		}, converter.ErrSource, "vocab.txt"},
 		"nobody listens any more": {func(s *httptest.Server, w http.ResponseWriter, r *http.Request) bool {
 			if stored(r) {
 				_ = s.Listener.Close()
