@@ -15,6 +15,8 @@ import (
 )
 
 const (
+	// maxManifestBytes bounds all manifests of a graph, which are held in memory.
+	maxManifestBytes = 256 << 20
 	// maxIndexDepth bounds indexes within indexes, and referrers of referrers.
 	maxIndexDepth = 8
 	// maxGraphBlobs bounds how many blobs one copy moves.
@@ -58,6 +60,7 @@ type walker struct {
 	seen  map[digest.Digest]*graphManifest
 	tags  map[string]bool // of cosign
 	blobs map[digest.Digest]int64
+	held  int64 // bytes of manifests
 }
 
 // readGraph reads the manifests below a reference and, if wanted, what refers to them.
@@ -98,6 +101,9 @@ func (w *walker) take(ctx context.Context, m *graphManifest, depth int) error {
 	w.seen[m.Digest] = m
 	if len(w.seen) > maxManifests {
 		return classify(ErrSource, "%s: more than %d manifests", w.name, maxManifests)
+	}
+	if w.held += int64(len(m.raw)); w.held > maxManifestBytes {
+		return classify(ErrSource, "%s: manifests of more than %d bytes in all", w.name, maxManifestBytes)
 	}
 	if depth > maxIndexDepth {
 		return classify(ErrSource, "%s: indexes within indexes, %d deep", w.name, depth)

@@ -92,7 +92,7 @@ func convertAction(ctx *cli.Context) error {
 	}
 	start := time.Now()
 	var end func()
-	cfg.Progress, end = startProgress(ctx)
+	cfg.Progress, cfg.Logger, end = startProgress(ctx)
 	result, err := converter.Convert(ctx.Context, cfg)
 	end()
 	if err != nil {
@@ -200,15 +200,18 @@ func convertError(ctx context.Context, command string, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("%s: interrupted; run it again", command)
 	}
-	for class, code := range map[error]int{
-		converter.ErrConfig: exitUsage, converter.ErrSource: exitSource,
-		converter.ErrRegistry: exitRegistry, converter.ErrVerify: exitVerify,
+	for _, known := range []struct {
+		class error
+		code  int
+	}{
+		{converter.ErrConfig, exitUsage}, {converter.ErrVerify, exitVerify},
+		{converter.ErrSource, exitSource}, {converter.ErrRegistry, exitRegistry},
 	} {
-		if errors.Is(err, class) {
+		if errors.Is(err, known.class) {
 			if !errors.Is(err, converter.ErrConfig) { // whose faults have a line each
 				err = errors.New(printable(err.Error()))
 			}
-			return &exitError{code, fmt.Errorf("%s: %w", command, err)}
+			return &exitError{known.code, fmt.Errorf("%s: %w", command, err)}
 		}
 	}
 	return fmt.Errorf("%s: %w", command, err)

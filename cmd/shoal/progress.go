@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"strings"
 	"sync"
@@ -260,12 +261,35 @@ func checkOutput(ctx *cli.Context) (asJSON bool, err error) {
 	}
 }
 
-// startProgress shows what happens until end is called, unless nobody wants to see it.
-func startProgress(ctx *cli.Context) (p converter.Progress, end func()) {
+// startProgress shows what happens until end is called, unless nobody wants to see it, and what is worth a warning in any case.
+func startProgress(ctx *cli.Context) (p converter.Progress, warn *slog.Logger, end func()) {
 	if ctx.Bool("quiet") {
-		return nil, func() {}
+		return nil, newWarnings(ctx.App.ErrWriter), func() {}
 	}
 	bar := newProgress(ctx.App.ErrWriter)
 	bar.run()
-	return bar, bar.end
+	return bar, newWarnings(bar), bar.end
+}
+
+// newWarnings returns a logger for people: a line for each warning, without a clock.
+func newWarnings(w io.Writer) *slog.Logger {
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{
+		Level: slog.LevelWarn,
+		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			if a.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return a
+		},
+	}))
+}
+
+// Write prints a line of the log where the bar stands, which comes back below it.
+func (p *progress) Write(line []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.shown {
+		fmt.Fprint(p.w, "\r\x1b[K")
+	}
+	return p.w.Write(line)
 }

@@ -180,3 +180,13 @@ func TestDumbTerminalHasNoBar(t *testing.T) {
 		t.Error("it has")
 	}
 }
+
+func TestWarningsAreALineEach(t *testing.T) {
+	var out bytes.Buffer
+	p := newProgress(&out)
+	newWarnings(p).Warn("upload begins anew", "error", "two\nlines \x1b[31m")
+	newWarnings(p).Info("of no interest")
+	if want := "level=WARN msg=\"upload begins anew\" error=\"two\\nlines \\x1b[31m\"\n"; out.String() != want {
+		t.Errorf("want %q, got %q", want, out.String())
+	}
+}

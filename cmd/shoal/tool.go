@@ -26,7 +26,8 @@ func runTool[R any](ctx *cli.Context, t tool[R]) error {
 	if err != nil {
 		return err
 	}
-	progress, end := startProgress(ctx)
+	progress, warn, end := startProgress(ctx)
+	a.Logger = warn
 	result, err := t.run(a, progress)
 	end()
 	if err != nil {

@@ -360,6 +360,22 @@ func TestStreamThatTheRegistryLostSaysSo(t *testing.T) {
 	up.Cancel(t.Context())
 }
 
+func TestCanceledStreamDoesNotWaitForTheRegistry(t *testing.T) {
+	f, address := newFake(t)
+	over := make(chan struct{})
+	defer close(over)
+	f.before = first(1000, http.MethodPatch, func(http.ResponseWriter, *http.Request) { <-over })
+	up, err := registryAt(t, address, Config{Retry: hasty(5)}).Create(t.Context()) // with a minute of patience
+	check(t, err)
+	_, err = up.Write(make([]byte, streamChunk))
+	check(t, err)
+	began := time.Now()
+	up.Cancel(t.Context())
+	if took := time.Since(began); took > 30*time.Second {
+		t.Errorf("it waited for %v", took)
+	}
+}
+
 func TestPausesGrowAndKeepRetryAfter(t *testing.T) {
 	r := Retry{}.withDefaults()
 	for _, tc := range []struct {

@@ -31,8 +31,10 @@ func (r *Registry) Create(ctx context.Context) (Upload, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &stream{ctx: ctx, r: r, client: client, size: streamChunk}
-	if err := r.cfg.Retry.do(ctx, s.open); err != nil {
+	s := &stream{r: r, client: client, size: streamChunk}
+	s.ctx, s.cancel = context.WithCancel(ctx)
+	if err := r.cfg.Retry.do(s.ctx, s.open); err != nil {
+		s.cancel()
 		return nil, err
 	}
 	s.size = int(min(max(s.up.minChunk, streamChunk), 4*streamChunk))
@@ -43,6 +45,7 @@ func (r *Registry) Create(ctx context.Context) (Upload, error) {
 // stream is an Upload to a registry. It lives no longer than the call its context belongs to.
 type stream struct {
 	ctx    context.Context
+	cancel context.CancelFunc // of ctx
 	r      *Registry
 	client *http.Client
 	up     *upload
@@ -158,6 +161,7 @@ func (s *stream) Commit(ctx context.Context, d digest.Digest, size int64) error 
 }
 
 func (s *stream) Cancel(ctx context.Context) {
+	s.cancel() // what is under way is not wanted
 	s.land()
 	if !s.ended {
 		s.ended = true
