@@ -91,7 +91,7 @@ bench-convert: build ## measure shoal convert beside sha256sum, nydus-image, umo
 
 .PHONY: demo
 demo: ## one model to three nodes, start to end; KEEP=1 leaves it running; needs root
-	hack/setup test
+	hack/setup demo
 	go build -o bin/lab ./hack/lab
 	exec bin/lab demo $(if $(KEEP),--keep)
 
