@@ -222,19 +222,12 @@ func (r *Registry) Has(ctx context.Context, d digest.Digest) (bool, error) {
 	return r.has(ctx, client, d)
 }
 
-func (r *Registry) has(ctx context.Context, client *http.Client, d digest.Digest) (found bool, err error) {
-	err = r.cfg.Retry.do(ctx, func(ctx context.Context) error {
-		ctx, w := newWatch(ctx, r.cfg.Retry.Idle)
-		defer w.end()
-		resp, err := r.send(ctx, client, call{method: http.MethodHead, url: r.url("blobs/%s", d)})
-		if err != nil {
-			return err
-		}
-		defer resp.Body.Close()
-		found = resp.StatusCode == http.StatusOK
-		return wantStatus(resp, http.StatusOK, http.StatusNotFound)
-	})
-	return found, err
+func (r *Registry) has(ctx context.Context, client *http.Client, d digest.Digest) (bool, error) {
+	_, err := r.stat(ctx, client, d)
+	if errors.Is(err, ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // PutManifest writes a manifest whose blobs are there, under its digest or a tag.

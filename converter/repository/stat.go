@@ -18,6 +18,10 @@ func (r *Registry) Stat(ctx context.Context, d digest.Digest) (size int64, err e
 	if err != nil {
 		return 0, err
 	}
+	return r.stat(ctx, client, d)
+}
+
+func (r *Registry) stat(ctx context.Context, client *http.Client, d digest.Digest) (size int64, err error) {
 	err = r.cfg.Retry.do(ctx, func(ctx context.Context) error {
 		ctx, w := newWatch(ctx, r.cfg.Retry.Idle)
 		defer w.end()
