@@ -26,6 +26,7 @@ type inputs struct {
 	tar     string // of the model, for tools that want one
 	base    string // OCI layout with the tag base: one small layer, so that the model decides
 	outputs string
+	size    int64 // of the model in bytes
 }
 
 func (in inputs) out(name string) string { return filepath.Join(in.outputs, name) }
@@ -33,7 +34,7 @@ func (in inputs) out(name string) string { return filepath.Join(in.outputs, name
 func layOut(work string, cfg config) (inputs, error) {
 	in := inputs{
 		model: filepath.Join(work, "model"), tar: filepath.Join(work, "model.tar"), base: filepath.Join(work, "base"),
-		outputs: filepath.Join(work, "out"),
+		outputs: filepath.Join(work, "out"), size: cfg.size,
 	}
 	if err := os.MkdirAll(in.model, 0o755); err != nil {
 		return in, err
