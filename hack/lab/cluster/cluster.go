@@ -54,8 +54,9 @@ type Cluster struct {
 	lock *os.File
 
 	mu    sync.Mutex // guards what follows
-	hosts []*Host
-	procs []*Process
+	hosts   []*Host
+	procs   []*Process
+	proxies []*Proxy
 }
 
 // A Host is a network namespace with an address, a link and a folder.
@@ -152,6 +153,12 @@ func (h *Host) SetLink(ctx context.Context, rate Rate) error {
 	return nil
 }
 
+// SetPlugged pulls the host's cable, after which packets vanish without a word in both directions, or plugs it in again.
+func (h *Host) SetPlugged(ctx context.Context, plugged bool) error {
+	state := map[bool]string{true: "up", false: "down"}[plugged]
+	return commands(ctx, fmt.Sprintf("ip -n %s link set %s %s", h.c.switchNS(), h.port, state))
+}
+
 // Client returns an HTTP client that connects from the host. URLs have IP addresses, no names.
 func (h *Host) Client() *http.Client { return h.client }
 
@@ -216,7 +223,8 @@ func (c *Cluster) Close() error {
 	c.mu.Lock()
 	procs := slices.Clone(c.procs)
 	hosts := slices.Clone(c.hosts)
-	c.procs = nil
+	proxies := c.proxies
+	c.procs, c.proxies = nil, nil
 	c.mu.Unlock()
 
 	for _, h := range hosts {
@@ -227,7 +235,11 @@ func (c *Cluster) Close() error {
 		wg.Go(func() { p.Stop(stopGrace) })
 	}
 	wg.Wait()
-	err := remove(ctx, c.run)
+	var err error
+	for _, p := range proxies {
+		err = errors.Join(err, p.close())
+	}
+	err = errors.Join(err, remove(ctx, c.run))
 	if c.lock != nil {
 		err = errors.Join(err, c.lock.Close())
 		c.lock = nil

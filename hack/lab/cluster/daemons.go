@@ -20,6 +20,7 @@ const (
 	mirrorPort    = "7701"
 	peerPort      = "7702"
 	adminPort     = "7703"
+	proxyPort     = "7712" // of a Proxy before the piece server
 )
 
 // A Scheduler is a shoal scheduler on a host of its own.
@@ -66,11 +67,15 @@ type NodeConfig struct {
 	Schedulers []*Scheduler
 	Registries []*Registry
 	StoreBytes int64 // quota of the store; zero is the default of shoal
+	Proxied    bool  // other hosts reach its pieces through Node.Proxy
 }
 
 // A Node is a shoal node on a host of its own.
 type Node struct {
 	*Process
+
+	// Proxy stands before what the node serves to other hosts; nil without one.
+	Proxy *Proxy
 
 	host   *Host
 	config string
@@ -94,13 +99,19 @@ func (c *Cluster) StartNode(ctx context.Context, cfg NodeConfig) (*Node, error) 
 			mirror["default_registry"] = r.Addr()
 		}
 	}
-	n := &Node{host: host}
+	n, advertised := &Node{host: host}, peerPort
+	if cfg.Proxied {
+		advertised = proxyPort
+		if n.Proxy, err = host.StartProxy(ctx, proxyPort, peerPort); err != nil {
+			return nil, err
+		}
+	}
 	n.config, err = c.writeConfig(host, "node", map[string]any{
 		"name":       cfg.Name,
 		"data_dir":   n.DataDir(),
 		"seed":       cfg.Seed,
 		"mirror":     mirror,
-		"peer":       map[string]any{"listen": "0.0.0.0:" + peerPort, "advertise": host.Addr + ":" + peerPort, "zone": cfg.Zone},
+		"peer":       map[string]any{"listen": "0.0.0.0:" + peerPort, "advertise": host.Addr + ":" + advertised, "zone": cfg.Zone},
 		"admin":      map[string]any{"listen": "127.0.0.1:" + adminPort},
 		"schedulers": schedulers,
 		"registries": registries,

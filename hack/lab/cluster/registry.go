@@ -13,14 +13,21 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// registryPort is where the registry listens on its host.
-const registryPort = "5000"
+// registryPort is where the registry is reached on its host, registryBack where it listens when a Proxy stands before it.
+const (
+	registryPort = "5000"
+	registryBack = "5001"
+)
 
 // A Registry is docker-registry on a host of its own, with its access log as the judge of who read what.
 type Registry struct {
 	*Process
 
+	// Proxy stands before the registry; nil without one.
+	Proxy *Proxy
+
 	host *Host
+	addr string // where it listens
 }
 
 const registryConfig = `version: 0.1
@@ -35,12 +42,25 @@ http:
 
 // StartRegistry adds a host called registry and runs docker-registry on it.
 func (c *Cluster) StartRegistry(ctx context.Context) (*Registry, error) {
+	return c.startRegistry(ctx, registryPort)
+}
+
+// StartProxiedRegistry is StartRegistry with a Proxy before the registry.
+func (c *Cluster) StartProxiedRegistry(ctx context.Context) (*Registry, error) {
+	r, err := c.startRegistry(ctx, registryBack)
+	if err == nil {
+		r.Proxy, err = r.host.StartProxy(ctx, registryPort, registryBack)
+	}
+	return r, err
+}
+
+func (c *Cluster) startRegistry(ctx context.Context, port string) (*Registry, error) {
 	host, err := c.AddHost(ctx, "registry")
 	if err != nil {
 		return nil, err
 	}
-	r := &Registry{host: host}
-	config := fmt.Sprintf(registryConfig, filepath.Join(host.Dir, "data"), r.Addr())
+	r := &Registry{host: host, addr: host.Addr + ":" + port}
+	config := fmt.Sprintf(registryConfig, filepath.Join(host.Dir, "data"), r.addr)
 	if err := os.WriteFile(filepath.Join(host.Dir, "config.yml"), []byte(config), 0o644); err != nil {
 		return nil, err
 	}
@@ -53,7 +73,7 @@ func (r *Registry) Start(ctx context.Context) (err error) {
 	if r.Process, err = r.host.Start("registry", argv, nil); err != nil {
 		return err
 	}
-	return r.waitHealthy(ctx, r.host.client, "http://"+r.Addr()+"/v2/")
+	return r.waitHealthy(ctx, r.host.client, "http://"+r.addr+"/v2/")
 }
 
 // Addr returns the registry's address and port, as it stands in image references.
