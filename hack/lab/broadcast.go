@@ -122,7 +122,7 @@ func broadcast(ctx context.Context, cfg broadcastConfig) (result broadcastResult
 		return result, err
 	}
 	defer func() { err = errors.Join(err, c.Close()) }()
-	s, err := newSwarm(ctx, c, cfg.peers)
+	s, err := newSwarm(ctx, c, swarmConfig{nodes: cfg.peers})
 	if err != nil {
 		return result, err
 	}

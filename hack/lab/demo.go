@@ -166,7 +166,7 @@ func (d *demo) start(ctx context.Context, c *cluster.Cluster, shoal string) (err
 		}
 	}
 	c.SetShoal(d.shoal)
-	if d.swarm, err = newSwarm(ctx, c, d.cfg.nodes); err != nil {
+	if d.swarm, err = newSwarm(ctx, c, swarmConfig{nodes: d.cfg.nodes}); err != nil {
 		return err
 	}
 	if err := d.addContainerds(ctx); err != nil {
@@ -301,7 +301,7 @@ func (d *demo) infer(ctx context.Context, i int, variant string, spec cluster.Co
 // account asks the registry's access log and the nodes' metrics where the bytes came from.
 func (d *demo) account(ctx context.Context) (demoResult, error) {
 	result := demoResult{inferences: d.inferences}
-	for i, n := range append([]*cluster.Node{d.seed}, d.nodes...) {
+	for i, n := range append([]*cluster.Node{d.seeds[0]}, d.nodes...) {
 		read, err := n.Read(ctx)
 		if err != nil {
 			return result, err
@@ -341,7 +341,7 @@ func (r demoResult) check() error {
 }
 
 func (d *demo) withLogs(err error) error {
-	for _, n := range append(d.nodes, d.seed) {
+	for _, n := range append(d.nodes, d.seeds[0]) {
 		err = fmt.Errorf("%w\n--- %s\n%s", err, n.Log(), n.Tail())
 	}
 	return err

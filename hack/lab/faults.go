@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,7 +19,6 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/opencontainers/go-digest"
-	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
 	"github.com/shoal-project/shoal/hack/lab/cluster"
@@ -58,21 +58,21 @@ func faultCases() []faultCase {
 			return r.pull(ctx)
 		}},
 		{"scheduler-before", "the scheduler is killed before the pull", func(ctx context.Context, r *faultRun) error {
-			r.scheduler.Kill()
+			r.schedulers[0].Kill()
 			return r.pull(ctx)
 		}},
 		{"scheduler-during", "the scheduler is killed in the midst of the pull", func(ctx context.Context, r *faultRun) error {
-			return r.pullWith(ctx, func() error { r.scheduler.Kill(); return nil })
+			return r.pullWith(ctx, func() error { r.schedulers[0].Kill(); return nil })
 		}},
 		{"node-before", "a node's daemon is killed before the pull: its containerd goes to the registry", nodeBefore},
 		{"node-during", "a node's daemon is killed in the midst of the pull", func(ctx context.Context, r *faultRun) error {
 			return r.pullWith(ctx, func() error { r.nodes[0].Kill(); return nil })
 		}},
 		{"seed-during", "the seed is killed in the midst of the pull", func(ctx context.Context, r *faultRun) error {
-			return r.pullWith(ctx, func() error { r.seed.Kill(); return nil })
+			return r.pullWith(ctx, func() error { r.seeds[0].Kill(); return nil })
 		}},
 		{"seed-hung", "the seed hangs in the midst of the pull", func(ctx context.Context, r *faultRun) error {
-			return r.pullWith(ctx, r.seed.Pause)
+			return r.pullWith(ctx, r.seeds[0].Pause)
 		}},
 		{"registry-down", "the registry is down while the cluster holds the image", registryDown},
 		{"disk-full-before", "a node's disk has no room for the image", func(ctx context.Context, r *faultRun) error {
@@ -126,7 +126,7 @@ func chunkFlipped(ctx context.Context, r *faultRun) error {
 	if err := r.containerds[0].Pull(ctx, r.ref); err != nil {
 		return err
 	}
-	for _, n := range []*cluster.Node{r.seed, r.nodes[0]} {
+	for _, n := range []*cluster.Node{r.seeds[0], r.nodes[0]} {
 		if err := flipByte(n.DataDir(), r.blobs[0].size); err != nil {
 			return fmt.Errorf("%s: %w", n.Name(), err)
 		}
@@ -135,7 +135,7 @@ func chunkFlipped(ctx context.Context, r *faultRun) error {
 		return err
 	}
 	var rejected float64
-	for _, n := range append(r.nodes[1:], r.seed) {
+	for _, n := range append(r.nodes[1:], r.seeds[0]) {
 		m, err := n.Metrics(ctx)
 		if err != nil {
 			return err
@@ -272,7 +272,7 @@ func (r *faultRun) check(ctx context.Context) error {
 }
 
 func (r *faultRun) withLogs(err error) error {
-	for _, n := range append(r.nodes, r.seed) {
+	for _, n := range append(r.nodes, r.seeds[0]) {
 		err = fmt.Errorf("%w\n--- %s\n%s", err, n.Log(), n.Tail())
 	}
 	return err
@@ -292,7 +292,7 @@ func runFault(ctx context.Context, shoal string, log io.Writer, test faultCase, 
 			err = errors.Join(err, undo())
 		}
 	}()
-	if r.swarm, err = newSwarm(ctx, c, 3); err != nil {
+	if r.swarm, err = newSwarm(ctx, c, swarmConfig{nodes: 3}); err != nil {
 		return err
 	}
 	if err := r.addContainerds(ctx); err != nil {
@@ -304,7 +304,7 @@ func runFault(ctx context.Context, shoal string, log io.Writer, test faultCase, 
 	}
 	r.ref = r.registry.Addr() + "/" + repository + ":1"
 	if converted {
-		err = r.convert(ctx, shoal, img)
+		r.blobs, err = r.convert(ctx, shoal, r.ref, img, faultModel)
 	} else if err = r.registry.Push(ctx, repository, "1", img); err == nil {
 		r.blobs, err = layersOf(img)
 	}
@@ -329,28 +329,31 @@ func runFault(ctx context.Context, shoal string, log io.Writer, test faultCase, 
 	return nil
 }
 
-// convert pushes the image as the base of a converted one with a small model.
-func (r *faultRun) convert(ctx context.Context, shoal string, img v1.Image) error {
-	base, model := filepath.Join(r.Dir(), "base"), filepath.Join(r.Dir(), "model")
-	p, err := layout.Write(base, empty.Index)
+// convert pushes the image as the base of a converted one with a model of random bytes, and returns its layers.
+func (s *swarm) convert(ctx context.Context, shoal, ref string, img v1.Image, model int64) ([]blob, error) {
+	dir, err := os.MkdirTemp(s.Dir(), "convert-")
 	if err != nil {
-		return err
+		return nil, err
+	}
+	p, err := layout.Write(filepath.Join(dir, "base"), empty.Index)
+	if err != nil {
+		return nil, err
 	}
 	if err := p.AppendImage(img, layout.WithPlatform(v1.Platform{OS: "linux", Architecture: runtime.GOARCH})); err != nil {
-		return err
+		return nil, err
 	}
-	if err := os.Mkdir(model, 0o755); err != nil {
-		return err
+	if err := os.Mkdir(filepath.Join(dir, "model"), 0o755); err != nil {
+		return nil, err
 	}
-	weights := make([]byte, faultModel)
-	_, _ = rand.NewChaCha8([32]byte{7}).Read(weights) // never fails
-	if err := os.WriteFile(filepath.Join(model, "weights.bin"), weights, 0o644); err != nil {
-		return err
+	weights := make([]byte, model)
+	_, _ = rand.NewChaCha8(sha256.Sum256([]byte(ref))).Read(weights) // never fails
+	if err := os.WriteFile(filepath.Join(dir, "model", "weights.bin"), weights, 0o644); err != nil {
+		return nil, err
 	}
-	out, err := r.registry.Host().Run(ctx, shoal, "convert", "--plain-http", "--quiet", "--output", "json",
-		"--model", model, "--base", "oci:"+base, "--target", r.ref)
+	out, err := s.registry.Host().Run(ctx, shoal, "convert", "--plain-http", "--quiet", "--output", "json",
+		"--model", filepath.Join(dir, "model"), "--base", "oci:"+filepath.Join(dir, "base"), "--target", ref)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var result struct {
 		Layers []struct {
@@ -360,60 +363,15 @@ func (r *faultRun) convert(ctx context.Context, shoal string, img v1.Image) erro
 		}
 	}
 	if err := json.Unmarshal([]byte(out), &result); err != nil {
-		return fmt.Errorf("summary of shoal convert: %w", err)
+		return nil, fmt.Errorf("summary of shoal convert: %w", err)
 	}
+	var blobs []blob
 	for _, l := range result.Layers {
 		if l.Kind == "base" || l.Kind == "model" {
-			r.blobs = append(r.blobs, blob{l.Digest, l.Size})
+			blobs = append(blobs, blob{l.Digest, l.Size})
 		}
 	}
-	return nil
-}
-
-func faultCommand() *cli.Command {
-	var help strings.Builder
-	help.WriteString("Three containerds pull an image at once through their nodes. CASE is one of:\n")
-	for _, test := range faultCases() {
-		fmt.Fprintf(&help, "   %-17s %s\n", test.name, test.what)
-	}
-	return &cli.Command{
-		Name:        "fault",
-		Usage:       "let something go wrong before or during a pull and check what arrives",
-		Description: help.String(),
-		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "case", Usage: "only this `CASE`; all when not given"},
-			&cli.BoolFlag{Name: "converted", Usage: "pull an image made by shoal convert, whose blobs have chunk maps, instead of an ordinary one"},
-		},
-		Action: func(ctx *cli.Context) error {
-			if err := cluster.CheckTools(faultTools()...); err != nil {
-				return err
-			}
-			return withShoal(ctx, func(shoal string) error {
-				return runFaults(ctx.Context, shoal, ctx.App.Writer, ctx.String("case"), ctx.Bool("converted"))
-			})
-		},
-	}
-}
-
-// runFaults runs one case, or all when only is empty.
-func runFaults(ctx context.Context, shoal string, out io.Writer, only string, converted bool) error {
-	found := false
-	for _, test := range faultCases() {
-		if only != "" && only != test.name {
-			continue
-		}
-		found = true
-		start := time.Now()
-		fmt.Fprintf(out, "%s: %s\n", test.name, test.what)
-		if err := runFault(ctx, shoal, out, test, converted); err != nil {
-			return fmt.Errorf("%s: %w", test.name, err)
-		}
-		fmt.Fprintf(out, "  right bytes everywhere, %.1f s in all\n", time.Since(start).Seconds())
-	}
-	if !found {
-		return fmt.Errorf("no case %q; see lab fault --help", only)
-	}
-	return nil
+	return blobs, nil
 }
 
 func faultTools() []string { return []string{"ip", "tc", "docker-registry", "containerd", "ctr"} }

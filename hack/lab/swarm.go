@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -13,15 +14,21 @@ import (
 	"github.com/shoal-project/shoal/hack/lab/cluster"
 )
 
-// A swarm is the usual cluster: a registry, a scheduler, one seed, and nodes.
+// A swarm is the usual cluster: a registry, schedulers, seeds, and nodes.
 type swarm struct {
 	*cluster.Cluster
 
 	registry    *cluster.Registry
-	scheduler   *cluster.Scheduler
-	seed        *cluster.Node
+	schedulers  []*cluster.Scheduler
+	seeds       []*cluster.Node
 	nodes       []*cluster.Node
 	containerds []*cluster.Containerd // one for each node, after addContainerds
+}
+
+// swarmConfig says how large a swarm is. Zero schedulers and seeds mean one.
+type swarmConfig struct {
+	nodes, seeds, schedulers int
+	proxied                  bool // proxies stand before the registry, the seeds and the nodes
 }
 
 // blob is a layer by its digest and size.
@@ -30,32 +37,59 @@ type blob struct {
 	size   int64
 }
 
-func newSwarm(ctx context.Context, c *cluster.Cluster, nodes int) (*swarm, error) {
-	s := &swarm{Cluster: c, nodes: make([]*cluster.Node, nodes)}
+func newSwarm(ctx context.Context, c *cluster.Cluster, cfg swarmConfig) (*swarm, error) {
+	s := &swarm{Cluster: c}
 	var err error
-	if s.registry, err = c.StartRegistry(ctx); err != nil {
+	if cfg.proxied {
+		s.registry, err = c.StartProxiedRegistry(ctx)
+	} else {
+		s.registry, err = c.StartRegistry(ctx)
+	}
+	if err != nil {
 		return nil, err
 	}
-	if s.scheduler, err = c.StartScheduler(ctx, "scheduler"); err != nil {
-		return nil, err
-	}
-	config := func(name string, seed bool) cluster.NodeConfig {
-		return cluster.NodeConfig{
-			Name: name, Seed: seed, Zone: "lab",
-			Schedulers: []*cluster.Scheduler{s.scheduler}, Registries: []*cluster.Registry{s.registry},
+	for _, name := range numbered("scheduler", max(cfg.schedulers, 1)) {
+		scheduler, err := c.StartScheduler(ctx, name)
+		if err != nil {
+			return nil, err
 		}
+		s.schedulers = append(s.schedulers, scheduler)
 	}
-	if s.seed, err = c.StartNode(ctx, config("seed", true)); err != nil {
+	start := func(names []string, seed bool) ([]*cluster.Node, error) {
+		started := make([]*cluster.Node, len(names))
+		group, ctx := errgroup.WithContext(ctx)
+		for i, name := range names {
+			group.Go(func() (err error) {
+				started[i], err = c.StartNode(ctx, cluster.NodeConfig{
+					Name: name, Seed: seed, Zone: "lab", Proxied: cfg.proxied,
+					Schedulers: s.schedulers, Registries: []*cluster.Registry{s.registry},
+				})
+				return err
+			})
+		}
+		return started, group.Wait()
+	}
+	if s.seeds, err = start(numbered("seed", max(cfg.seeds, 1)), true); err != nil {
 		return nil, err
 	}
-	group, ctx := errgroup.WithContext(ctx)
-	for i := range s.nodes {
-		group.Go(func() (err error) {
-			s.nodes[i], err = c.StartNode(ctx, config(fmt.Sprintf("node-%d", i+1), false))
-			return err
-		})
+	nodes := make([]string, cfg.nodes)
+	for i := range nodes {
+		nodes[i] = fmt.Sprintf("node-%d", i+1)
 	}
-	return s, group.Wait()
+	s.nodes, err = start(nodes, false)
+	return s, err
+}
+
+// numbered returns n names; a single thing needs no number.
+func numbered(what string, n int) []string {
+	if n == 1 {
+		return []string{what}
+	}
+	names := make([]string, n)
+	for i := range names {
+		names[i] = fmt.Sprintf("%s-%d", what, i+1)
+	}
+	return names
 }
 
 // addContainerds gives each node a containerd that pulls through it.
@@ -97,8 +131,11 @@ type usage struct {
 
 func (s *swarm) usage() usage {
 	u := usage{}
-	procs := []*cluster.Process{s.scheduler.Process, s.seed.Process}
-	for _, n := range s.nodes {
+	var procs []*cluster.Process
+	for _, scheduler := range s.schedulers {
+		procs = append(procs, scheduler.Process)
+	}
+	for _, n := range slices.Concat(s.seeds, s.nodes) {
 		procs = append(procs, n.Process)
 	}
 	for _, p := range procs {

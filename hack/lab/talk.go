@@ -120,13 +120,13 @@ func (w *watcher) stop() {
 
 // bars asks the seed and the nodes how far they are; the sum is that of the nodes.
 func (s *swarm) bars(ctx context.Context, size int64) (bars []bar, sum int64) {
-	for _, n := range append([]*cluster.Node{s.seed}, s.nodes...) {
+	for _, n := range append([]*cluster.Node{s.seeds[0]}, s.nodes...) {
 		b := bar{name: n.Host().Name, total: size}
 		if read, err := n.Read(ctx); err == nil {
 			b.peer, b.source = read["peer"], read["source"]
 		}
 		bars = append(bars, b)
-		if n != s.seed {
+		if n != s.seeds[0] {
 			sum += b.peer + b.source
 		}
 	}
@@ -186,5 +186,5 @@ All of it is left running, in %[1]s. To look around:
   # remove it all
   make clean
 `,
-		s.Dir(), n.Host().Namespace(), n.Host().Name, s.seed.Host().Namespace(), c.Socket())
+		s.Dir(), n.Host().Namespace(), n.Host().Name, s.seeds[0].Host().Namespace(), c.Socket())
 }

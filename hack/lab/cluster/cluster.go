@@ -53,7 +53,7 @@ type Cluster struct {
 	dir  string
 	lock *os.File
 
-	mu    sync.Mutex // guards what follows
+	mu      sync.Mutex // guards what follows
 	hosts   []*Host
 	procs   []*Process
 	proxies []*Proxy

@@ -59,6 +59,9 @@ func (s *Scheduler) Start(ctx context.Context) (err error) {
 // URL is where hosts reach the scheduler.
 func (s *Scheduler) URL() string { return "http://" + s.host.Addr + ":" + schedulerPort }
 
+// Host returns the host the scheduler runs on.
+func (s *Scheduler) Host() *Host { return s.host }
+
 // NodeConfig says how a node differs from the others.
 type NodeConfig struct {
 	Name       string

@@ -45,6 +45,13 @@ func mountEROFS(image string, devices []string, folder string) error {
 	return nil
 }
 
+// AttachLoop makes a writable block device of a file, with direct I/O where it can be, so that the file's faults are the device's.
+// Cluster.Close frees it when the file is the cluster's.
+func AttachLoop(ctx context.Context, file string) (string, error) {
+	out, err := command(ctx, "losetup", "--find", "--show", "--direct-io=on", file)
+	return strings.TrimSpace(out), err
+}
+
 func loop(ctx context.Context, file string) (string, error) {
 	out, err := command(ctx, "losetup", "--find", "--show", "--read-only", file)
 	return strings.TrimSpace(out), err
