@@ -191,7 +191,7 @@ func nodeMishaps() []mishap {
 		{name: "node-restarted", what: "a node's daemon is killed and started again, and goes on from what it has", bound: 1500 * time.Millisecond,
 			during: func(ctx context.Context, t *trial) error { return t.restart(ctx, t.nodes[0]) },
 			after:  resumed},
-		{name: "disk-eio", what: "a node's disk fails in the midst", bound: 4 * time.Second, before: diskOfFile, during: tearDisk},
+		{name: "disk-eio", what: "a node's disk fails in the midst", bound: 4 * time.Second, before: diskOfFile, during: breakDisk},
 	}
 }
 
@@ -249,12 +249,22 @@ func diskOfFile(ctx context.Context, t *trial) error {
 	return n.Start(ctx)
 }
 
-// tearDisk cuts the file under the first node's file system, so that what lies behind the cut fails with EIO, and has the
-// kernel forget what it had read.
-func tearDisk(ctx context.Context, t *trial) error {
-	unix.Sync()
-	if err := os.Truncate(t.disk(), 16<<20); err != nil {
+// ext4Shutdown is EXT4_IOC_SHUTDOWN of Linux's include/uapi/linux/ext4.h: after it every access to the disk fails with EIO.
+const (
+	ext4Shutdown   = 0x8004587d
+	ext4NoLogFlush = 2
+)
+
+// breakDisk has the first node's file system fail with EIO from now on, and the kernel forget what it had read.
+func breakDisk(_ context.Context, t *trial) error {
+	dir, err := os.Open(t.nodes[0].DataDir())
+	if err != nil {
 		return err
+	}
+	defer dir.Close()
+	unix.Sync() // what is dirty could not be forgotten
+	if err := unix.IoctlSetPointerInt(int(dir.Fd()), ext4Shutdown, ext4NoLogFlush); err != nil {
+		return fmt.Errorf("shut the file system down: %w", err)
 	}
 	return dropCache(t.nodes[0].DataDir())
 }
