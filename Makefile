@@ -15,6 +15,8 @@ FUZZTIME ?= 10s
 FUZZ ?= .
 BENCH ?= .
 COUNT ?= 10
+RUNS ?= 100
+FIRST ?= 1
 BENCH_SIZE ?= 4GiB
 BENCH_FLAGS ?=
 SCRIPTS := hack/setup hack/base-image hack/model hack/fuzz .ci/run
@@ -49,6 +51,11 @@ race: ## run the tests of the libraries under the race detector
 e2e: ## set up, then run the end-to-end tests only, aloud
 	hack/setup test
 	REQUIRE_TOOLS=1 go test -count=1 -timeout 30m -v ./hack/lab/...
+
+.PHONY: chaos
+chaos: ## read through RUNS (100) swarms to which random things happen; FIRST (1) is the seed of the first
+	hack/setup lab
+	go run ./hack/lab chaos --runs $(RUNS) --first $(FIRST) --json
 
 .PHONY: fmt
 fmt: ## format the code
