@@ -253,8 +253,10 @@ func (t *task) readPiece(body io.Reader, i piece.Index, verify func([]byte) ([]p
 // fetch opens a range at the origin. The stream reports to the loop that bytes arrive, which keeps a lease alive.
 func (t *task) fetch(ctx context.Context, off, length int64, authorization string) (io.ReadCloser, error) {
 	o := t.blob.Origin
-	body, err := t.peer.source.Fetch(ctx, source.Blob{Registry: o.Registry, Repository: o.Repository, Digest: t.blob.Digest,
-		Size: t.blob.Size}, off, length, authorization)
+	from := source.Blob{Registry: o.Registry, Repository: o.Repository, Digest: t.blob.Digest, Size: t.blob.Size}
+	body, err := newSteady(ctx, func(ctx context.Context, off, length int64) (io.ReadCloser, error) {
+		return t.peer.source.Fetch(ctx, from, off, length, authorization)
+	}, off, length)
 	if err != nil {
 		return nil, err
 	}
