@@ -54,7 +54,7 @@ e2e: ## set up, then run the end-to-end tests only, aloud
 
 .PHONY: chaos
 chaos: ## read through RUNS (100) swarms to which random things happen; FIRST (1) is the seed of the first
-	hack/setup lab
+	hack/setup demo
 	go run ./hack/lab chaos --runs $(RUNS) --first $(FIRST) --json
 
 .PHONY: fmt

@@ -107,6 +107,28 @@ func TestRootShoalNeverStandsInTheWayOfAPull(t *testing.T) {
 	}
 }
 
+// TestRootEverybodyGetsTheRightBytesWhateverFails is about what arrives. What a mishap adds is told and not judged: machines are noisy.
+func TestRootEverybodyGetsTheRightBytesWhateverFails(t *testing.T) {
+	for _, m := range mishaps() {
+		t.Run(m.name, func(t *testing.T) {
+			ctx, shoal := prepare(t, "ip", "tc", "docker-registry", "losetup", "mkfs.ext4")
+			r := measure(ctx, shoal, t.Output(), m, 1, true)
+			if !r.OK {
+				t.Errorf("%s: %s", m.what, r.Error)
+			}
+			t.Logf("added %.2f s, the bound is %.2f s", r.AddedSeconds, r.BoundSeconds)
+		})
+	}
+}
+
+// TestRootChaosHarmsNobody makes a few of the runs of make chaos.
+func TestRootChaosHarmsNobody(t *testing.T) {
+	ctx, shoal := prepare(t, "ip", "tc", "docker-registry")
+	if r := chaos(ctx, shoal, t.Output(), 1, 6); len(r.Failed) > 0 {
+		t.Errorf("failed with the seeds %v", r.Failed)
+	}
+}
+
 func TestRootBroadcastTakesOneCopyFromTheOrigin(t *testing.T) {
 	ctx, shoal := prepare(t, "ip", "tc", "docker-registry")
 	result, err := broadcast(ctx, broadcastConfig{shoal: shoal, peers: 3, size: 24 << 20, link: 200e6, log: t.Output()})

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"hash"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/shoal-project/shoal/hack/lab/cluster"
@@ -236,15 +238,24 @@ func (p *puller) run(ctx context.Context) error {
 	}
 }
 
-// learn reads the tag's manifest through the mirror, which so learns of the blobs' chunk maps.
+// learn reads the tag's manifest through the mirror, of an index the first one too, as containerd does before it asks for a layer. So the
+// mirror learns the blobs' sizes and chunk maps.
 func (p *puller) learn(ctx context.Context) error {
-	resp, err := p.get(ctx, p.node.MirrorURL(), "manifests/"+p.image.tag)
-	if err != nil {
+	index, err := p.manifest(ctx, p.image.tag)
+	if err != nil || len(index.Manifests) == 0 {
 		return err
 	}
-	defer resp.Body.Close()
-	_, err = io.Copy(io.Discard, resp.Body)
+	_, err = p.manifest(ctx, index.Manifests[0].Digest.String())
 	return err
+}
+
+func (p *puller) manifest(ctx context.Context, reference string) (index ocispec.Index, err error) {
+	resp, err := p.get(ctx, p.node.MirrorURL(), "manifests/"+reference)
+	if err != nil {
+		return index, err
+	}
+	defer resp.Body.Close()
+	return index, json.NewDecoder(resp.Body).Decode(&index)
 }
 
 // part reads on from where the puller stands, as far as it gets.

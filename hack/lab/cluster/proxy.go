@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -75,7 +75,7 @@ func startProxy(addr, to string, transport http.RoundTripper, listen func(addr s
 		return nil, err
 	}
 	p := &Proxy{done: make(chan struct{}), healed: make(chan struct{})}
-	quiet := log.New(io.Discard, "", 0)
+	quiet := slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	forward := &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(&url.URL{Scheme: "http", Host: to})
@@ -210,7 +210,7 @@ func (f *flipping) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// slow reads ten times a second as much as its pace allows.
+// slow waits after each read for as long as its pace asks for.
 type slow struct {
 	ctx       context.Context
 	r         io.Reader
@@ -218,12 +218,13 @@ type slow struct {
 }
 
 func (s *slow) Read(p []byte) (int, error) {
-	timer := time.NewTimer(100 * time.Millisecond)
+	n, err := s.r.Read(p)
+	timer := time.NewTimer(time.Duration(n) * time.Second / time.Duration(max(s.perSecond, 1)))
 	defer timer.Stop()
 	select {
 	case <-timer.C:
+		return n, err
 	case <-s.ctx.Done():
-		return 0, s.ctx.Err()
+		return n, s.ctx.Err()
 	}
-	return s.r.Read(p[:min(len(p), max(s.perSecond/10, 1))])
 }
