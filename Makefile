@@ -19,6 +19,7 @@ RUNS ?= 100
 FIRST ?= 1
 BENCH_SIZE ?= 4GiB
 BENCH_FLAGS ?=
+SIM_FLAGS ?=
 SCRIPTS := hack/setup hack/base-image hack/model hack/fuzz .ci/run
 
 .PHONY: help
@@ -95,6 +96,10 @@ bench: ## run the Go benchmarks that match BENCH, COUNT times (for benchstat), t
 bench-convert: build ## measure shoal convert beside sha256sum, nydus-image, umoci and crane on a model of BENCH_SIZE (4GiB)
 	hack/setup packages nydus bench
 	go run ./hack/convertbench --shoal bin/shoal --size $(BENCH_SIZE) --rounds 3 $(BENCH_FLAGS)
+
+.PHONY: sim
+sim: ## simulate a broadcast over the real scheduler and planner, in every scenario; SIM_FLAGS, see go run ./hack/sim -h
+	go run ./hack/sim $(SIM_FLAGS)
 
 .PHONY: demo
 demo: ## one model to three nodes, start to end; KEEP=1 leaves it running; needs root

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"net/http"
 	"os"
 	"strconv"
@@ -37,7 +36,6 @@ const (
 	busyHeader    = "Shoal-Busy"
 	busyHost      = "host"  // its value when no upload slot is free
 	busyPiece     = "piece" // its value when another peer is getting the piece
-	maxStarted    = 1024    // ranges to remember before old ones are forgotten
 	aliveInterval = time.Second
 	maxSpec       = 64 << 10 // bytes of the body of haves
 	suspectSlots  = 2        // each reads and hashes up to piece.MaxSize bytes
@@ -104,11 +102,10 @@ type handler struct {
 	blobs    Blobs
 	log      *slog.Logger
 	metrics  *serverMetrics
-	slots    chan struct{}
 	suspects chan struct{}
 
-	mu      sync.Mutex // guards started
-	started map[upRange]time.Time
+	mu    sync.Mutex // guards slots
+	slots *Slots[upRange]
 }
 
 // upRange is a range of a blob that is being sent, or was a moment ago.
@@ -130,8 +127,7 @@ func NewHandler(cfg Config, blobs Blobs) (http.Handler, error) {
 	h := &handler{
 		cfg: cfg, blobs: blobs, log: cmp.Or(cfg.Log, slog.New(slog.DiscardHandler)),
 		metrics: newServerMetrics(cfg.Registerer),
-		slots:   make(chan struct{}, cfg.UploadSlots), suspects: make(chan struct{}, suspectSlots),
-		started: map[upRange]time.Time{},
+		slots:   NewSlots[upRange](cfg.UploadSlots, cfg.Spacing), suspects: make(chan struct{}, suspectSlots),
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/blobs/{digest}", h.serveBlob)
@@ -168,19 +164,17 @@ func (h *handler) serveBlob(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusRequestedRangeNotSatisfiable)
 		return
 	}
-	select {
-	case h.slots <- struct{}{}:
-		defer func() { <-h.slots }()
-	default:
+	if !h.take() {
 		h.refuse(w, busyHost, "all upload slots are taken")
 		return
 	}
+	defer h.untake()
 	f, release, err := h.blobs.Open(d, off, length)
 	if err != nil {
 		h.fail(w, d, err)
 		return
 	}
-	if !h.begin(upRange{d, off}, time.Now()) {
+	if !h.begin(upRange{d, off}) {
 		release()
 		h.refuse(w, busyPiece, "another peer is getting this piece; it will have it in a moment")
 		return
@@ -194,18 +188,22 @@ func (h *handler) serveBlob(w http.ResponseWriter, r *http.Request) {
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Time{}) // the connection's next request starts afresh
 }
 
-// begin notes that a range is sent from now on, unless that began less than Config.Spacing ago.
-func (h *handler) begin(r upRange, now time.Time) bool {
+func (h *handler) take() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if now.Sub(h.started[r]) < h.cfg.Spacing {
-		return false
-	}
-	if len(h.started) >= maxStarted {
-		maps.DeleteFunc(h.started, func(_ upRange, at time.Time) bool { return now.Sub(at) >= h.cfg.Spacing })
-	}
-	h.started[r] = now
-	return true
+	return h.slots.Take()
+}
+
+func (h *handler) untake() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.slots.Release()
+}
+
+func (h *handler) begin(r upRange) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.slots.Begin(time.Now(), r)
 }
 
 func (h *handler) refuse(w http.ResponseWriter, kind, text string) {

@@ -1,0 +1,272 @@
+package main
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/shoal-project/shoal/peer/dispatch"
+	"github.com/shoal-project/shoal/peer/piece"
+	"github.com/shoal-project/shoal/peer/transfer"
+	"github.com/shoal-project/shoal/scheduler"
+	"github.com/shoal-project/shoal/scheduler/policy"
+)
+
+const (
+	taskID      = scheduler.TaskID("sha256:blob")
+	batchDelay  = 20 * time.Millisecond // as in scheduler/api
+	reportEvery = 25 * time.Millisecond // as in peer
+	hostSilence = 2 * time.Second       // as in scheduler/server
+)
+
+func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }
+
+func (s *sim) byName(id scheduler.HostID) *host {
+	i, _ := strconv.Atoi(string(id[1:])) // the names are our own
+	return s.hosts[i]
+}
+
+func (s *sim) task() scheduler.Task {
+	return scheduler.Task{ID: taskID, Pieces: s.cfg.pieces, PieceSize: s.cfg.pieceSize}
+}
+
+// arrive is the start of a host: it opens a session, and begins the task unless it is a seed, which waits for work.
+func (s *sim) arrive(h *host) {
+	if h.gone() {
+		return
+	}
+	h.open()
+	if !h.seed {
+		h.join()
+	}
+}
+
+// open opens a session with the scheduler that lives.
+func (h *host) open() {
+	s := h.sim
+	if s.machine == nil || h.gone() {
+		return
+	}
+	h.session, h.queue = true, nil
+	epoch := s.epoch
+	s.after(2*s.cfg.latency, func() {
+		if s.epoch == epoch && !h.gone() {
+			s.step(scheduler.HostJoined{Host: scheduler.Host{ID: h.name, Addr: string(h.name), Seed: h.seed,
+				Locality: policy.Locality{Zone: strconv.Itoa(h.zone)}}})
+		}
+	})
+}
+
+// join announces the task.
+func (h *host) join() {
+	if !h.session {
+		return
+	}
+	h.joined, h.gained, h.reportedAt = true, nil, h.sim.now
+	h.send(scheduler.TaskJoined{Host: h.name, Task: h.sim.task(), Have: runs(slices.Collect(h.have.All())), Wants: !h.have.Full()})
+}
+
+// send queues an event for the scheduler; events leave in batches.
+func (h *host) send(ev scheduler.Event) {
+	if !h.session {
+		return
+	}
+	s, epoch := h.sim, h.sim.epoch
+	h.queue = append(h.queue, ev)
+	if len(h.queue) > 1 {
+		return
+	}
+	s.after(batchDelay+s.cfg.latency, func() {
+		events := h.queue
+		h.queue = nil
+		if s.epoch != epoch || h.gone() {
+			return
+		}
+		for _, ev := range events {
+			s.step(ev)
+		}
+	})
+}
+
+// report tells the scheduler what came since the last report.
+func (h *host) report() {
+	if !h.joined || len(h.gained) == 0 {
+		return
+	}
+	s := h.sim
+	if due := h.reportedAt + reportEvery; s.now < due && !h.have.Full() {
+		h.wake(due)
+		return
+	}
+	h.send(scheduler.Progress{Host: h.name, Task: taskID, Gained: runs(h.gained), Reading: h.reading, Done: h.have.Full()})
+	h.gained, h.reading, h.reportedAt = nil, false, s.now
+}
+
+// runs turns pieces into runs.
+func runs(pieces []piece.Index) []scheduler.Run {
+	slices.Sort(pieces)
+	var out []scheduler.Run
+	for _, i := range pieces {
+		if n := len(out); n > 0 && out[n-1].End == int(i) {
+			out[n-1].End++
+		} else {
+			out = append(out, scheduler.Run{First: int(i), End: int(i) + 1})
+		}
+	}
+	return out
+}
+
+// step has the machine take an event, counts messages, and carries out the commands.
+func (s *sim) step(ev scheduler.Event) {
+	if s.machine == nil {
+		return
+	}
+	if _, ok := ev.(scheduler.Tick); !ok {
+		s.messages++
+	}
+	s.returned(ev)
+	epoch := s.epoch
+	for _, cmd := range s.machine.Step(s.clock(), ev) {
+		s.messages++
+		h := s.byName(cmd.To)
+		s.granted(h, cmd.Body)
+		s.after(s.cfg.latency, func() {
+			if s.epoch == epoch && !h.gone() {
+				h.command(cmd.Body)
+			}
+		})
+	}
+}
+
+// command carries out what the scheduler says.
+func (h *host) command(b scheduler.Body) {
+	h.dirty = true
+	switch b := b.(type) {
+	case scheduler.Neighbours:
+		h.neighbours = b.Hosts
+	case scheduler.Lease:
+		if !h.joined {
+			h.join()
+		}
+		h.planner.Lease(dispatch.Run{First: piece.Index(b.Run.First), End: piece.Index(b.Run.End)})
+	case scheduler.Revoked:
+		h.planner.Revoke(dispatch.Run{First: piece.Index(b.Run.First), End: piece.Index(b.Run.End)})
+	}
+}
+
+// leaseKey names a piece that is leased.
+type leaseKey int
+
+// granted checks that no piece is leased twice.
+func (s *sim) granted(h *host, b scheduler.Body) {
+	switch b := b.(type) {
+	case scheduler.Lease:
+		for i := b.Run.First; i < b.Run.End; i++ {
+			if other := s.leases[leaseKey(i)]; other != nil {
+				s.fault("piece %d is leased to %s, while %s has the lease", i, h.name, other.name)
+			}
+			s.leases[leaseKey(i)] = h
+		}
+	case scheduler.Revoked:
+		for i := b.Run.First; i < b.Run.End; i++ {
+			delete(s.leases, leaseKey(i))
+		}
+	}
+}
+
+// returned notes the leases that an event ends.
+func (s *sim) returned(ev scheduler.Event) {
+	switch ev := ev.(type) {
+	case scheduler.Progress:
+		for _, r := range ev.Gained {
+			for i := r.First; i < r.End; i++ {
+				delete(s.leases, leaseKey(i))
+			}
+		}
+	case scheduler.HostLeft:
+		maps.DeleteFunc(s.leases, func(_ leaseKey, h *host) bool { return h.name == ev.Host })
+	}
+}
+
+// crash kills a host: its connections are reset.
+func (s *sim) crash(h *host) {
+	if h.gone() {
+		return
+	}
+	h.dead = true
+	for _, f := range slices.Clone(h.uploads) {
+		h.close(f)
+		f.dst.outcome(h, dispatch.Request{Parent: h.addr(), Run: dispatch.Run{First: f.piece, End: f.piece + 1}}, dispatch.Transient)
+	}
+	s.deaf(h, 0)
+	s.after(s.cfg.latency, func() { s.forget(h) })
+	s.after(s.cfg.latency, func() { s.step(scheduler.HostLeft{Host: h.name}) })
+}
+
+// hang stops a host: its connections stay open and silent.
+func (s *sim) hang(h *host) {
+	if h.gone() {
+		return
+	}
+	h.hung = true
+	for _, f := range slices.Clone(h.uploads) {
+		s.after(transfer.DefaultStall, func() {
+			if !f.ended {
+				h.close(f)
+				f.dst.ended(dispatch.Request{Parent: h.addr(), Run: dispatch.Run{First: f.piece, End: f.piece + 1}}, dispatch.Transient)
+			}
+		})
+	}
+	s.deaf(h, transfer.DefaultUploadStall)
+	s.after(transfer.DefaultSilence, func() { s.forget(h) })
+	s.after(hostSilence, func() { s.step(scheduler.HostLeft{Host: h.name}) })
+}
+
+// deaf ends what others, and the origin, send to a host that takes no more.
+func (s *sim) deaf(h *host, after time.Duration) {
+	for _, f := range s.net.flows {
+		if f.dst != h || f.ended {
+			continue
+		}
+		s.after(after, func() {
+			if !f.ended && !f.src.origin {
+				f.src.close(f)
+			}
+			f.ended = true
+		})
+	}
+}
+
+// forget is what the watchers of a host do when its stream ends.
+func (s *sim) forget(h *host) {
+	for _, w := range h.watchers {
+		w.planner.ParentReset(h.addr())
+		w.dirty = true
+	}
+	h.watchers = nil
+}
+
+// loseScheduler lets the scheduler die and an empty one take over; the hosts come back to it within 0.2 s.
+func (s *sim) loseScheduler() {
+	s.epoch++
+	s.lost = s.now
+	s.leases = map[leaseKey]*host{}
+	s.startScheduler()
+	rng := newRand(s.cfg.seed, 77)
+	for _, h := range s.hosts {
+		if !h.session {
+			continue
+		}
+		joined := h.joined
+		h.session, h.joined = false, false
+		s.after(50*time.Millisecond+time.Duration(rng.Int64N(int64(100*time.Millisecond))), func() {
+			h.open()
+			if joined {
+				h.join()
+			}
+			h.dirty = true
+		})
+	}
+}

@@ -1,0 +1,277 @@
+package main
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/shoal-project/shoal/peer/dispatch"
+	"github.com/shoal-project/shoal/peer/piece"
+	"github.com/shoal-project/shoal/peer/transfer"
+	"github.com/shoal-project/shoal/scheduler"
+)
+
+// host is one node: the shell around a real planner and the real upload slots, as package peer is.
+type host struct {
+	sim          *sim
+	id           int
+	name         scheduler.HostID
+	zone         int
+	up, down     float64 // bytes a second
+	joinAt       time.Duration
+	finishAt     time.Duration
+	origin, seed bool
+	liar, grey   bool
+	doomed       bool // will crash or hang
+	dead, hung   bool
+	dirty        bool // something happened since its loop ran
+	wakeAt       time.Duration
+
+	planner  *dispatch.Planner
+	slots    *transfer.Slots[piece.Index]
+	uploads  []*flow
+	have     *piece.Set
+	watchers []*host // who is told what it holds
+	watching map[dispatch.ParentID]*host
+	news     []piece.Index // not told to the watchers yet
+	toldAt   time.Duration
+	telling  bool
+
+	neighbours []scheduler.Host
+	session    bool // of the present scheduler
+	joined     bool // the task, there
+	queue      []scheduler.Event
+	gained     []piece.Index // since the last report
+	reading    bool
+	reportedAt time.Duration
+}
+
+func newHost(s *sim, id int) *host {
+	h := &host{sim: s, id: id, name: scheduler.HostID(fmt.Sprintf("h%04d", id)), have: piece.NewSet(s.cfg.pieces),
+		slots:    transfer.NewSlots[piece.Index](transfer.DefaultUploadSlots, transfer.DefaultSpacing),
+		watching: map[dispatch.ParentID]*host{}}
+	rng := rand.New(rand.NewPCG(s.cfg.seed, uint64(1000+id)))
+	h.planner = dispatch.New(dispatch.Config{}, s.layout, h.have, nil, rng)
+	if s.cfg.stream {
+		h.planner.Readers([]dispatch.Run{{First: 0, End: piece.Index(s.cfg.pieces)}})
+	}
+	return h
+}
+
+func (h *host) addr() dispatch.ParentID { return dispatch.ParentID(h.name) }
+
+// gone reports whether the host does nothing any more.
+func (h *host) gone() bool { return h.dead || h.hung }
+
+// loop does what the loop of a task does: learn whom to watch, ask, report.
+func (h *host) loop() {
+	h.dirty, h.wakeAt = false, 0
+	if h.gone() {
+		return
+	}
+	s := h.sim
+	now := s.clock()
+	if h.joined {
+		for _, run := range h.planner.Stuck(now) {
+			h.send(scheduler.Stuck{Host: h.name, Task: taskID, Runs: []scheduler.Run{{First: int(run.First), End: int(run.End)}}})
+		}
+	}
+	h.tend()
+	for _, r := range h.planner.Next(now) {
+		if r.Parent == "" {
+			h.readOrigin(r)
+		} else {
+			h.ask(r)
+		}
+	}
+	h.report()
+	if at := h.planner.NextWake(now); !at.IsZero() {
+		h.wake(at.Sub(time.Unix(1000, 0)))
+	}
+}
+
+// wake has the loop run at a time, if it does not before.
+func (h *host) wake(at time.Duration) {
+	if h.wakeAt == 0 || at < h.wakeAt {
+		h.wakeAt = at
+	}
+}
+
+// tend watches the neighbours, and nobody else.
+func (h *host) tend() {
+	wanted := map[dispatch.ParentID]bool{}
+	if h.planner.Missing() > 0 {
+		for _, n := range h.neighbours {
+			wanted[dispatch.ParentID(n.ID)] = n.ID != h.name
+		}
+	}
+	for _, id := range sortedKeys(h.watching) {
+		if !wanted[id] {
+			other := h.watching[id]
+			other.watchers = slices.DeleteFunc(other.watchers, func(w *host) bool { return w == h })
+			delete(h.watching, id)
+			h.planner.RemoveParent(id)
+		}
+	}
+	for _, n := range h.neighbours {
+		id := dispatch.ParentID(n.ID)
+		if !wanted[id] || h.watching[id] != nil || !h.planner.AddParent(id) {
+			continue
+		}
+		h.watch(id)
+	}
+}
+
+func (h *host) watch(id dispatch.ParentID) {
+	other := h.sim.byName(scheduler.HostID(id))
+	h.watching[id] = other
+	h.sim.after(2*h.sim.latency(h, other), func() {
+		if other.gone() || h.watching[id] != other {
+			return
+		}
+		other.watchers = append(other.watchers, h)
+		held := slices.Collect(other.have.All())
+		for _, i := range held {
+			h.planner.ParentHas(id, dispatch.Run{First: i, End: i + 1})
+		}
+		h.dirty = true
+	})
+}
+
+// got takes note of a piece that was verified and stored.
+func (h *host) got(i piece.Index) {
+	s := h.sim
+	h.planner.Got(i)
+	h.dirty = true
+	if !h.have.Add(i) {
+		return
+	}
+	h.gained = append(h.gained, i)
+	h.news = append(h.news, i)
+	if !h.telling {
+		h.telling = true
+		s.at(max(s.now, h.toldAt+transfer.DefaultHavesInterval), h.tell)
+	}
+	if h.have.Full() {
+		h.finishAt = s.now
+	}
+}
+
+// tell sends the watchers what is new, at most once in the interval of haves.
+func (h *host) tell() {
+	h.telling, h.toldAt = false, h.sim.now
+	if h.gone() {
+		return
+	}
+	news, watchers := h.news, slices.Clone(h.watchers)
+	h.news = nil
+	for _, w := range watchers {
+		if w.have.Full() {
+			continue
+		}
+		h.sim.after(h.sim.latency(h, w), func() {
+			if w.watching[h.addr()] != h {
+				return
+			}
+			for _, i := range news {
+				w.planner.ParentHas(h.addr(), dispatch.Run{First: i, End: i + 1})
+			}
+			w.dirty = true
+		})
+	}
+}
+
+// ask sends a request for one piece.
+func (h *host) ask(r dispatch.Request) {
+	s, src := h.sim, h.sim.byName(scheduler.HostID(r.Parent))
+	s.requests++
+	s.after(s.latency(h, src), func() { src.serve(h, r) })
+}
+
+// serve answers a request as the server of package transfer does.
+func (h *host) serve(dst *host, r dispatch.Request) {
+	s := h.sim
+	i := r.Run.First
+	switch {
+	case h.dead:
+		dst.outcome(h, r, dispatch.Transient)
+	case h.hung:
+		s.after(transfer.DefaultStall, func() { dst.ended(r, dispatch.Transient) })
+	case !h.slots.Take():
+		s.busy++
+		dst.outcome(h, r, dispatch.Busy)
+	case !h.have.Has(i):
+		h.slots.Release()
+		dst.outcome(h, r, dispatch.Absent)
+	case !h.slots.Begin(s.clock(), i):
+		h.slots.Release()
+		s.shared++
+		dst.outcome(h, r, dispatch.Shared)
+	default:
+		f := &flow{src: h, dst: dst, piece: i, left: float64(s.cfg.pieceSize)}
+		f.done = func(f *flow) { h.sent(f, r) }
+		h.uploads = append(h.uploads, f)
+		s.after(s.latency(h, dst), func() {
+			if !f.ended {
+				s.net.flows = append(s.net.flows, f)
+			}
+		})
+	}
+}
+
+// outcome brings a refusal to the one who asked.
+func (h *host) outcome(from *host, r dispatch.Request, o dispatch.Outcome) {
+	h.sim.after(h.sim.latency(from, h), func() { h.ended(r, o) })
+}
+
+// ended reports the end of a request to the planner.
+func (h *host) ended(r dispatch.Request, o dispatch.Outcome) {
+	if h.gone() {
+		return
+	}
+	h.planner.Done(h.sim.clock(), r, o)
+	h.dirty = true
+}
+
+// sent is the arrival of a piece: it is verified before anything else happens.
+func (h *host) sent(f *flow, r dispatch.Request) {
+	h.close(f)
+	if h.liar {
+		h.sim.wrong++
+		f.dst.ended(r, dispatch.Corrupt)
+		return
+	}
+	if !h.have.Has(f.piece) {
+		h.sim.fault("%s sent piece %d, which it does not hold", h.name, f.piece)
+	}
+	f.dst.ended(r, dispatch.OK)
+	f.dst.got(f.piece)
+}
+
+// close ends an upload.
+func (h *host) close(f *flow) {
+	f.ended = true
+	h.slots.Release()
+	h.uploads = slices.DeleteFunc(h.uploads, func(x *flow) bool { return x == f })
+}
+
+// readOrigin reads a run from the origin, piece after piece.
+func (h *host) readOrigin(r dispatch.Request) {
+	s := h.sim
+	f := &flow{src: s.origin, dst: h, piece: r.Run.First, left: float64(s.cfg.pieceSize)}
+	f.done = func(f *flow) {
+		h.reading = true
+		h.got(f.piece)
+		if f.piece++; f.piece < r.Run.End {
+			f.left += float64(s.cfg.pieceSize)
+			return
+		}
+		f.ended = true
+		h.ended(r, dispatch.OK)
+	}
+	s.after(originLatency, func() { s.net.flows = append(s.net.flows, f) })
+}
+
+// originLatency is the time to the first byte of a range.
+const originLatency = 5 * time.Millisecond
