@@ -2,7 +2,6 @@ package dispatch
 
 import (
 	"cmp"
-	"maps"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -74,10 +73,13 @@ type Planner struct {
 	layout   piece.Layout
 	have     *piece.Set
 	known    *piece.Set // pieces whose digest is known, so that they can be taken from a parent
+	open     *piece.Set // known, not held, and asked of nobody
 	inFlight map[piece.Index]ParentID
 	parents  map[ParentID]*parent
+	order    []*parent // sorted by id
 	banned   map[ParentID]bool
-	avail    []uint16 // per piece, parents that hold it
+	idle     []*parent // room for nextPiece
+	avail    []uint16  // per piece, parents that hold it
 	readers  []Run
 	leases   []Run
 	reading  []Run
@@ -104,9 +106,22 @@ func New(cfg Config, layout piece.Layout, have, known *piece.Set, rng *rand.Rand
 		known = piece.NewSet(layout.Count())
 		known.AddAll()
 	}
-	return &Planner{cfg: cfg.withDefaults(), rng: rng, layout: layout, have: have.Clone(), known: known.Clone(),
-		inFlight: map[piece.Index]ParentID{}, parents: map[ParentID]*parent{}, banned: map[ParentID]bool{},
-		avail: make([]uint16, layout.Count())}
+	p := &Planner{cfg: cfg.withDefaults(), rng: rng, layout: layout, have: have.Clone(), known: known.Clone(),
+		open: piece.NewSet(layout.Count()), inFlight: map[piece.Index]ParentID{}, parents: map[ParentID]*parent{},
+		banned: map[ParentID]bool{}, avail: make([]uint16, layout.Count())}
+	for i := range piece.Index(layout.Count()) {
+		p.reopen(i)
+	}
+	return p
+}
+
+// reopen works out whether piece i can be asked from a parent.
+func (p *Planner) reopen(i piece.Index) {
+	if _, asked := p.inFlight[i]; p.have.Has(i) || !p.known.Has(i) || asked {
+		p.open.Remove(i)
+		return
+	}
+	p.open.Add(i)
 }
 
 // AddParent makes a parent known, with nothing held. It reports false for one that was banned; one that is known already
@@ -116,7 +131,10 @@ func (p *Planner) AddParent(id ParentID) bool {
 		return false
 	}
 	if p.parents[id] == nil {
-		p.parents[id] = &parent{id: id, have: piece.NewSet(p.layout.Count()), shared: map[piece.Index]time.Time{}}
+		par := &parent{id: id, have: piece.NewSet(p.layout.Count()), shared: map[piece.Index]time.Time{}}
+		p.parents[id] = par
+		at, _ := slices.BinarySearchFunc(p.order, id, func(o *parent, id ParentID) int { return cmp.Compare(o.id, id) })
+		p.order = slices.Insert(p.order, at, par)
 	}
 	return true
 }
@@ -125,6 +143,7 @@ func (p *Planner) AddParent(id ParentID) bool {
 func (p *Planner) RemoveParent(id ParentID) {
 	p.ParentReset(id)
 	delete(p.parents, id)
+	p.order = slices.DeleteFunc(p.order, func(o *parent) bool { return o.id == id })
 }
 
 // ParentReset forgets what a parent holds.
@@ -155,7 +174,13 @@ func (p *Planner) Unverifiable(id ParentID, n int) []piece.Index {
 }
 
 // Parents returns the known parents in order.
-func (p *Planner) Parents() []ParentID { return slices.Sorted(maps.Keys(p.parents)) }
+func (p *Planner) Parents() []ParentID {
+	ids := make([]ParentID, 0, len(p.order))
+	for _, par := range p.order {
+		ids = append(ids, par.id)
+	}
+	return ids
+}
 
 // ParentHas records that a parent holds the pieces of run.
 func (p *Planner) ParentHas(id ParentID, run Run) {
@@ -178,13 +203,22 @@ func (p *Planner) ParentLost(id ParentID, i piece.Index) {
 }
 
 // Know records that the digest of piece i is known.
-func (p *Planner) Know(i piece.Index) { p.known.Add(i) }
+func (p *Planner) Know(i piece.Index) {
+	p.known.Add(i)
+	p.reopen(i)
+}
 
 // Got records that piece i is held, however it came.
-func (p *Planner) Got(i piece.Index) { p.have.Add(i) }
+func (p *Planner) Got(i piece.Index) {
+	p.have.Add(i)
+	p.reopen(i)
+}
 
 // Lost records that piece i is held no more.
-func (p *Planner) Lost(i piece.Index) { p.have.Remove(i) }
+func (p *Planner) Lost(i piece.Index) {
+	p.have.Remove(i)
+	p.reopen(i)
+}
 
 // Missing returns how many pieces are not held.
 func (p *Planner) Missing() int { return p.have.Len() - p.have.Count() }
@@ -237,6 +271,7 @@ func (p *Planner) Next(now time.Time) []Request {
 		}
 		par.inFlight++
 		p.inFlight[i] = par.id
+		p.reopen(i)
 		out = append(out, Request{Parent: par.id, Run: Run{i, i + 1}})
 	}
 	p.watch(now)
@@ -249,12 +284,13 @@ func (p *Planner) nextPiece(now time.Time) (*parent, piece.Index, bool) {
 	if len(p.parents) == 1 {
 		perParent = 2 // hide the round trip where no other parent can
 	}
-	idle := make([]*parent, 0, len(p.parents))
-	for _, id := range p.Parents() {
-		if par := p.parents[id]; par.inFlight < perParent && !now.Before(par.notUntil) {
+	idle := p.idle[:0]
+	for _, par := range p.order {
+		if par.inFlight < perParent && !now.Before(par.notUntil) {
 			idle = append(idle, par)
 		}
 	}
+	p.idle = idle
 	p.rng.Shuffle(len(idle), func(i, j int) { idle[i], idle[j] = idle[j], idle[i] })
 	for _, par := range idle {
 		if i, ok := p.demanded(now, par); ok {
@@ -267,15 +303,6 @@ func (p *Planner) nextPiece(now time.Time) (*parent, piece.Index, bool) {
 		}
 	}
 	return nil, 0, false
-}
-
-// open reports whether piece i can be asked from a parent.
-func (p *Planner) open(i piece.Index) bool {
-	if p.have.Has(i) || !p.known.Has(i) {
-		return false
-	}
-	_, asked := p.inFlight[i]
-	return !asked
 }
 
 // demanded picks among the pieces that readers wait for: the rarest within Config.Window ahead of each. Not the very next
@@ -294,8 +321,8 @@ func (p *Planner) demanded(now time.Time, par *parent) (piece.Index, bool) {
 // rarest picks the piece of a run that a parent can give and that the fewest parents hold, at random among equals.
 func (p *Planner) rarest(now time.Time, par *parent, run Run) (best piece.Index, ok bool) {
 	ties := 0
-	for i := max(run.First, 0); i < run.End && int(i) < p.layout.Count(); i++ {
-		if !par.have.Has(i) || !p.open(i) || now.Before(par.shared[i]) {
+	for i := range par.have.Common(p.open, run.First, run.End) {
+		if len(par.shared) > 0 && now.Before(par.shared[i]) {
 			continue
 		}
 		switch {
@@ -394,6 +421,7 @@ func (p *Planner) Done(now time.Time, r Request, o Outcome) {
 	if o == OK {
 		p.have.Add(i)
 	}
+	p.reopen(i)
 	par := p.parents[r.Parent]
 	if par == nil {
 		return

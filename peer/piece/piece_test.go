@@ -138,6 +138,19 @@ func TestSetAgainstAMap(t *testing.T) {
 		if d := cmp.Diff(missing, slices.Collect(s.Missing())); d != "" {
 			t.Errorf("n=%d, missing (-want +got):\n%s", n, d)
 		}
+		other, first, end := NewSet(n), Index(n/3), Index(n-n/5)
+		var common []Index
+		for i := range Index(n) {
+			if rng.IntN(2) == 0 {
+				other.Add(i)
+				if model[i] && i >= first && i < end {
+					common = append(common, i)
+				}
+			}
+		}
+		if d := cmp.Diff(common, slices.Collect(s.Common(other, first, end))); d != "" {
+			t.Errorf("n=%d, common in [%d, %d) (-want +got):\n%s", n, first, end, d)
+		}
 		back, err := SetFromBytes(n, s.Bytes())
 		if err != nil || !slices.Equal(slices.Collect(back.All()), want) || back.Count() != s.Count() {
 			t.Errorf("n=%d: bitmap does not come back: %v", n, err)

@@ -77,6 +77,27 @@ func (s *Set) All() iter.Seq[Index] {
 	}
 }
 
+// Common yields, in ascending order, the indices of [first, end) that are in both sets, which must have room for the same number. Neither
+// may be changed meanwhile.
+func (s *Set) Common(o *Set, first, end Index) iter.Seq[Index] {
+	return func(yield func(Index) bool) {
+		first, end := max(first, 0), min(end, Index(s.n))
+		for w := first / 64; w*64 < end; w++ {
+			word := s.words[w] & o.words[w]
+			if w == first/64 {
+				word &^= 1<<(first%64) - 1
+			}
+			for word != 0 {
+				i := w*64 + Index(bits.TrailingZeros64(word))
+				if i >= end || !yield(i) {
+					return
+				}
+				word &= word - 1
+			}
+		}
+	}
+}
+
 // Missing yields the indices that are not in the set in ascending order.
 func (s *Set) Missing() iter.Seq[Index] {
 	return func(yield func(Index) bool) {
