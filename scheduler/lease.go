@@ -29,10 +29,10 @@ func (m *Machine) progress(now time.Time, ev Progress) {
 		t.fresh[i] = now
 	}
 	if ev.Done {
-		me.wants = false
+		t.want(me, false)
 	}
 	if fresh := m.learn(t, me.host, ev.Digests, leaseOf(t, me)); len(fresh) > 0 {
-		for _, other := range t.sorted() {
+		for _, other := range t.order {
 			if other.wants && other != me {
 				m.send(other.host.ID, Digests{Task: t.ID, Digests: fresh})
 			}
@@ -100,7 +100,7 @@ func (m *Machine) lose(t *task, me *member, runs []Run) {
 			me.have.Clear(uint(i))
 			t.holders[i]--
 			t.cursor = min(t.cursor, i)
-			me.wants = true
+			t.want(me, true)
 		}
 	}
 }
@@ -139,16 +139,14 @@ func (m *Machine) dropLeases(t *task, drop func(*lease) bool) {
 			t.leased.Clear(uint(i))
 		}
 		t.cursor = min(t.cursor, l.run.First)
+		l.to.leases--
 		return true
 	})
 }
 
 // grant gives out leases until every idle piece has one or every possible reader has enough.
 func (m *Machine) grant(now time.Time, t *task) {
-	if !t.wanted() {
-		return
-	}
-	for {
+	for t.wanting > 0 {
 		run, ok := m.idleRun(t)
 		if !ok {
 			return
@@ -164,19 +162,11 @@ func (m *Machine) grant(now time.Time, t *task) {
 func (m *Machine) giveLease(now time.Time, t *task, to *member, run Run) {
 	t.refused = ""
 	t.leases = append(t.leases, &lease{to: to, run: run, heard: now})
+	to.leases++
 	for i := run.First; i < run.End; i++ {
 		t.leased.Set(uint(i))
 	}
 	m.send(to.host.ID, Lease{Task: t.Task, Run: run})
-}
-
-func (t *task) wanted() bool {
-	for _, me := range t.members {
-		if me.wants {
-			return true
-		}
-	}
-	return false
 }
 
 // idleRun returns the first run of pieces that nobody holds and nobody reads, as long as one lease may be. A sequential
@@ -201,43 +191,47 @@ func (m *Machine) idleRun(t *task) (Run, bool) {
 
 // chooseReader picks the host that reads next: a seed, whether or not it is a member yet, else a member.
 func (m *Machine) chooseReader(now time.Time, t *task) *member {
-	load := map[HostID]int{}
-	for _, l := range t.leases {
-		load[l.to.host.ID]++
-	}
-	var (
-		hosts      []*host
-		candidates []policy.Candidate
-		seedsBusy  bool
-	)
-	for _, id := range slices.Sorted(maps.Keys(m.hosts)) {
-		h := m.hosts[id]
-		me := t.members[id]
-		if me == nil && !h.Seed || me != nil && (me.denied || now.Before(me.notBefore)) {
-			continue
+	var candidates []policy.Candidate
+	busy := false // a seed that works at its limit is worth waiting for
+	for i, h := range m.seeds {
+		me := t.members[h.ID]
+		switch {
+		case me == nil:
+			candidates = append(candidates, policy.Candidate{Key: i, Seed: true})
+		case !me.mayRead(now):
+		case me.leases >= m.cfg.LeasesPerHost:
+			busy = true
+		default:
+			candidates = append(candidates, policy.Candidate{Key: i, Seed: true, Load: me.leases})
 		}
-		if load[id] >= m.cfg.LeasesPerHost {
-			seedsBusy = seedsBusy || h.Seed
-			continue
+	}
+	if i, ok := policy.Reader(candidates, m.rng); ok {
+		if me := t.members[m.seeds[i].ID]; me != nil {
+			return me
 		}
-		candidates = append(candidates, policy.Candidate{Key: len(hosts), Load: load[id], Seed: h.Seed})
-		hosts = append(hosts, h)
+		return m.draft(t, m.seeds[i])
 	}
-	i, ok := policy.Reader(candidates, m.rng)
-	if !ok || (seedsBusy && !hosts[i].Seed) {
-		return nil // a seed that works at its limit is worth waiting for
+	if busy {
+		return nil
 	}
-	if me := t.members[hosts[i].ID]; me != nil {
-		return me
+	for i, me := range t.order {
+		if me.mayRead(now) && me.leases < m.cfg.LeasesPerHost {
+			candidates = append(candidates, policy.Candidate{Key: i, Load: me.leases})
+		}
 	}
-	return m.draft(t, hosts[i])
+	if i, ok := policy.Reader(candidates, m.rng); ok {
+		return t.order[i]
+	}
+	return nil
 }
+
+func (me *member) mayRead(now time.Time) bool { return !me.denied && !now.Before(me.notBefore) }
 
 // draft makes a seed a member of a task it has not heard of; the lease that follows tells it.
 func (m *Machine) draft(t *task, h *host) *member {
-	me := &member{host: h, have: newSet(t.Pieces), wants: true, neighbours: map[HostID]bool{}}
-	h.tasks[t.ID], t.members[h.ID] = me, me
-	for _, other := range t.sorted() {
+	me := t.add(h)
+	t.want(me, true)
+	for _, other := range t.order {
 		if other.wants && other != me {
 			m.link(t, other)
 		}
@@ -269,7 +263,7 @@ func (m *Machine) leaseFailed(now time.Time, ev LeaseFailed) {
 }
 
 func (m *Machine) tellFailed(t *task, f Failure) {
-	for _, me := range t.sorted() {
+	for _, me := range t.order {
 		if me.wants {
 			m.send(me.host.ID, Failed{Task: t.ID, Failure: f, Text: t.refused})
 		}
@@ -280,7 +274,7 @@ func (m *Machine) tellFailed(t *task, f Failure) {
 // are those that came so lately that the host need not have heard of it.
 func (m *Machine) stuck(now time.Time, ev Stuck) {
 	t, me := m.find(ev.Host, ev.Task)
-	if me == nil || me.denied || now.Before(me.notBefore) {
+	if me == nil || !me.mayRead(now) {
 		return
 	}
 	if t.Sequential {
@@ -333,13 +327,12 @@ func (m *Machine) tick(now time.Time) {
 
 // anotherReader reports whether somebody else could take a lease: a sole reader is slow rather than useless.
 func (m *Machine) anotherReader(now time.Time, t *task, not *member) bool {
-	for _, h := range m.hosts {
-		me := t.members[h.ID]
-		if h.ID != not.host.ID && (me != nil && !me.denied && !now.Before(me.notBefore) || me == nil && h.Seed) {
+	for _, h := range m.seeds {
+		if t.members[h.ID] == nil {
 			return true
 		}
 	}
-	return false
+	return slices.ContainsFunc(t.order, func(me *member) bool { return me != not && me.mayRead(now) })
 }
 
 // Snapshot returns the state for the status page and for tests.

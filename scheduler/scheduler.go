@@ -73,6 +73,7 @@ type Machine struct {
 	cfg   Config
 	rng   *rand.Rand
 	hosts map[HostID]*host
+	seeds []*host // sorted
 	tasks map[TaskID]*task
 	out   []Command
 }
@@ -82,10 +83,12 @@ type host struct {
 	tasks map[TaskID]*member
 }
 
-// task holds what is known of one blob. Members are kept sorted by host for output that does not depend on map order.
+// task holds what is known of one blob.
 type task struct {
 	Task
 	members map[HostID]*member
+	order   []*member         // the members in the order they came, for output that does not depend on map order
+	wanting int               // members that want pieces
 	holders []uint16          // per piece, members that hold it
 	leases  []*lease          // in the order they were given
 	leased  *bitset.BitSet    // pieces under a lease
@@ -100,6 +103,7 @@ type member struct {
 	host       *host
 	have       *bitset.BitSet
 	wants      bool
+	leases     int // that it has
 	neighbours map[HostID]bool
 	denied     bool      // the origin refused this host for good
 	notBefore  time.Time // no lease before
@@ -148,8 +152,11 @@ func (m *Machine) hostJoined(now time.Time, ev HostJoined) {
 	if _, ok := m.hosts[ev.Host.ID]; ok {
 		m.hostLeft(now, ev.Host.ID) // a new session of a restarted host: its old state is void
 	}
-	m.hosts[ev.Host.ID] = &host{Host: ev.Host, tasks: map[TaskID]*member{}}
-	if ev.Host.Seed {
+	h := &host{Host: ev.Host, tasks: map[TaskID]*member{}}
+	m.hosts[h.ID] = h
+	if h.Seed {
+		at, _ := slices.BinarySearchFunc(m.seeds, h.ID, func(s *host, id HostID) int { return cmp.Compare(s.ID, id) })
+		m.seeds = slices.Insert(m.seeds, at, h)
 		m.tellSeeds(slices.Sorted(maps.Keys(m.hosts))...)
 	} else {
 		m.tellSeeds(ev.Host.ID)
@@ -162,6 +169,7 @@ func (m *Machine) hostLeft(now time.Time, id HostID) {
 		return
 	}
 	delete(m.hosts, id) // first, so that no lease goes back to it
+	m.seeds = slices.DeleteFunc(m.seeds, func(s *host) bool { return s == h })
 	for _, tid := range slices.Sorted(maps.Keys(h.tasks)) {
 		m.removeMember(now, m.tasks[tid], h.tasks[tid])
 	}
@@ -172,11 +180,9 @@ func (m *Machine) hostLeft(now time.Time, id HostID) {
 
 // tellSeeds sends hosts the list of seeds, which they fall back on when no scheduler lives.
 func (m *Machine) tellSeeds(to ...HostID) {
-	var seeds []Host
-	for _, id := range slices.Sorted(maps.Keys(m.hosts)) {
-		if h := m.hosts[id]; h.Seed {
-			seeds = append(seeds, h.Host)
-		}
+	seeds := make([]Host, 0, len(m.seeds))
+	for _, h := range m.seeds {
+		seeds = append(seeds, h.Host)
 	}
 	for _, id := range to {
 		m.send(id, Seeds{Hosts: seeds})
@@ -204,13 +210,12 @@ func (m *Machine) taskJoined(now time.Time, ev TaskJoined) {
 	}
 	me := h.tasks[t.ID]
 	if me == nil {
-		me = &member{host: h, have: newSet(t.Pieces), neighbours: map[HostID]bool{}}
-		h.tasks[t.ID], t.members[h.ID] = me, me
+		me = t.add(h)
 	}
 	me.denied, me.notBefore = false, time.Time{}
 	m.lose(t, me, []Run{{0, t.Pieces}}) // what it says now replaces what it said before
 	m.gain(t, me, ev.Have)
-	me.wants = ev.Wants
+	t.want(me, ev.Wants)
 	m.learn(t, h, ev.Digests, nil)
 	m.link(t, me)
 	if t.Sequential && ev.Wants {
@@ -226,6 +231,25 @@ func newTask(spec Task) *task {
 	return t
 }
 
+// add makes a host a member that holds and wants nothing.
+func (t *task) add(h *host) *member {
+	me := &member{host: h, have: newSet(t.Pieces), neighbours: map[HostID]bool{}}
+	h.tasks[t.ID], t.members[h.ID] = me, me
+	t.order = append(t.order, me)
+	return me
+}
+
+// want notes whether a member wants pieces.
+func (t *task) want(me *member, wants bool) {
+	switch {
+	case wants && !me.wants:
+		t.wanting++
+	case !wants && me.wants:
+		t.wanting--
+	}
+	me.wants = wants
+}
+
 func (m *Machine) taskLeft(now time.Time, ev TaskLeft) {
 	if t, me := m.find(ev.Host, ev.Task); me != nil {
 		m.removeMember(now, t, me)
@@ -237,6 +261,8 @@ func (m *Machine) removeMember(now time.Time, t *task, me *member) {
 	id := me.host.ID
 	delete(me.host.tasks, t.ID)
 	delete(t.members, id)
+	t.order = slices.DeleteFunc(t.order, func(o *member) bool { return o == me })
+	t.want(me, false)
 	t.cursor = 0
 	for i, ok := me.have.NextSet(0); ok; i, ok = me.have.NextSet(i + 1) {
 		t.holders[i]--
@@ -246,7 +272,7 @@ func (m *Machine) removeMember(now time.Time, t *task, me *member) {
 		delete(m.tasks, t.ID)
 		return
 	}
-	for _, other := range t.sorted() {
+	for _, other := range t.order {
 		if other.neighbours[id] {
 			delete(other.neighbours, id)
 			if other.wants {
@@ -255,12 +281,6 @@ func (m *Machine) removeMember(now time.Time, t *task, me *member) {
 		}
 	}
 	m.grant(now, t)
-}
-
-func (t *task) sorted() []*member {
-	out := slices.Collect(maps.Values(t.members))
-	slices.SortFunc(out, func(a, b *member) int { return cmp.Compare(a.host.ID, b.host.ID) })
-	return out
 }
 
 func (m *Machine) find(h HostID, id TaskID) (*task, *member) {
@@ -274,8 +294,7 @@ func (m *Machine) find(h HostID, id TaskID) (*task, *member) {
 // link gives a member as many neighbours as it may have and tells both sides.
 func (m *Machine) link(t *task, me *member) {
 	var candidates []policy.Candidate
-	members := t.sorted()
-	for i, other := range members {
+	for i, other := range t.order {
 		if other == me || me.neighbours[other.host.ID] || (!me.wants && !other.wants) {
 			continue
 		}
@@ -284,9 +303,11 @@ func (m *Machine) link(t *task, me *member) {
 	}
 	chosen := policy.Neighbours(candidates, m.cfg.Neighbours-len(me.neighbours), m.rng)
 	for _, i := range chosen {
-		other := members[i]
+		other := t.order[i]
 		me.neighbours[other.host.ID], other.neighbours[me.host.ID] = true, true
-		m.tellNeighbours(t, other)
+		if !me.wants {
+			m.tellNeighbours(t, other) // else it learns of me when I come to ask what it holds
+		}
 	}
 	m.tellNeighbours(t, me)
 }

@@ -17,7 +17,6 @@ import (
 const (
 	taskID      = scheduler.TaskID("sha256:blob")
 	batchDelay  = 20 * time.Millisecond // as in scheduler/api
-	reportEvery = 25 * time.Millisecond // as in peer
 	hostSilence = 2 * time.Second       // as in scheduler/server
 )
 
@@ -96,7 +95,7 @@ func (h *host) report() {
 		return
 	}
 	s := h.sim
-	if due := h.reportedAt + reportEvery; s.now < due && !h.have.Full() {
+	if due := h.reportedAt + h.planner.ReportAfter(h.reading); s.now < due {
 		h.wake(due)
 		return
 	}
@@ -145,7 +144,7 @@ func (h *host) command(b scheduler.Body) {
 	h.dirty = true
 	switch b := b.(type) {
 	case scheduler.Neighbours:
-		h.neighbours = b.Hosts
+		h.neighbours, h.moved = b.Hosts, true
 	case scheduler.Lease:
 		if !h.joined {
 			h.join()

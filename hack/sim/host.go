@@ -31,6 +31,7 @@ type host struct {
 	planner  *dispatch.Planner
 	slots    *transfer.Slots[piece.Index]
 	uploads  []*flow
+	active   map[piece.Index]int
 	have     *piece.Set
 	watchers []*host // who is told what it holds
 	watching map[dispatch.ParentID]*host
@@ -39,6 +40,7 @@ type host struct {
 	telling  bool
 
 	neighbours []scheduler.Host
+	moved      bool // the neighbours changed
 	session    bool // of the present scheduler
 	joined     bool // the task, there
 	queue      []scheduler.Event
@@ -49,10 +51,10 @@ type host struct {
 
 func newHost(s *sim, id int) *host {
 	h := &host{sim: s, id: id, name: scheduler.HostID(fmt.Sprintf("h%04d", id)), have: piece.NewSet(s.cfg.pieces),
-		slots:    transfer.NewSlots[piece.Index](transfer.DefaultUploadSlots, transfer.DefaultSpacing),
-		watching: map[dispatch.ParentID]*host{}}
+		slots:  transfer.NewSlots[piece.Index](s.cfg.slots, s.cfg.spacing),
+		active: map[piece.Index]int{}, watching: map[dispatch.ParentID]*host{}}
 	rng := rand.New(rand.NewPCG(s.cfg.seed, uint64(1000+id)))
-	h.planner = dispatch.New(dispatch.Config{}, s.layout, h.have, nil, rng)
+	h.planner = dispatch.New(s.cfg.planner, s.layout, h.have, nil, rng)
 	if s.cfg.stream {
 		h.planner.Readers([]dispatch.Run{{First: 0, End: piece.Index(s.cfg.pieces)}})
 	}
@@ -77,7 +79,10 @@ func (h *host) loop() {
 			h.send(scheduler.Stuck{Host: h.name, Task: taskID, Runs: []scheduler.Run{{First: int(run.First), End: int(run.End)}}})
 		}
 	}
-	h.tend()
+	if h.moved || h.planner.Missing() == 0 && len(h.watching) > 0 {
+		h.moved = false
+		h.tend()
+	}
 	for _, r := range h.planner.Next(now) {
 		if r.Parent == "" {
 			h.readOrigin(r)
@@ -102,25 +107,37 @@ func (h *host) wake(at time.Duration) {
 func (h *host) tend() {
 	wanted := map[dispatch.ParentID]bool{}
 	if h.planner.Missing() > 0 {
-		for _, n := range h.neighbours {
-			wanted[dispatch.ParentID(n.ID)] = n.ID != h.name
+		for _, id := range h.parents() {
+			wanted[id] = id != h.addr()
 		}
 	}
 	for _, id := range sortedKeys(h.watching) {
 		if !wanted[id] {
 			other := h.watching[id]
 			other.watchers = slices.DeleteFunc(other.watchers, func(w *host) bool { return w == h })
+			other.moved = true
 			delete(h.watching, id)
 			h.planner.RemoveParent(id)
 		}
 	}
-	for _, n := range h.neighbours {
-		id := dispatch.ParentID(n.ID)
+	for _, id := range h.parents() {
 		if !wanted[id] || h.watching[id] != nil || !h.planner.AddParent(id) {
 			continue
 		}
 		h.watch(id)
 	}
+}
+
+// parents lists the neighbours the scheduler named, and those who came to watch this host.
+func (h *host) parents() []dispatch.ParentID {
+	var ids []dispatch.ParentID
+	for _, n := range h.neighbours {
+		ids = append(ids, dispatch.ParentID(n.ID))
+	}
+	for _, w := range h.watchers {
+		ids = append(ids, w.addr())
+	}
+	return ids
 }
 
 func (h *host) watch(id dispatch.ParentID) {
@@ -131,6 +148,7 @@ func (h *host) watch(id dispatch.ParentID) {
 			return
 		}
 		other.watchers = append(other.watchers, h)
+		other.moved, other.dirty = true, true
 		held := slices.Collect(other.have.All())
 		for _, i := range held {
 			h.planner.ParentHas(id, dispatch.Run{First: i, End: i + 1})
@@ -151,7 +169,7 @@ func (h *host) got(i piece.Index) {
 	h.news = append(h.news, i)
 	if !h.telling {
 		h.telling = true
-		s.at(max(s.now, h.toldAt+transfer.DefaultHavesInterval), h.tell)
+		s.at(max(s.now, h.toldAt+s.cfg.haves), h.tell)
 	}
 	if h.have.Full() {
 		h.finishAt = s.now
@@ -204,7 +222,7 @@ func (h *host) serve(dst *host, r dispatch.Request) {
 	case !h.have.Has(i):
 		h.slots.Release()
 		dst.outcome(h, r, dispatch.Absent)
-	case !h.slots.Begin(s.clock(), i):
+	case s.cfg.same > 0 && h.active[i] >= s.cfg.same || !h.slots.Begin(s.clock(), i):
 		h.slots.Release()
 		s.shared++
 		dst.outcome(h, r, dispatch.Shared)
@@ -212,6 +230,7 @@ func (h *host) serve(dst *host, r dispatch.Request) {
 		f := &flow{src: h, dst: dst, piece: i, left: float64(s.cfg.pieceSize)}
 		f.done = func(f *flow) { h.sent(f, r) }
 		h.uploads = append(h.uploads, f)
+		h.active[i]++
 		s.after(s.latency(h, dst), func() {
 			if !f.ended {
 				s.net.flows = append(s.net.flows, f)
@@ -253,6 +272,7 @@ func (h *host) sent(f *flow, r dispatch.Request) {
 func (h *host) close(f *flow) {
 	f.ended = true
 	h.slots.Release()
+	h.active[f.piece]--
 	h.uploads = slices.DeleteFunc(h.uploads, func(x *flow) bool { return x == f })
 }
 

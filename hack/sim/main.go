@@ -11,9 +11,12 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"runtime/pprof"
 	"slices"
 	"text/tabwriter"
 	"time"
+
+	"github.com/shoal-project/shoal/peer/transfer"
 )
 
 func main() { os.Exit(main1(os.Args[1:], os.Stdout, os.Stderr)) }
@@ -38,6 +41,7 @@ type result struct {
 	Seed     uint64 `json:"seed"`
 	// Ratio is the time until the last host had everything to the fluid lower bound of that.
 	Ratio        float64  `json:"ratio"`
+	Median       float64  `json:"median_ratio"` // of the host in the middle
 	Makespan     float64  `json:"makespan_seconds"`
 	Bound        float64  `json:"bound_seconds"`
 	OriginCopies float64  `json:"origin_copies"`
@@ -58,6 +62,7 @@ func (s *sim) result() result {
 		OriginCopies: s.net.originBytes / size, ZoneCopies: s.net.crossedBytes / size, Wrong: s.wrong,
 		Messages: float64(s.messages) / float64(s.cfg.pieces), Requests: float64(s.requests) / float64(s.cfg.pieces*s.cfg.peers),
 		Busy: float64(s.busy) / float64(max(s.requests, 1)), Shared: float64(s.shared) / float64(max(s.requests, 1))}
+	var ends []float64
 	for _, h := range s.hosts {
 		if h.doomed {
 			continue
@@ -65,12 +70,15 @@ func (s *sim) result() result {
 		if h.finishAt == 0 && len(s.faults) == 0 {
 			s.fault("%s has %d of %d pieces", h.name, h.have.Count(), s.cfg.pieces)
 		}
+		ends = append(ends, h.finishAt.Seconds())
 		r.Makespan = max(r.Makespan, h.finishAt.Seconds())
 	}
 	if s.sc.late {
 		last := s.hosts[len(s.hosts)-1]
 		r.LateRatio = (last.finishAt - last.joinAt).Seconds() / (size / last.down)
 	}
+	slices.Sort(ends)
+	r.Median = ends[len(ends)/2] / r.Bound
 	r.Ratio, r.Faults = r.Makespan/r.Bound, s.faults
 	return r
 }
@@ -93,6 +101,16 @@ func simulate(args []string, stdout, stderr io.Writer) error {
 	flags.IntVar(&cfg.seeds, "seeds", 4, "hosts that are seeds; they are never grey, liars or crash, but for seedloss")
 	flags.Uint64Var(&cfg.seed, "seed", 1, "seed of all that is random")
 	flags.BoolVar(&cfg.stream, "stream", false, "hosts read the blob in order instead of prefetching it")
+	profile := flags.String("cpuprofile", "", "write a profile of the simulator's CPU time to `FILE`")
+	flags.DurationVar(&cfg.spacing, "spacing", transfer.DefaultSpacing, "how long a host sends a piece to nobody else after it began to")
+	flags.IntVar(&cfg.machine.Neighbours, "neighbours", 0, "neighbours a host; 0 is the scheduler's default")
+	flags.IntVar(&cfg.planner.InFlight, "in-flight", 0, "requests a host has out; 0 is the planner's default")
+	flags.IntVar(&cfg.slots, "slots", transfer.DefaultUploadSlots, "uploads of a host at a time")
+	flags.DurationVar(&cfg.haves, "haves", transfer.DefaultHavesInterval, "the interval of what a host tells of its pieces")
+	flags.DurationVar(&cfg.planner.BusyPause, "busy-pause", 0, "pause after a busy answer; 0 is the planner's default")
+	flags.DurationVar(&cfg.planner.SharedPause, "shared-pause", 0, "pause of a piece that is sent to another; 0 is the planner's default")
+	flags.IntVar(&cfg.same, "same", 0, "same")
+	flags.Int64Var(&cfg.machine.LeaseBytes, "lease-bytes", 0, "length of a lease; 0 is the scheduler's default")
 	flags.SetOutput(stderr)
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -111,6 +129,17 @@ func simulate(args []string, stdout, stderr io.Writer) error {
 		return errors.New("want at least 2 peers, 1 piece and 1 run, fewer seeds than peers, and a rate and a piece above 0")
 	}
 	cfg.rate, cfg.pieceSize = *rate*1e6/8, *kib<<10
+	if *profile != "" {
+		file, err := os.Create(*profile)
+		if err != nil {
+			return err
+		}
+		defer file.Close()
+		if err := pprof.StartCPUProfile(file); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
+	}
 	return all(cfg, scs, *nruns, printer{stdout, *asJSON})
 }
 
@@ -123,7 +152,7 @@ type printer struct {
 func all(cfg config, scs []scenario, nruns int, out printer) error {
 	var faulty bool
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(table, "scenario\tratio\tmin\tmax\torigin copies\tzone copies\tmessages/piece\trequests\tbusy\tshared\tlate\t")
+	fmt.Fprintln(table, "scenario\tmedian host\tratio\tmin\tmax\torigin copies\tzone copies\tmessages/piece\trequests\tbusy\tshared\tlate\t")
 	for _, sc := range scs {
 		var rs []result
 		for run := range nruns {
@@ -150,7 +179,7 @@ func all(cfg config, scs []scenario, nruns int, out printer) error {
 		}
 		mid := func(f func(result) float64) float64 { return of(f)[len(rs)/2] }
 		ratios := of(func(r result) float64 { return r.Ratio })
-		fmt.Fprintf(table, "%s\t%.3f\t%.3f\t%.3f\t%.3f\t%.3f\t%.1f\t%.2f\t%.2f\t%.2f\t%.3f\t\n", sc.name, ratios[len(rs)/2], ratios[0], ratios[len(rs)-1],
+		fmt.Fprintf(table, "%s\t%.3f\t%.3f\t%.3f\t%.3f\t%.3f\t%.3f\t%.1f\t%.2f\t%.2f\t%.2f\t%.3f\t\n", sc.name, mid(func(r result) float64 { return r.Median }), ratios[len(rs)/2], ratios[0], ratios[len(rs)-1],
 			mid(func(r result) float64 { return r.OriginCopies }), mid(func(r result) float64 { return r.ZoneCopies }),
 			mid(func(r result) float64 { return r.Messages }), mid(func(r result) float64 { return r.Requests }),
 			mid(func(r result) float64 { return r.Busy }), mid(func(r result) float64 { return r.Shared }),

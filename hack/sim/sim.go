@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/shoal-project/shoal/peer/dispatch"
 	"github.com/shoal-project/shoal/peer/piece"
 	"github.com/shoal-project/shoal/scheduler"
 )
@@ -20,6 +21,10 @@ type config struct {
 	stream               bool // hosts read the blob in order, as containerd does, instead of prefetching it
 	latency, crossing    time.Duration
 	machine              scheduler.Config
+	planner              dispatch.Config
+	slots                int // uploads of a host at a time
+	same                 int
+	spacing, haves       time.Duration
 }
 
 // sim is one run: a clock, events at exact times, and bytes that move in steps of a quarter of the time a piece takes.

@@ -97,6 +97,25 @@ type parent struct {
 	notUntil time.Time
 	shared   map[piece.Index]time.Time // not to be asked of it before
 	failures int
+	// sharedEnd is the first of the times in shared, or a time of a piece that is there no more.
+	sharedEnd time.Time
+}
+
+// forget drops the pauses of pieces that have ended or do not matter any more, and returns when the next one ends. It looks at
+// all of them only when one has ended.
+func (par *parent) forget(now time.Time, have *piece.Set) time.Time {
+	if len(par.shared) == 0 || par.sharedEnd.After(now) {
+		return par.sharedEnd
+	}
+	par.sharedEnd = time.Time{}
+	for i, at := range par.shared {
+		if have.Has(i) || !at.After(now) {
+			delete(par.shared, i)
+		} else if par.sharedEnd.IsZero() || at.Before(par.sharedEnd) {
+			par.sharedEnd = at
+		}
+	}
+	return par.sharedEnd
 }
 
 // New returns a planner for a blob of which have is held. known is the set of pieces whose digests are known;
@@ -435,6 +454,9 @@ func (p *Planner) Done(now time.Time, r Request, o Outcome) {
 		par.notUntil = now.Add(half + time.Duration(p.rng.Int64N(int64(half)+1)))
 	case Shared:
 		par.shared[i] = now.Add(p.cfg.SharedPause)
+		if !par.sharedEnd.After(now) || par.shared[i].Before(par.sharedEnd) {
+			par.sharedEnd = par.shared[i]
+		}
 	case Absent:
 		p.ParentLost(r.Parent, i)
 	case Transient:
@@ -496,15 +518,9 @@ func (p *Planner) NextWake(now time.Time) time.Time {
 	if p.Missing() == 0 {
 		return at
 	}
-	for _, par := range p.parents {
+	for _, par := range p.order {
 		sooner(par.notUntil)
-		for i, at := range par.shared {
-			if p.have.Has(i) || !at.After(now) {
-				delete(par.shared, i)
-				continue
-			}
-			sooner(at)
-		}
+		sooner(par.forget(now, p.have))
 	}
 	if p.self {
 		sooner(p.selfFrom)
