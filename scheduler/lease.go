@@ -146,7 +146,7 @@ func (m *Machine) dropLeases(t *task, drop func(*lease) bool) {
 
 // grant gives out leases until every idle piece has one or every possible reader has enough.
 func (m *Machine) grant(now time.Time, t *task) {
-	for t.wanting > 0 {
+	for t.wanting > 0 && len(t.leases) < m.cfg.Leases {
 		run, ok := m.idleRun(t)
 		if !ok {
 			return

@@ -53,6 +53,9 @@ type Config struct {
 	LeaseBytes int64
 	// LeasesPerHost is how many leases of one task one host may have at a time. Default 2.
 	LeasesPerHost int
+	// Leases is how many leases of one task there may be at a time, as far as every seed may have one. More share the origin's rate, and
+	// the first piece of each comes the later. Default 8.
+	Leases int
 	// LeaseSilence is how long a lease may go without progress before it is given to another host. Default 3 s.
 	LeaseSilence time.Duration
 	// RetryAfter is how long a host is left alone after a lease failed there in passing. Default 1 s.
@@ -63,6 +66,7 @@ func (c Config) withDefaults() Config {
 	c.Neighbours = cmp.Or(c.Neighbours, 16)
 	c.LeaseBytes = cmp.Or(c.LeaseBytes, 4<<20)
 	c.LeasesPerHost = cmp.Or(c.LeasesPerHost, 2)
+	c.Leases = cmp.Or(c.Leases, 8)
 	c.LeaseSilence = cmp.Or(c.LeaseSilence, 3*time.Second)
 	c.RetryAfter = cmp.Or(c.RetryAfter, time.Second)
 	return c

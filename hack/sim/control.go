@@ -60,6 +60,7 @@ func (h *host) open() {
 
 // join announces the task.
 func (h *host) join() {
+	h.begun, h.dirty = true, true
 	if !h.session {
 		return
 	}
@@ -68,7 +69,12 @@ func (h *host) join() {
 }
 
 // send queues an event for the scheduler; events leave in batches.
+var dbg func(*host, scheduler.Event)
+
 func (h *host) send(ev scheduler.Event) {
+	if dbg != nil {
+		dbg(h, ev)
+	}
 	if !h.session {
 		return
 	}
@@ -126,11 +132,16 @@ func (s *sim) step(ev scheduler.Event) {
 		s.messages++
 	}
 	s.returned(ev)
+	_, stuck := ev.(scheduler.Stuck)
 	epoch := s.epoch
 	for _, cmd := range s.machine.Step(s.clock(), ev) {
 		s.messages++
 		h := s.byName(cmd.To)
-		s.granted(h, cmd.Body)
+		if stuck {
+			s.stuck++ // reads for itself what others hold; such a lease is its own
+		} else {
+			s.granted(h, cmd.Body)
+		}
 		s.after(s.cfg.latency, func() {
 			if s.epoch == epoch && !h.gone() {
 				h.command(cmd.Body)
@@ -241,6 +252,7 @@ func (s *sim) deaf(h *host, after time.Duration) {
 // forget is what the watchers of a host do when its stream ends.
 func (s *sim) forget(h *host) {
 	for _, w := range h.watchers {
+		w.visitors, w.moved = slices.DeleteFunc(w.visitors, func(v *host) bool { return v == h }), true
 		w.planner.ParentReset(h.addr())
 		w.dirty = true
 	}

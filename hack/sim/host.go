@@ -31,9 +31,9 @@ type host struct {
 	planner  *dispatch.Planner
 	slots    *transfer.Slots[piece.Index]
 	uploads  []*flow
-	active   map[piece.Index]int
 	have     *piece.Set
 	watchers []*host // who is told what it holds
+	visitors []*host // who came to watch it
 	watching map[dispatch.ParentID]*host
 	news     []piece.Index // not told to the watchers yet
 	toldAt   time.Duration
@@ -42,7 +42,8 @@ type host struct {
 	neighbours []scheduler.Host
 	moved      bool // the neighbours changed
 	session    bool // of the present scheduler
-	joined     bool // the task, there
+	begun      bool // the task
+	joined     bool // it, there
 	queue      []scheduler.Event
 	gained     []piece.Index // since the last report
 	reading    bool
@@ -50,9 +51,13 @@ type host struct {
 }
 
 func newHost(s *sim, id int) *host {
+	spacing := s.cfg.spacing
+	if id < s.cfg.seeds {
+		spacing = s.cfg.seedSpacing
+	}
 	h := &host{sim: s, id: id, name: scheduler.HostID(fmt.Sprintf("h%04d", id)), have: piece.NewSet(s.cfg.pieces),
-		slots:  transfer.NewSlots[piece.Index](s.cfg.slots, s.cfg.spacing),
-		active: map[piece.Index]int{}, watching: map[dispatch.ParentID]*host{}}
+		slots:    transfer.NewSlots[piece.Index](s.cfg.slots, spacing),
+		watching: map[dispatch.ParentID]*host{}}
 	rng := rand.New(rand.NewPCG(s.cfg.seed, uint64(1000+id)))
 	h.planner = dispatch.New(s.cfg.planner, s.layout, h.have, nil, rng)
 	if s.cfg.stream {
@@ -69,7 +74,7 @@ func (h *host) gone() bool { return h.dead || h.hung }
 // loop does what the loop of a task does: learn whom to watch, ask, report.
 func (h *host) loop() {
 	h.dirty, h.wakeAt = false, 0
-	if h.gone() {
+	if h.gone() || !h.begun {
 		return
 	}
 	s := h.sim
@@ -115,7 +120,6 @@ func (h *host) tend() {
 		if !wanted[id] {
 			other := h.watching[id]
 			other.watchers = slices.DeleteFunc(other.watchers, func(w *host) bool { return w == h })
-			other.moved = true
 			delete(h.watching, id)
 			h.planner.RemoveParent(id)
 		}
@@ -128,13 +132,13 @@ func (h *host) tend() {
 	}
 }
 
-// parents lists the neighbours the scheduler named, and those who came to watch this host.
+// parents lists the neighbours the scheduler named, and those who came to watch this host, until they fall silent.
 func (h *host) parents() []dispatch.ParentID {
 	var ids []dispatch.ParentID
 	for _, n := range h.neighbours {
 		ids = append(ids, dispatch.ParentID(n.ID))
 	}
-	for _, w := range h.watchers {
+	for _, w := range h.visitors {
 		ids = append(ids, w.addr())
 	}
 	return ids
@@ -148,6 +152,9 @@ func (h *host) watch(id dispatch.ParentID) {
 			return
 		}
 		other.watchers = append(other.watchers, h)
+		if !slices.Contains(other.visitors, h) {
+			other.visitors = append(other.visitors, h)
+		}
 		other.moved, other.dirty = true, true
 		held := slices.Collect(other.have.All())
 		for _, i := range held {
@@ -222,7 +229,7 @@ func (h *host) serve(dst *host, r dispatch.Request) {
 	case !h.have.Has(i):
 		h.slots.Release()
 		dst.outcome(h, r, dispatch.Absent)
-	case s.cfg.same > 0 && h.active[i] >= s.cfg.same || !h.slots.Begin(s.clock(), i):
+	case !h.slots.Begin(s.clock(), i):
 		h.slots.Release()
 		s.shared++
 		dst.outcome(h, r, dispatch.Shared)
@@ -230,12 +237,17 @@ func (h *host) serve(dst *host, r dispatch.Request) {
 		f := &flow{src: h, dst: dst, piece: i, left: float64(s.cfg.pieceSize)}
 		f.done = func(f *flow) { h.sent(f, r) }
 		h.uploads = append(h.uploads, f)
-		h.active[i]++
-		s.after(s.latency(h, dst), func() {
-			if !f.ended {
-				s.net.flows = append(s.net.flows, f)
-			}
-		})
+		s.after(s.latency(h, dst), h.begin)
+	}
+}
+
+// begin lets the first of the uploads move.
+func (h *host) begin() {
+	for _, f := range h.uploads[:min(len(h.uploads), h.sim.cfg.active)] {
+		if !f.begun {
+			f.begun = true
+			h.sim.net.flows = append(h.sim.net.flows, f)
+		}
 	}
 }
 
@@ -272,8 +284,8 @@ func (h *host) sent(f *flow, r dispatch.Request) {
 func (h *host) close(f *flow) {
 	f.ended = true
 	h.slots.Release()
-	h.active[f.piece]--
 	h.uploads = slices.DeleteFunc(h.uploads, func(x *flow) bool { return x == f })
+	h.begin()
 }
 
 // readOrigin reads a run from the origin, piece after piece.
@@ -281,7 +293,7 @@ func (h *host) readOrigin(r dispatch.Request) {
 	s := h.sim
 	f := &flow{src: s.origin, dst: h, piece: r.Run.First, left: float64(s.cfg.pieceSize)}
 	f.done = func(f *flow) {
-		h.reading = true
+		h.reading, s.originDone = true, s.now
 		h.got(f.piece)
 		if f.piece++; f.piece < r.Run.End {
 			f.left += float64(s.cfg.pieceSize)

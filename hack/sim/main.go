@@ -44,6 +44,7 @@ type result struct {
 	Median       float64  `json:"median_ratio"` // of the host in the middle
 	Makespan     float64  `json:"makespan_seconds"`
 	Bound        float64  `json:"bound_seconds"`
+	OriginDone   float64  `json:"origin_done_ratio"` // when the origin had sent its last byte, to the bound
 	OriginCopies float64  `json:"origin_copies"`
 	ZoneCopies   float64  `json:"zone_copies"`                  // what crossed the border
 	Messages     float64  `json:"scheduler_messages_per_piece"` // both ways, without signs of life
@@ -79,6 +80,7 @@ func (s *sim) result() result {
 	}
 	slices.Sort(ends)
 	r.Median = ends[len(ends)/2] / r.Bound
+	r.OriginDone = s.originDone.Seconds() / r.Bound
 	r.Ratio, r.Faults = r.Makespan/r.Bound, s.faults
 	return r
 }
@@ -103,13 +105,18 @@ func simulate(args []string, stdout, stderr io.Writer) error {
 	flags.BoolVar(&cfg.stream, "stream", false, "hosts read the blob in order instead of prefetching it")
 	profile := flags.String("cpuprofile", "", "write a profile of the simulator's CPU time to `FILE`")
 	flags.DurationVar(&cfg.spacing, "spacing", transfer.DefaultSpacing, "how long a host sends a piece to nobody else after it began to")
+	flags.DurationVar(&cfg.seedSpacing, "seed-spacing", transfer.DefaultSpacing, "the same of seeds")
 	flags.IntVar(&cfg.machine.Neighbours, "neighbours", 0, "neighbours a host; 0 is the scheduler's default")
 	flags.IntVar(&cfg.planner.InFlight, "in-flight", 0, "requests a host has out; 0 is the planner's default")
 	flags.IntVar(&cfg.slots, "slots", transfer.DefaultUploadSlots, "uploads of a host at a time")
 	flags.DurationVar(&cfg.haves, "haves", transfer.DefaultHavesInterval, "the interval of what a host tells of its pieces")
 	flags.DurationVar(&cfg.planner.BusyPause, "busy-pause", 0, "pause after a busy answer; 0 is the planner's default")
 	flags.DurationVar(&cfg.planner.SharedPause, "shared-pause", 0, "pause of a piece that is sent to another; 0 is the planner's default")
-	flags.IntVar(&cfg.same, "same", 0, "same")
+	flags.IntVar(&cfg.active, "active", 100, "uploads a host works at at a time; others wait")
+	flags.IntVar(&cfg.machine.Leases, "all-leases", 0, "leases at a time; 0 is the scheduler's default")
+	flags.IntVar(&cfg.planner.Beside, "beside", 0, "requests while the origin is read; 0 is the planner's default")
+	flags.IntVar(&cfg.machine.LeasesPerHost, "leases", 0, "leases of a seed at a time; 0 is the scheduler's default")
+	flags.IntVar(&cfg.planner.SourceRuns, "source-runs", 0, "reads of the origin at a time; 0 is the planner's default")
 	flags.Int64Var(&cfg.machine.LeaseBytes, "lease-bytes", 0, "length of a lease; 0 is the scheduler's default")
 	flags.SetOutput(stderr)
 	if err := flags.Parse(args); err != nil {
@@ -152,7 +159,7 @@ type printer struct {
 func all(cfg config, scs []scenario, nruns int, out printer) error {
 	var faulty bool
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(table, "scenario\tmedian host\tratio\tmin\tmax\torigin copies\tzone copies\tmessages/piece\trequests\tbusy\tshared\tlate\t")
+	fmt.Fprintln(table, "scenario\tmedian host\tratio\tmin\tmax\torigin done\torigin copies\tzone copies\tmessages/piece\trequests\tbusy\tshared\tlate\t")
 	for _, sc := range scs {
 		var rs []result
 		for run := range nruns {
@@ -179,7 +186,7 @@ func all(cfg config, scs []scenario, nruns int, out printer) error {
 		}
 		mid := func(f func(result) float64) float64 { return of(f)[len(rs)/2] }
 		ratios := of(func(r result) float64 { return r.Ratio })
-		fmt.Fprintf(table, "%s\t%.3f\t%.3f\t%.3f\t%.3f\t%.3f\t%.3f\t%.1f\t%.2f\t%.2f\t%.2f\t%.3f\t\n", sc.name, mid(func(r result) float64 { return r.Median }), ratios[len(rs)/2], ratios[0], ratios[len(rs)-1],
+		fmt.Fprintf(table, "%s\t%.3f\t%.3f\t%.3f\t%.3f\t%.3f\t%.3f\t%.3f\t%.1f\t%.2f\t%.2f\t%.2f\t%.3f\t\n", sc.name, mid(func(r result) float64 { return r.Median }), ratios[len(rs)/2], ratios[0], ratios[len(rs)-1], mid(func(r result) float64 { return r.OriginDone }),
 			mid(func(r result) float64 { return r.OriginCopies }), mid(func(r result) float64 { return r.ZoneCopies }),
 			mid(func(r result) float64 { return r.Messages }), mid(func(r result) float64 { return r.Requests }),
 			mid(func(r result) float64 { return r.Busy }), mid(func(r result) float64 { return r.Shared }),

@@ -8,6 +8,7 @@ type flow struct {
 	piece    piece.Index
 	left     float64 // bytes of the piece
 	share    float64 // bytes it is given in this pass
+	begun    bool    // it moves
 	ended    bool
 	done     func(f *flow) // the piece has arrived; a flow goes on when it was given more bytes
 }

@@ -14,17 +14,17 @@ import (
 
 // config is one run.
 type config struct {
-	peers, pieces, seeds int
-	seed                 uint64
-	rate                 float64 // of a host's link, bytes a second
-	pieceSize            int64
-	stream               bool // hosts read the blob in order, as containerd does, instead of prefetching it
-	latency, crossing    time.Duration
-	machine              scheduler.Config
-	planner              dispatch.Config
-	slots                int // uploads of a host at a time
-	same                 int
-	spacing, haves       time.Duration
+	peers, pieces, seeds        int
+	seed                        uint64
+	rate                        float64 // of a host's link, bytes a second
+	pieceSize                   int64
+	stream                      bool // hosts read the blob in order, as containerd does, instead of prefetching it
+	latency, crossing           time.Duration
+	machine                     scheduler.Config
+	planner                     dispatch.Config
+	slots                       int // uploads of a host at a time
+	active                      int
+	spacing, seedSpacing, haves time.Duration
 }
 
 // sim is one run: a clock, events at exact times, and bytes that move in steps of a quarter of the time a piece takes.
@@ -47,8 +47,11 @@ type sim struct {
 
 	messages, requests   int
 	busy, shared, hedges int
+	stuck                int
+	util                 []float64
 	wrong                int // pieces that failed their check
 	faults               []string
+	originDone           time.Duration
 }
 
 func newSim(cfg config, sc scenario) *sim {
@@ -97,7 +100,12 @@ func (s *sim) run() result {
 				h.loop()
 			}
 		}
+		bucket := int(float64(s.now) / float64(s.seconds(s.bound())) * 20)
+		for len(s.util) <= bucket {
+			s.util = append(s.util, 0)
+		}
 		for _, f := range s.net.step(s.hosts, s.origin, s.stepBy.Seconds()) {
+			s.util[bucket]++
 			f.done(f)
 		}
 		if len(s.faults) > 0 {

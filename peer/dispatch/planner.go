@@ -19,6 +19,9 @@ type Run struct{ First, End piece.Index }
 type Config struct {
 	// InFlight bounds the requests to parents. Default 8.
 	InFlight int
+	// Beside bounds the requests to parents while the origin is read: it is the scarcer source, and the host's link must not be full of
+	// what others have. Default 4.
+	Beside int
 	// SourceRuns bounds the concurrent reads of the origin. Default 2.
 	SourceRuns int
 	// SourceBytes is the length in bytes of one read of the origin that no lease asked for. Default 4 MiB.
@@ -37,6 +40,7 @@ type Config struct {
 
 func (c Config) withDefaults() Config {
 	c.InFlight = cmp.Or(c.InFlight, 8)
+	c.Beside = cmp.Or(c.Beside, 4)
 	c.SourceRuns = cmp.Or(c.SourceRuns, 2)
 	c.SourceBytes = cmp.Or(c.SourceBytes, 4<<20)
 	c.Window = cmp.Or(c.Window, 8<<20)
@@ -283,7 +287,11 @@ func (p *Planner) Next(now time.Time) []Request {
 		p.reading = append(p.reading, run)
 		out = append(out, Request{Run: run})
 	}
-	for len(p.inFlight) < p.cfg.InFlight {
+	most := p.cfg.InFlight
+	if len(p.reading) > 0 {
+		most = min(most, p.cfg.Beside)
+	}
+	for len(p.inFlight) < most {
 		par, i, ok := p.nextPiece(now)
 		if !ok {
 			break

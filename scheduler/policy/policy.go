@@ -4,6 +4,7 @@ package policy
 
 import (
 	"math/rand/v2"
+	"slices"
 	"sort"
 )
 
@@ -32,8 +33,8 @@ type Candidate struct {
 	Seed     bool
 }
 
-// Neighbours returns the keys of up to n candidates to link a peer with. Hosts of the same zone come first, those
-// with the fewest links before others, at random among equals: this builds a near-regular random graph, which spreads
+// Neighbours returns the keys of up to n candidates to link a peer with. Hosts of the same zone come first, at random but
+// rather those with few links: this builds a near-regular random graph, which spreads
 // pieces in a logarithmic number of steps. A border between zones is the scarce link: one seed is taken across it, other
 // hosts only when there is nobody else.
 func Neighbours(candidates []Candidate, n int, rng *rand.Rand) []int {
@@ -51,10 +52,10 @@ func Neighbours(candidates []Candidate, n int, rng *rand.Rand) []int {
 			seeds = append(seeds, c)
 		}
 	}
-	chosen := take(near, n, rng)
-	across := take(seeds, min(n-len(chosen), 1), rng)
+	chosen := mix(near, n, rng)
+	across := mix(seeds, min(n-len(chosen), 1), rng)
 	if len(chosen)+len(across) == 0 {
-		across = take(far, min(n, 2), rng)
+		across = mix(far, min(n, 2), rng)
 	}
 	return append(chosen, across...)
 }
@@ -76,6 +77,33 @@ func Reader(candidates []Candidate, rng *rand.Rand) (key int, ok bool) {
 		return 0, false
 	}
 	return chosen[0], true
+}
+
+// among is how many candidates each choice of a neighbour is made among. All of them would be wrong: the newest members have the fewest
+// links, so that each newcomer would link to those who came just before it, and pieces would walk from the first to the last.
+const among = 3
+
+// mix returns the keys of n candidates, each the one with the least load of a few that are drawn at random.
+func mix(candidates []Candidate, n int, rng *rand.Rand) []int {
+	rng.Shuffle(len(candidates), func(i, j int) { candidates[i], candidates[j] = candidates[j], candidates[i] })
+	n = max(min(n, len(candidates)), 0)
+	keys := make([]int, 0, n)
+	for len(keys) < n {
+		best := 0
+		for i := range min(among, len(candidates)) {
+			if candidates[i].Load < candidates[best].Load {
+				best = i
+			}
+		}
+		keys = append(keys, candidates[best].Key)
+		for i := range min(among, len(candidates)) { // who was looked at gives way to others
+			if last := len(candidates) - 1 - i; last > i {
+				candidates[i], candidates[last] = candidates[last], candidates[i]
+			}
+		}
+		candidates = slices.DeleteFunc(candidates, func(c Candidate) bool { return c.Key == keys[len(keys)-1] })
+	}
+	return keys
 }
 
 // take shuffles the candidates and returns the keys of the n with the least load.
