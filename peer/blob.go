@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 
 	"github.com/opencontainers/go-digest"
 
@@ -38,14 +39,28 @@ type MapRef struct {
 type spec struct {
 	Size   int64  `json:"size"`
 	Origin Origin `json:"origin"`
+	Peer   string `json:"peer,omitempty"` // host:port of the piece server of who asks, where it may be asked in turn
 }
 
-func (b Blob) encode() json.RawMessage {
-	data, err := json.Marshal(spec{Size: b.Size, Origin: b.Origin})
+func (b Blob) encode() json.RawMessage { return b.encodeFrom("") }
+
+// encodeFrom says too whose piece server can be asked in turn.
+func (b Blob) encodeFrom(addr string) json.RawMessage {
+	data, err := json.Marshal(spec{Size: b.Size, Origin: b.Origin, Peer: addr})
 	if err != nil { // strings and numbers only
 		panic(err)
 	}
 	return data
+}
+
+// decodeVisitor reads the address of who asks; ok is false when it told none.
+func decodeVisitor(raw json.RawMessage) (addr string, ok bool) {
+	var s spec
+	if err := json.Unmarshal(raw, &s); err != nil {
+		return "", false
+	}
+	host, port, err := net.SplitHostPort(s.Peer)
+	return s.Peer, err == nil && host != "" && port != ""
 }
 
 // decodeBlob reads what another host said of a blob.

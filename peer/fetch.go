@@ -245,6 +245,7 @@ func (t *task) readPiece(body io.Reader, i piece.Index, verify func([]byte) ([]p
 	}
 	t.post(func() {
 		t.peer.metrics.fromSource.Add(float64(length))
+		t.reading = true
 		t.got(i)
 	})
 	return nil

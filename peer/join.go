@@ -31,9 +31,15 @@ func (t *task) unreported() bool {
 	return t.session != nil && (t.reading || len(t.freshDigests) > 0 || t.planner.Missing() != t.have.Len()-t.have.Count())
 }
 
+// reportDue returns when what the scheduler does not know yet is to be told.
+func (t *task) reportDue() time.Time {
+	lost := t.planner.Missing() > t.have.Len()-t.have.Count()
+	return t.reported.Add(t.planner.ReportAfter(t.reading || lost || len(t.freshDigests) > 0))
+}
+
 // report tells the scheduler what changed since the last report.
 func (t *task) report(now time.Time) {
-	if !t.unreported() || (now.Sub(t.reported) < reportInterval && t.planner.Missing() > 0) {
+	if !t.unreported() || now.Before(t.reportDue()) {
 		return
 	}
 	held := t.st.Have()
@@ -113,6 +119,9 @@ func (t *task) tend(ctx context.Context) {
 		for _, h := range t.neighbours {
 			wanted[dispatch.ParentID(h.Addr)] = h.ID != t.peer.cfg.Host.ID
 		}
+		for id := range t.visitors {
+			wanted[id] = string(id) != t.peer.cfg.Host.Addr
+		}
 		if seed, ok := t.substitute(); ok && t.session == nil {
 			wanted[dispatch.ParentID(seed.Addr)] = true
 		}
@@ -134,11 +143,22 @@ func (t *task) tend(ctx context.Context) {
 	}
 }
 
+// maxVisitors bounds the neighbours that nobody but themselves named.
+const maxVisitors = 64
+
+// visited takes note of a peer that watches what this one holds: it is a neighbour, and may be asked too. The scheduler tells only one side of a
+// new pair, which goes to the other at once.
+func (t *task) visited(addr string) {
+	if len(t.visitors) < maxVisitors {
+		t.visitors[dispatch.ParentID(addr)] = true
+	}
+}
+
 // watch feeds the planner with what a parent holds until the parent falls silent or the task needs it no more.
 func (t *task) watch(ctx context.Context, id dispatch.ParentID) {
 	for ctx.Err() == nil {
 		began := time.Now()
-		err := t.peer.wire.Watch(ctx, string(id), t.blob.Digest, t.blob.encode(), func(h transfer.Have) error {
+		err := t.peer.wire.Watch(ctx, string(id), t.blob.Digest, t.blob.encodeFrom(t.peer.cfg.Host.Addr), func(h transfer.Have) error {
 			t.post(func() { t.parentHas(id, h) })
 			return nil
 		})
@@ -146,7 +166,10 @@ func (t *task) watch(ctx context.Context, id dispatch.ParentID) {
 			return
 		}
 		t.peer.log.Debug("parent lost", "parent", id, "digest", t.blob.Digest, "error", err)
-		t.post(func() { t.planner.ParentReset(id) })
+		t.post(func() {
+			t.planner.ParentReset(id)
+			delete(t.visitors, id)
+		})
 		if time.Since(began) < 5*time.Second {
 			t.peer.markUnreachable(string(id))
 		}

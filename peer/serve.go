@@ -87,8 +87,17 @@ func (s Served) lost(b *store.Blob) {
 	}
 }
 
-// Watch implements transfer.Blobs. A seed that is asked for a blob it has not begins to fetch it.
+// Watch implements transfer.Blobs. Who comes to watch is a neighbour from then on.
 func (s Served) Watch(ctx context.Context, d digest.Digest, raw json.RawMessage) (transfer.Haves, error) {
+	haves, err := s.watch(ctx, d, raw)
+	if addr, ok := decodeVisitor(raw); ok && err == nil {
+		s.peer.tell(d.String(), func(t *task) { t.visited(addr) })
+	}
+	return haves, err
+}
+
+// watch begins to fetch a blob that a seed is asked for and has not.
+func (s Served) watch(ctx context.Context, d digest.Digest, raw json.RawMessage) (transfer.Haves, error) {
 	p := s.peer
 	b, err := p.store.Get(d)
 	if err == nil && (b.Complete() || !p.cfg.Host.Seed || p.lookup(d) != nil) {

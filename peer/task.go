@@ -24,9 +24,6 @@ import (
 // each time, and a new task looks over all pieces.
 const linger = 5 * time.Second
 
-// reportInterval is how often a task tells its scheduler what it gained.
-const reportInterval = 25 * time.Millisecond
-
 // task is the download of one blob. run is its loop: it owns every field below "loop", and others reach it through post.
 type task struct {
 	peer *Peer
@@ -55,7 +52,8 @@ type task struct {
 	planner       *dispatch.Planner
 	workers       sync.WaitGroup
 	readers       map[*Reader]dispatch.Run
-	neighbours    []api.Host // as last named by the scheduler
+	neighbours    []api.Host                 // as last named by the scheduler
+	visitors      map[dispatch.ParentID]bool // peers that came to watch this one, until they fall silent
 	watches       map[dispatch.ParentID]context.CancelFunc
 	session       *api.Session // where the task is joined
 	have          *piece.Set   // as last reported
@@ -73,7 +71,8 @@ type task struct {
 
 func newTask(p *Peer, b Blob, authorization string) *task {
 	return &task{peer: p, blob: b, authorization: authorization, ready: make(chan struct{}), wake: make(chan struct{}, 1),
-		failCh: make(chan struct{}), readers: map[*Reader]dispatch.Run{}, watches: map[dispatch.ParentID]context.CancelFunc{}}
+		failCh: make(chan struct{}), readers: map[*Reader]dispatch.Run{}, watches: map[dispatch.ParentID]context.CancelFunc{},
+		visitors: map[dispatch.ParentID]bool{}}
 }
 
 // post has f run in the loop, soon; it never blocks. It reports whether the task still lives.
@@ -238,7 +237,7 @@ func (t *task) wait(now time.Time) time.Duration {
 	}
 	d := 250 * time.Millisecond
 	if t.unreported() {
-		d = reportInterval
+		d = min(d, max(t.reportDue().Sub(now), 0))
 	}
 	if at := t.planner.NextWake(now); !at.IsZero() {
 		d = min(d, at.Sub(now))

@@ -47,7 +47,7 @@ type Run struct{ First, End int }
 
 // Config tunes the machine. The zero value of each field means its default.
 type Config struct {
-	// Neighbours is how many peers one peer exchanges pieces with. Default 16.
+	// Neighbours is how many peers one peer is given to exchange pieces with; others are given it, up to twice as many in all. Default 16.
 	Neighbours int
 	// LeaseBytes is the length of one lease in bytes, rounded to at least one piece. Default 4 MiB.
 	LeaseBytes int64
@@ -297,13 +297,21 @@ func (m *Machine) find(h HostID, id TaskID) (*task, *member) {
 
 // link gives a member as many neighbours as it may have and tells both sides.
 func (m *Machine) link(t *task, me *member) {
-	var candidates []policy.Candidate
+	var candidates, full []policy.Candidate
 	for i, other := range t.order {
 		if other == me || me.neighbours[other.host.ID] || (!me.wants && !other.wants) {
 			continue
 		}
-		candidates = append(candidates, policy.Candidate{Key: i, Load: len(other.neighbours), Seed: other.host.Seed,
-			Distance: policy.Distance(me.host.Locality, other.host.Locality)})
+		c := policy.Candidate{Key: i, Load: len(other.neighbours), Seed: other.host.Seed,
+			Distance: policy.Distance(me.host.Locality, other.host.Locality)}
+		if c.Load < 3*m.cfg.Neighbours {
+			candidates = append(candidates, c)
+		} else {
+			full = append(full, c) // who came first would have most links, and everybody would ask it
+		}
+	}
+	if len(candidates) == 0 {
+		candidates = full
 	}
 	chosen := policy.Neighbours(candidates, m.cfg.Neighbours-len(me.neighbours), m.rng)
 	for _, i := range chosen {

@@ -20,7 +20,7 @@ type Config struct {
 	// InFlight bounds the requests to parents. Default 8.
 	InFlight int
 	// Beside bounds the requests to parents while the origin is read: it is the scarcer source, and the host's link must not be full of
-	// what others have. Default 4.
+	// what others have. Default 6.
 	Beside int
 	// SourceRuns bounds the concurrent reads of the origin. Default 2.
 	SourceRuns int
@@ -40,7 +40,7 @@ type Config struct {
 
 func (c Config) withDefaults() Config {
 	c.InFlight = cmp.Or(c.InFlight, 8)
-	c.Beside = cmp.Or(c.Beside, 4)
+	c.Beside = cmp.Or(c.Beside, 6)
 	c.SourceRuns = cmp.Or(c.SourceRuns, 2)
 	c.SourceBytes = cmp.Or(c.SourceBytes, 4<<20)
 	c.Window = cmp.Or(c.Window, 8<<20)

@@ -81,7 +81,7 @@ func Reader(candidates []Candidate, rng *rand.Rand) (key int, ok bool) {
 
 // among is how many candidates each choice of a neighbour is made among. All of them would be wrong: the newest members have the fewest
 // links, so that each newcomer would link to those who came just before it, and pieces would walk from the first to the last.
-const among = 3
+const among = 8
 
 // mix returns the keys of n candidates, each the one with the least load of a few that are drawn at random.
 func mix(candidates []Candidate, n int, rng *rand.Rand) []int {

@@ -153,8 +153,11 @@ func (n *node) buildHandlers() error {
 	n.seeds = mirror.NewSeeds(mirror.SeedConfig{Addrs: n.peer.Seeds, Token: n.token, Log: n.component("mirror")})
 	n.mirror = mirror.New(mirror.Config{DefaultRegistry: n.cfg.Mirror.DefaultRegistry, Log: n.component("mirror"),
 		Registerer: n.admin.registry}, n.records, manifests, blobs{n.peer}, n.seeds)
-	pieces, err := transfer.NewHandler(transfer.Config{Token: n.token, Log: n.component("transfer"), Registerer: n.admin.registry},
-		n.peer.Served())
+	serving := transfer.Config{Token: n.token, Log: n.component("transfer"), Registerer: n.admin.registry}
+	if !n.cfg.Seed {
+		serving.Spacing = -1 // what a seed has just read is rare; what others have is not
+	}
+	pieces, err := transfer.NewHandler(serving, n.peer.Served())
 	if err != nil {
 		return err
 	}
