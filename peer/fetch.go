@@ -34,7 +34,23 @@ func (t *task) start(ctx context.Context, r dispatch.Request) {
 	if !ok {
 		panic(fmt.Sprintf("piece %d of %s is asked without a digest", r.Run.First, t.blob.Digest))
 	}
-	t.workers.Go(func() { t.readParent(ctx, r, check) })
+	ctx, giveUp := context.WithCancelCause(ctx)
+	t.asked[r.Run.First] = giveUp
+	t.workers.Go(func() {
+		defer giveUp(nil)
+		t.readParent(ctx, r, check)
+	})
+}
+
+// errLate ends a request that takes much longer than others.
+var errLate = fmt.Errorf("others are quicker: %w", piece.ErrTransient)
+
+// hedge gives up what takes too long; the planner then asks others.
+func (t *task) hedge(now time.Time) {
+	for _, r := range t.planner.Overdue(now) {
+		t.peer.log.Debug("request is late", "digest", t.blob.Digest, "piece", r.Run.First, "parent", r.Parent)
+		t.asked[r.Run.First](errLate)
+	}
 }
 
 // leased takes the right to read a run from the origin, as far as the blob reaches.
@@ -70,6 +86,7 @@ func (t *task) readParent(ctx context.Context, r dispatch.Request, check func([]
 		_ = t.peer.wire.Suspect(ctx, string(r.Parent), t.blob.Digest, i) // a favour to the parent; it may be gone
 	}
 	t.post(func() {
+		delete(t.asked, i)
 		switch {
 		case storeErr != nil:
 			t.planner.Done(time.Now(), r, dispatch.Transient)
@@ -96,6 +113,8 @@ func (t *task) outcome(err error) dispatch.Outcome {
 		return dispatch.OK
 	case errors.Is(err, piece.ErrMismatch):
 		return count("corrupt", dispatch.Corrupt)
+	case errors.Is(err, errLate):
+		return count("late", dispatch.Late)
 	case errors.Is(err, transfer.ErrBusy):
 		return dispatch.Busy // nothing failed; the sender counts it
 	case errors.Is(err, transfer.ErrShared):

@@ -52,8 +52,9 @@ type task struct {
 	planner       *dispatch.Planner
 	workers       sync.WaitGroup
 	readers       map[*Reader]dispatch.Run
-	neighbours    []api.Host                 // as last named by the scheduler
-	visitors      map[dispatch.ParentID]bool // peers that came to watch this one, until they fall silent
+	neighbours    []api.Host                              // as last named by the scheduler
+	asked         map[piece.Index]context.CancelCauseFunc // requests to parents, by what gives them up
+	visitors      map[dispatch.ParentID]bool              // peers that came to watch this one, until they fall silent
 	watches       map[dispatch.ParentID]context.CancelFunc
 	session       *api.Session // where the task is joined
 	have          *piece.Set   // as last reported
@@ -72,7 +73,7 @@ type task struct {
 func newTask(p *Peer, b Blob, authorization string) *task {
 	return &task{peer: p, blob: b, authorization: authorization, ready: make(chan struct{}), wake: make(chan struct{}, 1),
 		failCh: make(chan struct{}), readers: map[*Reader]dispatch.Run{}, watches: map[dispatch.ParentID]context.CancelFunc{},
-		visitors: map[dispatch.ParentID]bool{}}
+		asked: map[piece.Index]context.CancelCauseFunc{}, visitors: map[dispatch.ParentID]bool{}}
 }
 
 // post has f run in the loop, soon; it never blocks. It reports whether the task still lives.
@@ -216,6 +217,7 @@ func (t *task) loop(ctx context.Context) {
 		t.tend(ctx)
 		t.askDigests(ctx)
 		t.planner.Readers(t.spans())
+		t.hedge(now)
 		for _, r := range t.planner.Next(now) {
 			t.start(ctx, r)
 		}

@@ -208,7 +208,7 @@ func (s *sim) crash(h *host) {
 	h.dead = true
 	for _, f := range slices.Clone(h.uploads) {
 		h.close(f)
-		f.dst.outcome(h, dispatch.Request{Parent: h.addr(), Run: dispatch.Run{First: f.piece, End: f.piece + 1}}, dispatch.Transient)
+		f.dst.outcome(h, f.request, dispatch.Transient)
 	}
 	s.deaf(h, 0)
 	s.after(s.cfg.latency, func() { s.forget(h) })
@@ -225,7 +225,7 @@ func (s *sim) hang(h *host) {
 		s.after(transfer.DefaultStall, func() {
 			if !f.ended {
 				h.close(f)
-				f.dst.ended(dispatch.Request{Parent: h.addr(), Run: dispatch.Run{First: f.piece, End: f.piece + 1}}, dispatch.Transient)
+				f.dst.ended(f.request, dispatch.Transient)
 			}
 		})
 	}

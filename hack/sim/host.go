@@ -31,6 +31,7 @@ type host struct {
 	planner  *dispatch.Planner
 	slots    *transfer.Slots[piece.Index]
 	uploads  []*flow
+	asked    map[piece.Index]*request
 	have     *piece.Set
 	watchers []*host // who is told what it holds
 	visitors []*host // who came to watch it
@@ -57,7 +58,7 @@ func newHost(s *sim, id int) *host {
 	}
 	h := &host{sim: s, id: id, name: scheduler.HostID(fmt.Sprintf("h%04d", id)), have: piece.NewSet(s.cfg.pieces),
 		slots:    transfer.NewSlots[piece.Index](s.cfg.slots, spacing),
-		watching: map[dispatch.ParentID]*host{}}
+		watching: map[dispatch.ParentID]*host{}, asked: map[piece.Index]*request{}}
 	rng := rand.New(rand.NewPCG(s.cfg.seed, uint64(1000+id)))
 	h.planner = dispatch.New(s.cfg.planner, s.layout, h.have, nil, rng)
 	if s.cfg.stream {
@@ -87,6 +88,14 @@ func (h *host) loop() {
 	if h.moved || h.planner.Missing() == 0 && len(h.watching) > 0 {
 		h.moved = false
 		h.tend()
+	}
+	for _, r := range h.planner.Overdue(now) {
+		s.hedges++
+		rq := h.asked[r.Run.First]
+		if rq.flow != nil && !rq.flow.ended {
+			rq.flow.src.close(rq.flow)
+		}
+		h.ended(rq, dispatch.Late)
 	}
 	for _, r := range h.planner.Next(now) {
 		if r.Parent == "" {
@@ -207,15 +216,28 @@ func (h *host) tell() {
 	}
 }
 
+// request is one for a piece, on its way or being answered.
+type request struct {
+	dispatch.Request
+	flow *flow // that answers it; nil before
+	over bool
+}
+
 // ask sends a request for one piece.
 func (h *host) ask(r dispatch.Request) {
 	s, src := h.sim, h.sim.byName(scheduler.HostID(r.Parent))
 	s.requests++
-	s.after(s.latency(h, src), func() { src.serve(h, r) })
+	rq := &request{Request: r}
+	h.asked[r.Run.First] = rq
+	s.after(s.latency(h, src), func() {
+		if !rq.over {
+			src.serve(h, rq)
+		}
+	})
 }
 
 // serve answers a request as the server of package transfer does.
-func (h *host) serve(dst *host, r dispatch.Request) {
+func (h *host) serve(dst *host, r *request) {
 	s := h.sim
 	i := r.Run.First
 	switch {
@@ -236,6 +258,7 @@ func (h *host) serve(dst *host, r dispatch.Request) {
 	default:
 		f := &flow{src: h, dst: dst, piece: i, left: float64(s.cfg.pieceSize)}
 		f.done = func(f *flow) { h.sent(f, r) }
+		f.request, r.flow = r, f
 		h.uploads = append(h.uploads, f)
 		s.after(s.latency(h, dst), h.begin)
 	}
@@ -252,21 +275,23 @@ func (h *host) begin() {
 }
 
 // outcome brings a refusal to the one who asked.
-func (h *host) outcome(from *host, r dispatch.Request, o dispatch.Outcome) {
+func (h *host) outcome(from *host, r *request, o dispatch.Outcome) {
 	h.sim.after(h.sim.latency(from, h), func() { h.ended(r, o) })
 }
 
 // ended reports the end of a request to the planner.
-func (h *host) ended(r dispatch.Request, o dispatch.Outcome) {
-	if h.gone() {
+func (h *host) ended(r *request, o dispatch.Outcome) {
+	if h.gone() || r.over {
 		return
 	}
-	h.planner.Done(h.sim.clock(), r, o)
+	r.over = true
+	delete(h.asked, r.Run.First)
+	h.planner.Done(h.sim.clock(), r.Request, o)
 	h.dirty = true
 }
 
 // sent is the arrival of a piece: it is verified before anything else happens.
-func (h *host) sent(f *flow, r dispatch.Request) {
+func (h *host) sent(f *flow, r *request) {
 	h.close(f)
 	if h.liar {
 		h.sim.wrong++
@@ -300,7 +325,8 @@ func (h *host) readOrigin(r dispatch.Request) {
 			return
 		}
 		f.ended = true
-		h.ended(r, dispatch.OK)
+		h.planner.Done(s.clock(), r, dispatch.OK)
+		h.dirty = true
 	}
 	s.after(originLatency, func() { s.net.flows = append(s.net.flows, f) })
 }

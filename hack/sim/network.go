@@ -6,9 +6,10 @@ import "github.com/shoal-project/shoal/peer/piece"
 type flow struct {
 	src, dst *host // src is the origin's own for a read of it
 	piece    piece.Index
-	left     float64 // bytes of the piece
-	share    float64 // bytes it is given in this pass
-	begun    bool    // it moves
+	request  *request // that it answers; nil for a read of the origin
+	left     float64  // bytes of the piece
+	share    float64  // bytes it is given in this pass
+	begun    bool     // it moves
 	ended    bool
 	done     func(f *flow) // the piece has arrived; a flow goes on when it was given more bytes
 }

@@ -34,6 +34,9 @@ type Config struct {
 	SharedPause time.Duration
 	// Penalty is how long a parent that failed is left alone, doubling up to eight times. Default 500 ms.
 	Penalty time.Duration
+	// Hedge is the least time a request may take, if others hold the piece too, before Overdue gives it up. Requests usually get four times
+	// what the others took. Default 250 ms.
+	Hedge time.Duration
 	// StuckAfter is how long a piece may have neither holder nor reader before Stuck reports it. Default 1 s.
 	StuckAfter time.Duration
 }
@@ -47,6 +50,7 @@ func (c Config) withDefaults() Config {
 	c.BusyPause = cmp.Or(c.BusyPause, 20*time.Millisecond)
 	c.SharedPause = cmp.Or(c.SharedPause, 150*time.Millisecond)
 	c.Penalty = cmp.Or(c.Penalty, 500*time.Millisecond)
+	c.Hedge = cmp.Or(c.Hedge, 250*time.Millisecond)
 	c.StuckAfter = cmp.Or(c.StuckAfter, time.Second)
 	return c
 }
@@ -67,6 +71,7 @@ const (
 	Shared            // the parent is sending the piece to another peer
 	Absent            // the parent does not have the piece
 	Transient         // timeout, cut, silence
+	Late              // given up because Overdue said so
 	Corrupt           // wrong bytes: never ask this parent again
 )
 
@@ -78,7 +83,8 @@ type Planner struct {
 	have     *piece.Set
 	known    *piece.Set // pieces whose digest is known, so that they can be taken from a parent
 	open     *piece.Set // known, not held, and asked of nobody
-	inFlight map[piece.Index]ParentID
+	inFlight map[piece.Index]asked
+	service  time.Duration // what a request takes, a moving mean
 	parents  map[ParentID]*parent
 	order    []*parent // sorted by id
 	banned   map[ParentID]bool
@@ -92,6 +98,13 @@ type Planner struct {
 	selfFail int       // reads of the origin that failed in a row
 	idleFrom time.Time // since when nothing could be done although pieces are missing; zero when not so
 	starved  bool      // Stuck has reported, and no parent gave anything since
+}
+
+// asked is a request in flight.
+type asked struct {
+	of   ParentID
+	at   time.Time
+	late bool // Overdue has reported it
 }
 
 type parent struct {
@@ -130,7 +143,7 @@ func New(cfg Config, layout piece.Layout, have, known *piece.Set, rng *rand.Rand
 		known.AddAll()
 	}
 	p := &Planner{cfg: cfg.withDefaults(), rng: rng, layout: layout, have: have.Clone(), known: known.Clone(),
-		open: piece.NewSet(layout.Count()), inFlight: map[piece.Index]ParentID{}, parents: map[ParentID]*parent{},
+		open: piece.NewSet(layout.Count()), inFlight: map[piece.Index]asked{}, parents: map[ParentID]*parent{},
 		banned: map[ParentID]bool{}, avail: make([]uint16, layout.Count())}
 	for i := range piece.Index(layout.Count()) {
 		p.reopen(i)
@@ -297,7 +310,7 @@ func (p *Planner) Next(now time.Time) []Request {
 			break
 		}
 		par.inFlight++
-		p.inFlight[i] = par.id
+		p.inFlight[i] = asked{of: par.id, at: now}
 		p.reopen(i)
 		out = append(out, Request{Parent: par.id, Run: Run{i, i + 1}})
 	}
@@ -444,6 +457,11 @@ func (p *Planner) Done(now time.Time, r Request, o Outcome) {
 		return
 	}
 	i := r.Run.First
+	if took := now.Sub(p.inFlight[i].at); o == OK && p.service == 0 {
+		p.service = took
+	} else if o == OK {
+		p.service += (took - p.service) / 8
+	}
 	delete(p.inFlight, i)
 	if o == OK {
 		p.have.Add(i)
@@ -470,10 +488,30 @@ func (p *Planner) Done(now time.Time, r Request, o Outcome) {
 	case Transient:
 		par.notUntil = now.Add(p.cfg.Penalty << min(par.failures, 3))
 		par.failures++
+	case Late:
+		par.notUntil = now.Add(4 * p.patience())
 	case Corrupt:
 		p.RemoveParent(r.Parent)
 		p.banned[r.Parent] = true
 	}
+}
+
+// patience is how long a request may take.
+func (p *Planner) patience() time.Duration { return max(p.cfg.Hedge, 4*p.service) }
+
+// Overdue returns requests to parents that take much longer than others do, each once; the caller gives them up and reports them as Late.
+// A piece that nobody else is known to hold is waited for: giving up would only begin the same wait anew.
+func (p *Planner) Overdue(now time.Time) []Request {
+	var out []Request
+	for i, a := range p.inFlight {
+		if !a.late && p.avail[i] > 1 && now.Sub(a.at) >= p.patience() {
+			a.late = true
+			p.inFlight[i] = a
+			out = append(out, Request{Parent: a.of, Run: Run{i, i + 1}})
+		}
+	}
+	slices.SortFunc(out, func(a, b Request) int { return cmp.Compare(a.Run.First, b.Run.First) })
+	return out
 }
 
 // watch notes since when the planner has had nothing to do.
@@ -515,7 +553,7 @@ func (p *Planner) Stuck(now time.Time) []Run {
 	return runs
 }
 
-// NextWake returns when Next or Stuck may have something new without any further event; the zero time means never.
+// NextWake returns when Next, Overdue or Stuck may have something new without any further event; the zero time means never.
 func (p *Planner) NextWake(now time.Time) time.Time {
 	var at time.Time
 	sooner := func(t time.Time) {
@@ -529,6 +567,11 @@ func (p *Planner) NextWake(now time.Time) time.Time {
 	for _, par := range p.order {
 		sooner(par.notUntil)
 		sooner(par.forget(now, p.have))
+	}
+	for i, a := range p.inFlight {
+		if !a.late && p.avail[i] > 1 {
+			sooner(a.at.Add(p.patience()))
+		}
 	}
 	if p.self {
 		sooner(p.selfFrom)

@@ -95,7 +95,7 @@ func TestFailuresSteerAwayFromTheParent(t *testing.T) {
 		outcome     Outcome
 		soon, later bool // asked again for the piece after 30 ms, after a minute
 	}{
-		{Busy, true, true}, {Transient, false, true}, {Absent, false, false}, {Corrupt, false, false},
+		{Busy, true, true}, {Late, false, true}, {Transient, false, true}, {Absent, false, false}, {Corrupt, false, false},
 	} {
 		t.Run(fmt.Sprint(tc.outcome), func(t *testing.T) {
 			p := withParents(planner(1), "a")
@@ -279,5 +279,81 @@ func TestOriginThatFailedIsLeftAloneForLongerEachTime(t *testing.T) {
 	p.Retry()
 	if got := p.Next(now.Add(-time.Millisecond)); len(got) != 1 {
 		t.Errorf("a new reader does not have the origin asked: %v", got)
+	}
+}
+
+func TestASlowParentIsGivenUpOnlyWhenAnotherHoldsThePiece(t *testing.T) {
+	for _, others := range []bool{false, true} {
+		p := withParents(planner(1), "slow")
+		slow := p.Next(t0)[0]
+		if others {
+			withParents(p, "quick")
+		}
+		if got := p.Overdue(t0.Add(249 * time.Millisecond)); len(got) != 0 {
+			t.Errorf("given up too early: %v", got)
+		}
+		at := t0.Add(250 * time.Millisecond)
+		wake, got := p.NextWake(t0), p.Overdue(at)
+		if !others {
+			if len(got) != 0 {
+				t.Errorf("the only holder was given up: %v", got)
+			}
+			continue
+		}
+		if !wake.Equal(at) {
+			t.Errorf("wakes after %v, want 250 ms", wake.Sub(t0))
+		}
+		if d := cmp.Diff([]Request{slow}, got); d != "" {
+			t.Errorf("given up (-want +got):\n%s", d)
+		}
+		if again := p.Overdue(at); len(again) != 0 {
+			t.Errorf("given up twice: %v", again)
+		}
+		p.Done(at, slow, Late)
+		if d := cmp.Diff([]Request{{"quick", Run{0, 1}}}, p.Next(at)); d != "" {
+			t.Errorf("then asked (-want +got):\n%s", d)
+		}
+	}
+}
+
+func TestPatienceFollowsWhatRequestsTake(t *testing.T) {
+	p := withParents(planner(2), "a", "b")
+	for _, r := range p.Next(t0) {
+		if r.Parent == "a" {
+			p.Done(t0.Add(time.Second), r, OK)
+		}
+	}
+	if got := p.Overdue(t0.Add(3900 * time.Millisecond)); len(got) != 0 {
+		t.Errorf("given up within four times of what another took: %v", got)
+	}
+	if got := p.Overdue(t0.Add(4 * time.Second)); len(got) != 1 {
+		t.Errorf("given up: %v, want one", got)
+	}
+}
+
+func TestParentsAreAskedForLessWhileTheOriginIsRead(t *testing.T) {
+	p := planner(100)
+	for i := range 20 {
+		withParents(p, ParentID(fmt.Sprint("p", i)))
+	}
+	p.Lease(Run{0, 4})
+	if got := len(p.Next(t0)); got != 1+6 {
+		t.Errorf("%d requests, want one of the origin and 6 of parents", got)
+	}
+}
+
+func TestOnlyWhoReadsTheOriginReportsAtOnce(t *testing.T) {
+	p := planner(2)
+	if got := p.ReportAfter(false); got != time.Second {
+		t.Errorf("a peer reports after %v", got)
+	}
+	p.Lease(Run{0, 1})
+	if got := p.ReportAfter(false); got != 25*time.Millisecond {
+		t.Errorf("a holder of a lease reports after %v", got)
+	}
+	p.Got(0)
+	p.Got(1)
+	if got := p.ReportAfter(false); got != 0 {
+		t.Errorf("who has everything reports after %v", got)
 	}
 }
