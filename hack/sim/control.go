@@ -69,12 +69,7 @@ func (h *host) join() {
 }
 
 // send queues an event for the scheduler; events leave in batches.
-var dbg func(*host, scheduler.Event)
-
 func (h *host) send(ev scheduler.Event) {
-	if dbg != nil {
-		dbg(h, ev)
-	}
 	if !h.session {
 		return
 	}

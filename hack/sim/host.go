@@ -260,17 +260,11 @@ func (h *host) serve(dst *host, r *request) {
 		f.done = func(f *flow) { h.sent(f, r) }
 		f.request, r.flow = r, f
 		h.uploads = append(h.uploads, f)
-		s.after(s.latency(h, dst), h.begin)
-	}
-}
-
-// begin lets the first of the uploads move.
-func (h *host) begin() {
-	for _, f := range h.uploads[:min(len(h.uploads), h.sim.cfg.active)] {
-		if !f.begun {
-			f.begun = true
-			h.sim.net.flows = append(h.sim.net.flows, f)
-		}
+		s.after(s.latency(h, dst), func() {
+			if !f.ended {
+				s.net.flows = append(s.net.flows, f)
+			}
+		})
 	}
 }
 
@@ -310,7 +304,6 @@ func (h *host) close(f *flow) {
 	f.ended = true
 	h.slots.Release()
 	h.uploads = slices.DeleteFunc(h.uploads, func(x *flow) bool { return x == f })
-	h.begin()
 }
 
 // readOrigin reads a run from the origin, piece after piece.

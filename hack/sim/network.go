@@ -9,7 +9,6 @@ type flow struct {
 	request  *request // that it answers; nil for a read of the origin
 	left     float64  // bytes of the piece
 	share    float64  // bytes it is given in this pass
-	begun    bool     // it moves
 	ended    bool
 	done     func(f *flow) // the piece has arrived; a flow goes on when it was given more bytes
 }

@@ -23,7 +23,6 @@ type config struct {
 	machine                     scheduler.Config
 	planner                     dispatch.Config
 	slots                       int // uploads of a host at a time
-	active                      int
 	spacing, seedSpacing, haves time.Duration
 }
 
@@ -48,7 +47,6 @@ type sim struct {
 	messages, requests   int
 	busy, shared, hedges int
 	stuck                int
-	util                 []float64
 	wrong                int // pieces that failed their check
 	faults               []string
 	originDone           time.Duration
@@ -100,12 +98,7 @@ func (s *sim) run() result {
 				h.loop()
 			}
 		}
-		bucket := int(float64(s.now) / float64(s.seconds(s.bound())) * 20)
-		for len(s.util) <= bucket {
-			s.util = append(s.util, 0)
-		}
 		for _, f := range s.net.step(s.hosts, s.origin, s.stepBy.Seconds()) {
-			s.util[bucket]++
 			f.done(f)
 		}
 		if len(s.faults) > 0 {

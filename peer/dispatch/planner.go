@@ -28,7 +28,7 @@ type Config struct {
 	SourceBytes int64
 	// Window is how many bytes ahead of a reader count as waited for. Default 8 MiB, at least one piece.
 	Window int64
-	// BusyPause is how long a parent that answered busy is left alone; the pause is random, between half and all of it. Default 20 ms.
+	// BusyPause is how long a parent that answered busy is left alone; the pause is random, between half and all of it. Default 10 ms.
 	BusyPause time.Duration
 	// SharedPause is how long a piece is not asked again of a parent that is sending it to another peer. Default 150 ms.
 	SharedPause time.Duration
@@ -47,7 +47,7 @@ func (c Config) withDefaults() Config {
 	c.SourceRuns = cmp.Or(c.SourceRuns, 2)
 	c.SourceBytes = cmp.Or(c.SourceBytes, 4<<20)
 	c.Window = cmp.Or(c.Window, 8<<20)
-	c.BusyPause = cmp.Or(c.BusyPause, 20*time.Millisecond)
+	c.BusyPause = cmp.Or(c.BusyPause, 10*time.Millisecond)
 	c.SharedPause = cmp.Or(c.SharedPause, 150*time.Millisecond)
 	c.Penalty = cmp.Or(c.Penalty, 500*time.Millisecond)
 	c.Hedge = cmp.Or(c.Hedge, 250*time.Millisecond)

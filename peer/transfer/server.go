@@ -24,10 +24,11 @@ import (
 )
 
 const (
-	// DefaultUploadSlots is used when Config.UploadSlots is zero.
-	DefaultUploadSlots = 10
+	// DefaultUploadSlots is used when Config.UploadSlots is zero: as many as a peer has requests out. With more, some hosts are asked too much
+	// and others too little.
+	DefaultUploadSlots = 8
 	// DefaultHavesInterval is used when Config.HavesInterval is zero.
-	DefaultHavesInterval = 30 * time.Millisecond
+	DefaultHavesInterval = 20 * time.Millisecond
 	// DefaultSpacing is used when Config.Spacing is zero: about what ten uploads at a time and the news of their arrival take.
 	DefaultSpacing = 200 * time.Millisecond
 	// DefaultUploadStall is used when Config.UploadStall is zero.
