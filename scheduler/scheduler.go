@@ -49,6 +49,8 @@ type Run struct{ First, End int }
 type Config struct {
 	// Neighbours is how many peers one peer is given to exchange pieces with; others are given it, up to twice as many in all. Default 16.
 	Neighbours int
+	// Gates is how many peers of a zone have a neighbour in another zone; the others get what lies beyond the border from them. Default 16.
+	Gates int
 	// LeaseBytes is the length of one lease in bytes, rounded to at least one piece. Default 4 MiB.
 	LeaseBytes int64
 	// LeasesPerHost is how many leases of one task one host may have at a time. Default 2.
@@ -64,6 +66,7 @@ type Config struct {
 
 func (c Config) withDefaults() Config {
 	c.Neighbours = cmp.Or(c.Neighbours, 16)
+	c.Gates = cmp.Or(c.Gates, 16)
 	c.LeaseBytes = cmp.Or(c.LeaseBytes, 4<<20)
 	c.LeasesPerHost = cmp.Or(c.LeasesPerHost, 2)
 	c.Leases = cmp.Or(c.Leases, 8)
@@ -109,6 +112,7 @@ type member struct {
 	wants      bool
 	leases     int // that it has
 	neighbours map[HostID]bool
+	gate       bool      // it was given a neighbour across the border of its zone
 	denied     bool      // the origin refused this host for good
 	notBefore  time.Time // no lease before
 }
@@ -298,7 +302,11 @@ func (m *Machine) find(h HostID, id TaskID) (*task, *member) {
 // link gives a member as many neighbours as it may have and tells both sides.
 func (m *Machine) link(t *task, me *member) {
 	var candidates, full []policy.Candidate
+	gates := t.gates(me)
 	for i, other := range t.order {
+		if gates >= m.cfg.Gates && other.zone() != me.zone() {
+			continue
+		}
 		if other == me || me.neighbours[other.host.ID] || (!me.wants && !other.wants) {
 			continue
 		}
@@ -317,11 +325,25 @@ func (m *Machine) link(t *task, me *member) {
 	for _, i := range chosen {
 		other := t.order[i]
 		me.neighbours[other.host.ID], other.neighbours[me.host.ID] = true, true
+		me.gate = me.gate || other.zone() != me.zone()
 		if !me.wants {
 			m.tellNeighbours(t, other) // else it learns of me when I come to ask what it holds
 		}
 	}
 	m.tellNeighbours(t, me)
+}
+
+func (me *member) zone() string { return me.host.Locality.Zone }
+
+// gates returns how many other members of a member's zone exchange pieces across its border.
+func (t *task) gates(me *member) int {
+	n := 0
+	for _, other := range t.order {
+		if other != me && other.gate && other.wants && other.zone() == me.zone() {
+			n++
+		}
+	}
+	return n
 }
 
 func (m *Machine) tellNeighbours(t *task, me *member) {

@@ -365,3 +365,60 @@ func checkLeases(t *testing.T, m *Machine, seed uint64) {
 		}
 	}
 }
+
+func TestAJoinTellsOneSideOfEachPair(t *testing.T) {
+	c := newCluster(t)
+	for i := range 10 {
+		id := fmt.Sprint("n", i)
+		c.do(hostJoins(id, false, ""))
+		var told []HostID
+		for _, cmd := range c.Step(c.now, join(id, blob(1<<10))) {
+			if n, ok := cmd.Body.(Neighbours); ok {
+				told = append(told, cmd.To)
+				if len(n.Hosts) != i {
+					t.Errorf("%s has %d neighbours, want all %d", id, len(n.Hosts), i)
+				}
+			}
+		}
+		if d := cmp.Diff([]HostID{HostID(id)}, told); d != "" {
+			t.Errorf("told of neighbours (-want +got):\n%s", d)
+		}
+	}
+	c.do(HostLeft{Host: "n0"}) // the lists that follow have both sides' pairs
+	if got := len(c.neighbours["n1"]); got != 8 {
+		t.Errorf("n1 has %d neighbours, want 8", got)
+	}
+}
+
+func TestFewPeersOfAZoneReachAcrossItsBorder(t *testing.T) {
+	c := newCluster(t)
+	c.do(hostJoins("seed", true, "a"), hostJoins("a0", false, "a"), join("a0", blob(64)))
+	across := 0
+	for i := range 40 {
+		id := fmt.Sprint("b", i)
+		c.do(hostJoins(id, false, "b"), join(id, blob(64)))
+		if n := c.neighbours[HostID(id)]; slices.Contains(n, "seed") || slices.Contains(n, "a0") {
+			across++
+		}
+	}
+	if across == 0 || across > 16 {
+		t.Errorf("%d peers of b have a neighbour in a, want 1 to 16", across)
+	}
+	for i := range 39 {
+		c.do(HostLeft{Host: HostID(fmt.Sprint("b", i))})
+	}
+	if n := c.neighbours["b39"]; !slices.Contains(n, "seed") && !slices.Contains(n, "a0") {
+		t.Errorf("the last of b is cut off: %v", n)
+	}
+}
+
+func TestLeasesAtATimeAreBounded(t *testing.T) {
+	c := newCluster(t)
+	for i := range 20 {
+		c.do(hostJoins(fmt.Sprint("s", i), true, ""))
+	}
+	c.do(hostJoins("n", false, ""), join("n", blob(1000)))
+	if len(c.leaseOrder) != 8 {
+		t.Errorf("%d leases at a time, want 8", len(c.leaseOrder))
+	}
+}

@@ -161,24 +161,25 @@ func (h *host) command(b scheduler.Body) {
 	}
 }
 
-// leaseKey names a piece that is leased.
-type leaseKey int
-
 // granted checks that no piece is leased twice.
 func (s *sim) granted(h *host, b scheduler.Body) {
 	switch b := b.(type) {
 	case scheduler.Lease:
 		for i := b.Run.First; i < b.Run.End; i++ {
-			if other := s.leases[leaseKey(i)]; other != nil {
-				s.fault("piece %d is leased to %s, while %s has the lease", i, h.name, other.name)
-			}
-			s.leases[leaseKey(i)] = h
+			s.lease(h, i)
 		}
 	case scheduler.Revoked:
 		for i := b.Run.First; i < b.Run.End; i++ {
-			delete(s.leases, leaseKey(i))
+			delete(s.leases, i)
 		}
 	}
+}
+
+func (s *sim) lease(h *host, i int) {
+	if other := s.leases[i]; other != nil {
+		s.fault("piece %d is leased to %s, while %s has the lease", i, h.name, other.name)
+	}
+	s.leases[i] = h
 }
 
 // returned notes the leases that an event ends.
@@ -187,11 +188,11 @@ func (s *sim) returned(ev scheduler.Event) {
 	case scheduler.Progress:
 		for _, r := range ev.Gained {
 			for i := r.First; i < r.End; i++ {
-				delete(s.leases, leaseKey(i))
+				delete(s.leases, i)
 			}
 		}
 	case scheduler.HostLeft:
-		maps.DeleteFunc(s.leases, func(_ leaseKey, h *host) bool { return h.name == ev.Host })
+		maps.DeleteFunc(s.leases, func(_ int, h *host) bool { return h.name == ev.Host })
 	}
 }
 
@@ -258,7 +259,7 @@ func (s *sim) forget(h *host) {
 func (s *sim) loseScheduler() {
 	s.epoch++
 	s.lost = s.now
-	s.leases = map[leaseKey]*host{}
+	s.leases = map[int]*host{}
 	s.startScheduler()
 	rng := newRand(s.cfg.seed, 77)
 	for _, h := range s.hosts {

@@ -107,6 +107,7 @@ func simulate(args []string, stdout, stderr io.Writer) error {
 	flags.DurationVar(&cfg.spacing, "spacing", -1, "how long a host that is no seed sends a piece to nobody else after it began to")
 	flags.DurationVar(&cfg.seedSpacing, "seed-spacing", transfer.DefaultSpacing, "the same of seeds")
 	flags.IntVar(&cfg.machine.Neighbours, "neighbours", 0, "neighbours a host; 0 is the scheduler's default")
+	flags.IntVar(&cfg.machine.Gates, "gates", 0, "hosts of a zone with a neighbour in another; 0 is the scheduler's default")
 	flags.IntVar(&cfg.planner.InFlight, "in-flight", 0, "requests a host has out; 0 is the planner's default")
 	flags.IntVar(&cfg.slots, "slots", transfer.DefaultUploadSlots, "uploads of a host at a time")
 	flags.DurationVar(&cfg.haves, "haves", transfer.DefaultHavesInterval, "the interval of what a host tells of its pieces")

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -67,7 +68,14 @@ func pick(names string) ([]scenario, error) {
 func (s *sim) people() {
 	rng := rand.New(rand.NewPCG(s.cfg.seed, 11))
 	sc, full := s.sc, s.seconds(float64(s.cfg.pieces)*float64(s.cfg.pieceSize)/s.cfg.rate)
-	draw := func(share float64, seed bool) bool { return rng.Float64() < share && !seed }
+	chosen := func(share float64) map[int]bool { // that share of the hosts, at least one; no seeds
+		out, order := map[int]bool{}, rng.Perm(s.cfg.peers-s.cfg.seeds)
+		for _, i := range order[:min(len(order), int(math.Ceil(share*float64(s.cfg.peers))))] {
+			out[s.cfg.seeds+i] = true
+		}
+		return out
+	}
+	grey, liars, crash, hang := chosen(sc.grey), chosen(sc.liars), chosen(sc.crash), chosen(sc.hang)
 	within := func(share float64) time.Duration { return time.Duration(rng.Float64() * share * float64(full)) }
 	n := s.cfg.peers
 	for i := range n {
@@ -92,14 +100,14 @@ func (s *sim) people() {
 		if sc.arrive > 0 && !h.seed {
 			h.joinAt = within(sc.arrive)
 		}
-		if draw(sc.grey, h.seed) {
+		if grey[i] {
 			h.grey, h.up = true, h.up*.02
 		}
-		h.liar = draw(sc.liars, h.seed)
-		if draw(sc.crash, h.seed) {
+		h.liar = liars[i]
+		if crash[i] {
 			s.at(h.joinAt+within(1), func() { s.crash(h) })
 			h.doomed = true
-		} else if draw(sc.hang, h.seed) {
+		} else if hang[i] {
 			s.at(h.joinAt+within(1), func() { s.hang(h) })
 			h.doomed = true
 		}

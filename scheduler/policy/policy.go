@@ -83,20 +83,23 @@ func Reader(candidates []Candidate, rng *rand.Rand) (key int, ok bool) {
 // links, so that each newcomer would link to those who came just before it, and pieces would walk from the first to the last.
 const among = 8
 
-// mix returns the keys of n candidates, each the one with the least load of a few that are drawn at random.
+// mix returns the keys of n candidates: by turns the one with the least load of a few that are drawn at random, and any.
 func mix(candidates []Candidate, n int, rng *rand.Rand) []int {
 	rng.Shuffle(len(candidates), func(i, j int) { candidates[i], candidates[j] = candidates[j], candidates[i] })
 	n = max(min(n, len(candidates)), 0)
 	keys := make([]int, 0, n)
 	for len(keys) < n {
-		best := 0
-		for i := range min(among, len(candidates)) {
+		best, few := 0, min(among, len(candidates))
+		if len(keys)%2 == 1 && len(candidates) > n-len(keys)+among {
+			few = 1 // at random, for links to those who came early too
+		}
+		for i := range few {
 			if candidates[i].Load < candidates[best].Load {
 				best = i
 			}
 		}
 		keys = append(keys, candidates[best].Key)
-		for i := range min(among, len(candidates)) { // who was looked at gives way to others
+		for i := range few { // who was looked at gives way to others
 			if last := len(candidates) - 1 - i; last > i {
 				candidates[i], candidates[last] = candidates[last], candidates[i]
 			}

@@ -87,3 +87,24 @@ func TestReader(t *testing.T) {
 		})
 	}
 }
+
+// TestNeighboursAreNotJustTheNewest links members as they come; a graph in which each links to those just before it would spread pieces slowly.
+func TestNeighboursAreNotJustTheNewest(t *testing.T) {
+	r, load, far := rng(), make([]int, 400), 0
+	for me := 1; me < len(load); me++ {
+		var candidates []Candidate
+		for i := range me {
+			candidates = append(candidates, Candidate{Key: i, Load: load[i]})
+		}
+		for _, k := range Neighbours(candidates, 16, r) {
+			load[k]++
+			load[me]++
+			if me == len(load)-1 && k < me/2 {
+				far++
+			}
+		}
+	}
+	if far == 0 {
+		t.Error("the last one has no neighbour among the first half")
+	}
+}

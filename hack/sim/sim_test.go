@@ -1,0 +1,94 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"strings"
+	"testing"
+)
+
+// TestScenariosStayNearTheBound runs every scenario small. There is no noise: what exceeds a limit was changed by the code.
+func TestScenariosStayNearTheBound(t *testing.T) {
+	limits := map[string]struct{ ratio, copies float64 }{
+		"hard": {1.24, 1}, "half": {1.12, 1}, "hetero": {1.12, 1}, "arrival": {1.12, 1}, "fail2": {1.25, 1.02}, "fail10": {1.25, 1.05},
+		"hang2": {1.30, 1.05}, "grey2": {1.30, 1}, "liars": {1.25, 1}, "zones": {1.35, 1}, "failover": {1.27, 1.2}, "seedloss": {1.3, 1.2},
+		"late": {1.1, 1}, "all": {1.15, 1.2},
+	}
+	for _, sc := range scenarios() {
+		t.Run(sc.name, func(t *testing.T) {
+			t.Parallel()
+			r := one(t, "--peers", "64", "--pieces", "256", "--scenario", sc.name)
+			limit := limits[sc.name]
+			if ratio := cmp.Or(r.LateRatio, r.Ratio); ratio > limit.ratio {
+				t.Errorf("ratio %.3f, want at most %.3f", ratio, limit.ratio)
+			}
+			if r.OriginCopies > limit.copies+1e-6 {
+				t.Errorf("%.4f copies left the origin, want at most %.4f", r.OriginCopies, limit.copies)
+			}
+			if r.Messages > 20 {
+				t.Errorf("%.1f scheduler messages a piece", r.Messages)
+			}
+			if (sc.liars > 0) != (r.Wrong > 0) {
+				t.Errorf("%d wrong pieces", r.Wrong)
+			}
+		})
+	}
+}
+
+// one runs the command for a single run and fails the test when what must always hold did not.
+func one(t *testing.T, args ...string) result {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	if code := main1(append(args, "--json"), &stdout, &stderr); code != 0 {
+		t.Fatalf("exit %d: %s%s", code, &stderr, &stdout)
+	}
+	var r result
+	if err := json.Unmarshal(stdout.Bytes(), &r); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestTheSameSeedGivesTheSameRun(t *testing.T) {
+	a, b := one(t, "--peers", "32", "--pieces", "64", "--scenario", "all"), one(t, "--peers", "32", "--pieces", "64", "--scenario", "all")
+	a.Seconds, b.Seconds = 0, 0
+	was, is := encode(t, a), encode(t, b)
+	if was != is {
+		t.Errorf("first\n%s\nthen\n%s", was, is)
+	}
+}
+
+func encode(t *testing.T, r result) string {
+	t.Helper()
+	data, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+func TestBadArgumentsAreNamed(t *testing.T) {
+	for args, want := range map[string]string{
+		"--scenario nosuch": `unknown scenario "nosuch"`, "--peers 1": "at least 2 peers", "--peers 4 --seeds 4": "fewer seeds than peers",
+	} {
+		var stdout, stderr bytes.Buffer
+		if code := main1(strings.Fields(args), &stdout, &stderr); code != 1 || !strings.Contains(stderr.String(), want) {
+			t.Errorf("%s: exit %d, %q, want %q", args, code, stderr.String(), want)
+		}
+	}
+}
+
+// TestADoubleLeaseIsAFault checks the checker.
+func TestADoubleLeaseIsAFault(t *testing.T) {
+	sc, err := pick("hard")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newSim(config{peers: 2, pieces: 4, rate: 1e6, pieceSize: 1 << 18, slots: 1}, sc[0])
+	s.lease(s.hosts[0], 1)
+	s.lease(s.hosts[1], 1)
+	if len(s.faults) != 1 {
+		t.Errorf("faults %v, want one", s.faults)
+	}
+}
