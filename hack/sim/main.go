@@ -136,18 +136,27 @@ func simulate(args []string, stdout, stderr io.Writer) error {
 		return errors.New("want at least 2 peers, 1 piece and 1 run, fewer seeds than peers, and a rate and a piece above 0")
 	}
 	cfg.rate, cfg.pieceSize = *rate*1e6/8, *kib<<10
-	if *profile != "" {
-		file, err := os.Create(*profile)
-		if err != nil {
-			return err
-		}
-		defer file.Close()
-		if err := pprof.StartCPUProfile(file); err != nil {
-			return err
-		}
-		defer pprof.StopCPUProfile()
+	stop, err := profiled(*profile)
+	if err != nil {
+		return err
 	}
+	defer stop()
 	return all(cfg, scs, *nruns, printer{stdout, *asJSON})
+}
+
+// profiled writes a CPU profile to a file, if one is named, until stop is called.
+func profiled(path string) (stop func(), err error) {
+	if path == "" {
+		return func() {}, nil
+	}
+	file, err := os.Create(path)
+	if err != nil {
+		return nil, err
+	}
+	return func() {
+		pprof.StopCPUProfile()
+		_ = file.Close() // a profile is no result
+	}, pprof.StartCPUProfile(file)
 }
 
 type printer struct {
