@@ -66,9 +66,14 @@ type Limits struct {
 	shares map[string]Rate // of what each scheduler lets this host read from origins
 }
 
+// None returns limits that hold nothing back yet.
+func None() *Limits {
+	return &Limits{upload: newBucket(), download: newBucket(), source: newBucket(), disk: newBucket(), shares: map[string]Rate{}}
+}
+
 // New returns limits with the given rates.
 func New(r Rates) (*Limits, error) {
-	l := &Limits{upload: newBucket(), download: newBucket(), source: newBucket(), disk: newBucket(), shares: map[string]Rate{}}
+	l := None()
 	return l, l.Set(r)
 }
 
