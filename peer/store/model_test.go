@@ -169,8 +169,8 @@ func (m *model) check(rt *rapid.T) {
 	}
 	for _, info := range m.s.List() {
 		got[fmt.Sprintf("%s complete=%v", info.Digest, info.Complete)] = info.Held
-		if info.Pinned {
-			rt.Fatalf("%s is pinned by nobody", info.Digest)
+		if info.Open {
+			rt.Fatalf("%s is opened by nobody", info.Digest)
 		}
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
