@@ -205,7 +205,10 @@ func TestBitFlippedOnTheParentsDiskIsFoundAndRefetched(t *testing.T) {
 }
 
 // flip changes one byte in the middle of the store's only file of that size.
-func flip(t *testing.T, dir string, size int) {
+func flip(t *testing.T, dir string, size int) { t.Helper(); flipAt(t, dir, size, size/2) }
+
+// flipAt changes the byte at off in the store's only file of that size.
+func flipAt(t *testing.T, dir string, size, off int) {
 	t.Helper()
 	found := false
 	err := filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
@@ -217,21 +220,29 @@ func flip(t *testing.T, dir string, size int) {
 			return err
 		}
 		found = true
-		f, err := os.OpenFile(path, os.O_RDWR, 0)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		one := make([]byte, 1)
-		if _, err := f.ReadAt(one, int64(size/2)); err != nil {
-			return err
-		}
-		one[0] ^= 1
-		_, err = f.WriteAt(one, int64(size/2))
-		return err
+		overwriteFile(t, path, func(data []byte) { data[off] ^= 1 })
+		return nil
 	})
 	if err != nil || !found {
 		t.Fatalf("flip a byte below %s: found %v, %v", dir, found, err)
+	}
+}
+
+// overwriteFile changes a file's bytes in place.
+func overwriteFile(t *testing.T, path string, change func([]byte)) {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	change(data)
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(data, 0); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -81,6 +81,8 @@ type Planner struct {
 	readers  []Run
 	leases   []Run
 	reading  []Run
+	local    *piece.Set // pieces that are being put together on this host
+	kept     *piece.Set // those of them that are leased as well
 	self     bool
 	selfFrom time.Time // no read without a lease before
 	selfFail int       // reads of the origin that failed in a row
@@ -106,7 +108,7 @@ func New(cfg Config, layout piece.Layout, have, known *piece.Set, rng *rand.Rand
 	}
 	return &Planner{cfg: cfg.withDefaults(), rng: rng, layout: layout, have: have.Clone(), known: known.Clone(),
 		inFlight: map[piece.Index]ParentID{}, parents: map[ParentID]*parent{}, banned: map[ParentID]bool{},
-		avail: make([]uint16, layout.Count())}
+		avail: make([]uint16, layout.Count()), local: piece.NewSet(layout.Count()), kept: piece.NewSet(layout.Count())}
 }
 
 // AddParent makes a parent known, with nothing held. It reports false for one that was banned; one that is known already
@@ -181,7 +183,27 @@ func (p *Planner) ParentLost(id ParentID, i piece.Index) {
 func (p *Planner) Know(i piece.Index) { p.known.Add(i) }
 
 // Got records that piece i is held, however it came.
-func (p *Planner) Got(i piece.Index) { p.have.Add(i) }
+func (p *Planner) Got(i piece.Index) {
+	p.have.Add(i)
+	p.local.Remove(i)
+	p.kept.Remove(i)
+}
+
+// Hold keeps piece i from being asked of anybody, because it is being put together on this host, until Got or Release. It must not be
+// in flight.
+func (p *Planner) Hold(i piece.Index) {
+	if !p.have.Has(i) {
+		p.local.Add(i)
+	}
+}
+
+// Release takes Hold back. A lease that covers the piece counts again.
+func (p *Planner) Release(i piece.Index) {
+	p.local.Remove(i)
+	if p.kept.Remove(i) {
+		p.leases = append(p.leases, Run{i, i + 1})
+	}
+}
 
 // Lost records that piece i is held no more.
 func (p *Planner) Lost(i piece.Index) { p.have.Remove(i) }
@@ -208,10 +230,19 @@ func (p *Planner) Lease(run Run) { p.leases = append(p.leases, run) }
 // Revoke takes back a lease that has not begun.
 func (p *Planner) Revoke(run Run) {
 	p.leases = slices.DeleteFunc(p.leases, func(l Run) bool { return l == run })
+	for i := run.First; i < run.End; i++ {
+		p.kept.Remove(i)
+	}
 }
 
 // Leased returns the runs that a lease or Self let be read and that were not reported with Done.
-func (p *Planner) Leased() []Run { return slices.Concat(p.reading, p.leases) }
+func (p *Planner) Leased() []Run {
+	out := slices.Concat(p.reading, p.leases)
+	for i := range p.kept.All() {
+		out = append(out, Run{i, i + 1})
+	}
+	return out
+}
 
 // Retry forgets that the origin failed.
 func (p *Planner) Retry() { p.selfFrom, p.selfFail = time.Time{}, 0 }
@@ -271,7 +302,7 @@ func (p *Planner) nextPiece(now time.Time) (*parent, piece.Index, bool) {
 
 // open reports whether piece i can be asked from a parent.
 func (p *Planner) open(i piece.Index) bool {
-	if p.have.Has(i) || !p.known.Has(i) {
+	if p.have.Has(i) || !p.known.Has(i) || p.local.Has(i) {
 		return false
 	}
 	_, asked := p.inFlight[i]
@@ -312,7 +343,13 @@ func (p *Planner) rarest(now time.Time, par *parent, run Run) (best piece.Index,
 
 // nextLease takes the next run of leased pieces that are neither held nor being read.
 func (p *Planner) nextLease() (Run, bool) {
-	idle := func(i piece.Index) bool { return !p.have.Has(i) && !p.isRead(i) }
+	idle := func(i piece.Index) bool {
+		if p.local.Has(i) {
+			p.kept.Add(i)
+			return false
+		}
+		return !p.have.Has(i) && !p.isRead(i)
+	}
 	for len(p.leases) > 0 {
 		run := p.leases[0]
 		for run.First < run.End && !idle(run.First) {
@@ -345,7 +382,7 @@ func (p *Planner) nextSource(now time.Time) (Run, bool) {
 	most := piece.Index(max(p.cfg.SourceBytes/max(p.layout.PieceSize, 1), 1))
 	free := func(i piece.Index) bool {
 		_, asked := p.inFlight[i]
-		return !p.have.Has(i) && !asked && (p.avail[i] == 0 || !p.known.Has(i)) && !p.isRead(i)
+		return !p.have.Has(i) && !p.local.Has(i) && !asked && (p.avail[i] == 0 || !p.known.Has(i)) && !p.isRead(i)
 	}
 	for _, from := range p.starts() {
 		for i := from; int(i) < p.layout.Count(); i++ {
@@ -421,7 +458,7 @@ func (p *Planner) Done(now time.Time, r Request, o Outcome) {
 // watch notes since when the planner has had nothing to do.
 func (p *Planner) watch(now time.Time) {
 	switch {
-	case p.Missing() == 0 || len(p.inFlight)+len(p.reading) > 0:
+	case p.Missing() == p.local.Count() || len(p.inFlight)+len(p.reading) > 0:
 		p.idleFrom = time.Time{}
 	case p.idleFrom.IsZero():
 		p.idleFrom = now
@@ -443,7 +480,7 @@ func (p *Planner) Stuck(now time.Time) []Run {
 	seen := map[piece.Index]bool{}
 	for _, from := range p.starts() {
 		for i := from; int(i) < p.layout.Count() && len(seen) < most; i++ {
-			if p.have.Has(i) || seen[i] {
+			if p.have.Has(i) || p.local.Has(i) || seen[i] {
 				continue
 			}
 			seen[i] = true

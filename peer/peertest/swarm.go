@@ -71,9 +71,11 @@ func (o *Origin) Add(data []byte) peer.Blob {
 // WithMap adds a bootstrap layer that holds the blob's chunk map, and returns the blob with its place.
 func (o *Origin) WithMap(t testing.TB, b peer.Blob, data []byte) peer.Blob {
 	t.Helper()
-	builder := chunkmap.NewBuilder()
-	_, _ = builder.Write(data) // never fails
-	encoded := builder.Map(b.Digest).Encode()
+	cutter := chunkmap.NewCutter()
+	if _, err := cutter.Write(data); err != nil {
+		t.Fatal(err)
+	}
+	encoded := cutter.Map(b.Digest).Encode()
 	var layer bytes.Buffer
 	w := tar.NewWriter(&layer)
 	if err := w.WriteHeader(&tar.Header{Name: chunkmap.FileName(b.Digest), Size: int64(len(encoded)), Mode: 0o444}); err != nil {
@@ -254,7 +256,7 @@ func (s *Swarm) Host(options ...Option) *Host {
 		}
 	}
 	var err error
-	h.Store, err = store.Open(c.dir, store.Config{MaxBytes: c.quota})
+	h.Store, err = store.Open(c.dir, store.Config{MaxBytes: c.quota, Registerer: h.registry})
 	must(err)
 	if c.peer.Limits == nil {
 		c.peer.Limits = limits.None()
