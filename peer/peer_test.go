@@ -201,6 +201,9 @@ func TestBitFlippedOnTheParentsDiskIsFoundAndRefetched(t *testing.T) {
 	if got := h.Counter(t, "shoal_peer_verify_failures_total", "peer"); got == 0 {
 		t.Error("no verification failure was counted")
 	}
+	if got := parent.Counter(t, "shoal_store_verify_failures_total", ""); got != 1 {
+		t.Errorf("the parent counted %v bad pieces on its disk, want 1", got)
+	}
 	readAll(t, b, data, parent) // it has repaired itself
 }
 
@@ -257,6 +260,12 @@ func TestRestartFindsWhatTheDiskHolds(t *testing.T) {
 	again := s.Host(peertest.Dir(h.Dir))
 	other := s.Host()
 	readAll(t, b, data, other, again)
+	if got := again.Counter(t, "shoal_store_verify_failures_total", ""); got != 1 {
+		t.Errorf("counted %v bad pieces on the disk, want 1", got)
+	}
+	if got := other.Counter(t, "shoal_peer_verify_failures_total", "peer"); got != 0 {
+		t.Errorf("%v bad pieces left a node that was started over them", got)
+	}
 	if got := s.Origin.Copies(b); got > 1.5 {
 		t.Errorf("%.2f copies left the origin: the disk was not used", got)
 	}

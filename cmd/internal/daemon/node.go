@@ -186,6 +186,9 @@ func (n *node) run(ctx context.Context) error {
 	}
 	adm := http.NewServeMux()
 	n.admin.register(adm, true)
+	pins := servePins(n.store)
+	adm.Handle("/pins", pins)
+	adm.Handle("/pins/", pins)
 	adm.Handle(limitsPath, serveSettings(n.limits.Rates, setLimits(n.limits, n.log)))
 	below.Go(func() error { return serve(belowCtx, n.adminListener, adm, n.log) })
 
