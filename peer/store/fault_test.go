@@ -88,7 +88,7 @@ func TestDiskThatFailsAnywhereLeavesOnlyWhatIsRight(t *testing.T) {
 				if held := b.Has(piece.Index(i)); held != (err == nil) {
 					t.Errorf("%v after %d operations: piece %d held %v, error %v", fault, pass, i, held, err)
 				}
-				if err != nil && !errors.Is(err, fault) || errors.Is(err, ErrNoSpace) != (err != nil && fault == unix.ENOSPC) {
+				if err != nil && !errors.Is(err, fault) || errors.Is(err, ErrNoSpace) != (err != nil && errors.Is(fault, unix.ENOSPC)) {
 					t.Errorf("%v after %d operations: piece %d: error %v has the wrong class", fault, pass, i, err)
 				}
 			}

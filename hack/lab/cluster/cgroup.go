@@ -34,13 +34,13 @@ func (h *Host) bound(b Bounds, argv []string) ([]string, error) {
 	if b == (Bounds{}) {
 		return argv, nil
 	}
-	script := ""
+	var script strings.Builder
 	dirs := cgroups(prefix + h.c.run + "-" + h.Name)
 	for _, dir := range dirs {
 		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, fmt.Errorf("control group of %s: %w", h.Name, err)
 		}
-		script += "echo $$ >" + dir + "/cgroup.procs && "
+		script.WriteString("echo $$ >" + dir + "/cgroup.procs && ")
 	}
 	for name, value := range b.settings(len(dirs) == 1) {
 		dir := dirs[0]
@@ -51,7 +51,7 @@ func (h *Host) bound(b Bounds, argv []string) ([]string, error) {
 			return nil, fmt.Errorf("control group of %s: %w", h.Name, err)
 		}
 	}
-	return append([]string{"sh", "-c", script + `exec "$@"`, "sh"}, argv...), nil
+	return append([]string{"sh", "-c", script.String() + `exec "$@"`, "sh"}, argv...), nil
 }
 
 // settings returns the files to write, in the words of one version or the other.
