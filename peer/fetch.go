@@ -270,7 +270,8 @@ func (t *task) readPiece(body io.Reader, i piece.Index, verify func([]byte) ([]p
 	return nil
 }
 
-// fetch opens a range at the origin. The stream reports to the loop that bytes arrive, which keeps a lease alive.
+// fetch opens a range at the origin. The stream keeps to the host's limits, and reports to the loop that bytes arrive, which keeps a
+// lease alive.
 func (t *task) fetch(ctx context.Context, off, length int64, authorization string) (io.ReadCloser, error) {
 	o := t.blob.Origin
 	from := source.Blob{Registry: o.Registry, Repository: o.Repository, Digest: t.blob.Digest, Size: t.blob.Size}
@@ -280,19 +281,29 @@ func (t *task) fetch(ctx context.Context, off, length int64, authorization strin
 	if err != nil {
 		return nil, err
 	}
-	return &beating{ReadCloser: body, beat: func() { t.post(func() { t.reading = true }) }}, nil
+	chain := t.peer.cfg.Limits.FromOrigin()
+	return &beating{ReadCloser: body, step: chain.Step, beat: func() { t.post(func() { t.reading = true }) },
+		pace: func(n int) error { return chain.Pace(ctx, t.blob.Digest.String(), n) }}, nil
 }
 
-// beating calls beat when bytes were read, at most a few times a second.
+// beating calls beat when bytes were read, at most a few times a second, and pace for all of them.
 type beating struct {
 	io.ReadCloser
+	step func() int
+	pace func(n int) error
 	beat func()
 	last time.Time
 }
 
 func (b *beating) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	if now := time.Now(); n > 0 && now.Sub(b.last) > 250*time.Millisecond {
+	n, err := b.ReadCloser.Read(p[:min(len(p), b.step())])
+	if n == 0 {
+		return n, err
+	}
+	if paceErr := b.pace(n); err == nil {
+		err = paceErr
+	}
+	if now := time.Now(); now.Sub(b.last) > 250*time.Millisecond {
 		b.last = now
 		b.beat()
 	}

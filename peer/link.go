@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/shoal-project/shoal/peer/dispatch"
+	"github.com/shoal-project/shoal/peer/limits"
 	"github.com/shoal-project/shoal/peer/piece"
 	"github.com/shoal-project/shoal/peer/store"
 	"github.com/shoal-project/shoal/scheduler/api"
@@ -65,6 +66,7 @@ func (l *link) live() *api.Session {
 // Opened implements api.Handler: everything the host holds or wants is announced anew.
 func (l *link) Opened(s *api.Session) {
 	l.set(s)
+	l.peer.cfg.Limits.ShareSource(l.client.URL(), 0) // a restarted scheduler need not have a rate any more; else it tells with the first lease
 	l.peer.log.Info("session with scheduler", "scheduler", l.client.URL())
 	for _, info := range l.peer.store.List() {
 		if l.peer.lookup(info.Digest) == nil {
@@ -145,6 +147,8 @@ func (l *link) Command(s *api.Session, c api.Command) {
 		p.mu.Unlock()
 	case c.Neighbours != nil:
 		p.tell(c.Neighbours.Task, func(t *task) { t.neighbours = c.Neighbours.Hosts })
+	case c.Share != nil:
+		p.cfg.Limits.ShareSource(l.client.URL(), limits.Rate(max(c.Share.Rate, 0)))
 	case c.Lease != nil:
 		p.lease(s, c.Lease)
 	case c.Revoked != nil:

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/shoal-project/shoal/peer/dispatch"
+	"github.com/shoal-project/shoal/peer/limits"
 	"github.com/shoal-project/shoal/peer/piece"
 	"github.com/shoal-project/shoal/peer/source"
 	"github.com/shoal-project/shoal/peer/store"
@@ -53,6 +54,8 @@ type Config struct {
 	SelfAfter time.Duration
 	// MapTimeout bounds the loading of a blob's chunk map; without it the blob is read as one without. Default 10 s.
 	MapTimeout time.Duration
+	// Limits hold back what is read from origins and copied. What passes between peers is the Wire's matter. Nil is none.
+	Limits *limits.Limits
 	// Log is where tasks are reported; nil discards.
 	Log *slog.Logger
 	// Registerer takes the metrics; nil keeps them private.
@@ -63,6 +66,9 @@ func (c Config) withDefaults() Config {
 	c.Grace = cmp.Or(c.Grace, 30*time.Second)
 	c.SelfAfter = cmp.Or(c.SelfAfter, 4*time.Second)
 	c.MapTimeout = cmp.Or(c.MapTimeout, 10*time.Second)
+	if c.Limits == nil {
+		c.Limits = limits.None()
+	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}

@@ -201,11 +201,17 @@ func TestBitFlippedOnTheParentsDiskIsFoundAndRefetched(t *testing.T) {
 	if got := h.Counter(t, "shoal_peer_verify_failures_total", "peer"); got == 0 {
 		t.Error("no verification failure was counted")
 	}
+	if got := parent.Counter(t, "shoal_store_verify_failures_total", ""); got != 1 {
+		t.Errorf("the parent counted %v bad pieces on its disk, want 1", got)
+	}
 	readAll(t, b, data, parent) // it has repaired itself
 }
 
 // flip changes one byte in the middle of the store's only file of that size.
-func flip(t *testing.T, dir string, size int) {
+func flip(t *testing.T, dir string, size int) { t.Helper(); flipAt(t, dir, size, size/2) }
+
+// flipAt changes the byte at off in the store's only file of that size.
+func flipAt(t *testing.T, dir string, size, off int) {
 	t.Helper()
 	found := false
 	err := filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
@@ -217,21 +223,29 @@ func flip(t *testing.T, dir string, size int) {
 			return err
 		}
 		found = true
-		f, err := os.OpenFile(path, os.O_RDWR, 0)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		one := make([]byte, 1)
-		if _, err := f.ReadAt(one, int64(size/2)); err != nil {
-			return err
-		}
-		one[0] ^= 1
-		_, err = f.WriteAt(one, int64(size/2))
-		return err
+		overwriteFile(t, path, func(data []byte) { data[off] ^= 1 })
+		return nil
 	})
 	if err != nil || !found {
 		t.Fatalf("flip a byte below %s: found %v, %v", dir, found, err)
+	}
+}
+
+// overwriteFile changes a file's bytes in place.
+func overwriteFile(t *testing.T, path string, change func([]byte)) {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	change(data)
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(data, 0); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -246,6 +260,12 @@ func TestRestartFindsWhatTheDiskHolds(t *testing.T) {
 	again := s.Host(peertest.Dir(h.Dir))
 	other := s.Host()
 	readAll(t, b, data, other, again)
+	if got := again.Counter(t, "shoal_store_verify_failures_total", ""); got != 1 {
+		t.Errorf("counted %v bad pieces on the disk, want 1", got)
+	}
+	if got := other.Counter(t, "shoal_peer_verify_failures_total", "peer"); got != 0 {
+		t.Errorf("%v bad pieces left a node that was started over them", got)
+	}
 	if got := s.Origin.Copies(b); got > 1.5 {
 		t.Errorf("%.2f copies left the origin: the disk was not used", got)
 	}

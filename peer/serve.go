@@ -46,7 +46,7 @@ func (s Served) Open(d digest.Digest, off, length int64) (*os.File, func(), erro
 func (s Served) open(b *store.Blob, off, length int64) (*os.File, error) {
 	if err := b.EnsureVerified(off, length); err != nil {
 		if errors.Is(err, piece.ErrMismatch) {
-			s.lost(b)
+			s.peer.lost(b.Digest())
 		}
 		return nil, fmt.Errorf("%w: %w", piece.ErrAbsent, err)
 	}
@@ -74,16 +74,16 @@ func (s Served) Suspect(d digest.Digest, i piece.Index) error {
 	}
 	defer b.Close()
 	if !b.Recheck(i) {
-		s.lost(b)
+		s.peer.lost(d)
 	}
 	return nil
 }
 
-// lost has a piece that was bad on the disk fetched again, or at least no longer announced.
-func (s Served) lost(b *store.Blob) {
-	s.peer.log.Warn("piece on disk was bad", "digest", b.Digest())
-	if t := s.peer.lookup(b.Digest()); t == nil || !t.post(t.resync) {
-		s.peer.announce(b.Digest())
+// lost has a piece of the blob that was bad on the disk fetched again, or at least no longer announced.
+func (p *Peer) lost(d digest.Digest) {
+	p.log.Warn("piece on disk was bad", "digest", d)
+	if t := p.lookup(d); t == nil || !t.post(t.resync) {
+		p.announce(d)
 	}
 }
 

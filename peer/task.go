@@ -201,6 +201,7 @@ func (t *task) prepare(ctx context.Context) {
 	}
 	t.session, t.moved = nil, time.Now()
 	t.planner = dispatch.New(cfg, layout, t.st.Have(), known, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())))
+	t.reuse(ctx)
 	t.rehome()
 }
 

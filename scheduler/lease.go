@@ -166,6 +166,7 @@ func (m *Machine) giveLease(now time.Time, t *task, to *member, run Run) {
 	for i := run.First; i < run.End; i++ {
 		t.leased.Set(uint(i))
 	}
+	m.firstShare(now, to.host)
 	m.send(to.host.ID, Lease{Task: t.Task, Run: run})
 }
 
@@ -322,6 +323,9 @@ func (m *Machine) tick(now time.Time) {
 			m.send(l.to.host.ID, Revoked{Task: t.ID, Run: l.run})
 		}
 		m.grant(now, t)
+	}
+	if m.cfg.OriginRate > 0 {
+		m.share(now)
 	}
 }
 

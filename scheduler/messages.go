@@ -73,6 +73,9 @@ type Stuck struct {
 	Runs []Run
 }
 
+// OriginRate sets the rate at which all hosts together may read origins, in bytes a second; zero is no bound.
+type OriginRate struct{ Rate int64 }
+
 // Tick lets time pass; send one a few times a second.
 type Tick struct{}
 
@@ -83,6 +86,7 @@ func (TaskLeft) event()    {}
 func (Progress) event()    {}
 func (LeaseFailed) event() {}
 func (Stuck) event()       {}
+func (OriginRate) event()  {}
 func (Tick) event()        {}
 
 // Command is a message to one host.
@@ -129,12 +133,16 @@ type Failed struct {
 	Text    string
 }
 
+// Share tells a host how fast it may read origins, in bytes a second; zero is no bound.
+type Share struct{ Rate int64 }
+
 func (Seeds) command()      {}
 func (Neighbours) command() {}
 func (Lease) command()      {}
 func (Revoked) command()    {}
 func (Digests) command()    {}
 func (Failed) command()     {}
+func (Share) command()      {}
 
 // Snapshot is the state in a form for people and tests.
 type Snapshot struct {

@@ -62,6 +62,9 @@ type Config struct {
 	LeaseSilence time.Duration
 	// RetryAfter is how long a host is left alone after a lease failed there in passing. Default 1 s.
 	RetryAfter time.Duration
+	// OriginRate is how fast all hosts together may read origins under this scheduler's leases, in bytes a second. Zero is no bound.
+	// The event OriginRate changes it.
+	OriginRate int64
 }
 
 func (c Config) withDefaults() Config {
@@ -88,6 +91,8 @@ type Machine struct {
 type host struct {
 	Host
 	tasks map[TaskID]*member
+	read  time.Time // when it was last seen with a lease
+	share int64     // of Config.OriginRate, as it was told; 0 when it was not
 }
 
 // task holds what is known of one blob.
@@ -148,6 +153,8 @@ func (m *Machine) Step(now time.Time, ev Event) []Command {
 		m.leaseFailed(now, ev)
 	case Stuck:
 		m.stuck(now, ev)
+	case OriginRate:
+		m.originRate(now, ev.Rate)
 	case Tick:
 		m.tick(now)
 	}

@@ -111,6 +111,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			pullCommand(),
 			nodeCommand(),
 			schedulerCommand(),
+			limitsCommand(),
 			mirrorCommand(),
 			completionCommand(),
 			completeCommand(),

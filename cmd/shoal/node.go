@@ -20,12 +20,14 @@ Everything can be set in a YAML file; the flags below override it. An unknown ke
    data_dir: /var/lib/shoal
    mirror: {listen: 127.0.0.1:7701, default_registry: ""}
    peer: {listen: 0.0.0.0:7702, advertise: "", zone: "", rack: ""}
-   admin: {listen: 127.0.0.1:7703}          # /healthz and /metrics
+   admin: {listen: 127.0.0.1:7703}          # /healthz, /metrics, /limits and /pins
    seed: false                              # a seed reads origins for the others
    schedulers: []                           # http://HOST:7700
    cluster: {token_file: "", insecure: false}
    registries: {}                           # HOST: {plain_http: true, ca_file: FILE}
    store: {max_bytes: 0, max_percent: 80}   # of what other files leave of the disk
+   limits:                                  # bytes a second, like 100MiB; 0 is none; see shoal limits
+      {upload: 0, upload_per_task: 0, download: 0, download_per_task: 0, source: 0, source_per_task: 0, disk_write: 0}
    log: {level: info, format: text}
 
 Credentials for origins are those of docker login of the user the daemon runs as, besides those that callers bring.

@@ -19,8 +19,9 @@ peers they know. Several schedulers share the tasks when every node names all of
 
 Everything can be set in a YAML file; the flags below override it. An unknown key is an error. Defaults:
 
-   listen: 0.0.0.0:7700                     # hosts, /healthz and /metrics
+   listen: 0.0.0.0:7700                     # hosts, /healthz, /metrics and /limits
    cluster: {token_file: "", insecure: false}
+   limits: {source: 0}                      # bytes a second all hosts together read from origins, like 500MiB
    log: {level: info, format: text}
 
 EXAMPLES:

@@ -29,6 +29,7 @@ var rules = []rule{
 	{path: "peer/chunkmap", may: []string{"peer/piece"}},
 	{path: "peer/store", may: []string{"peer/piece", "peer/chunkmap"}},
 	{path: "peer/store/storetest", may: []string{"peer/piece", "peer/chunkmap", "peer/store"}, tests: tests},
+	{path: "peer/limits"},
 	{path: "peer/dispatch", may: []string{"peer/piece"}},
 	{path: "peer/transfer", may: []string{"peer/piece"}},
 	{path: "peer/source", may: []string{"peer/piece"}},

@@ -22,11 +22,12 @@ import (
 const repository = "lab/random"
 
 type broadcastConfig struct {
-	shoal string
-	peers int
-	size  int64
-	link  cluster.Rate
-	log   io.Writer
+	shoal  string
+	peers  int
+	size   int64
+	link   cluster.Rate
+	bounds cluster.Bounds
+	log    io.Writer
 }
 
 // broadcastResult is what the command prints. With several runs the figures are those of the run with the median
@@ -58,6 +59,8 @@ func broadcastCommand() *cli.Command {
 			&cli.IntFlag{Name: "peers", Value: 8, Usage: "`NUMBER` of peers, the seed not counted"},
 			&cli.StringFlag{Name: "size", Value: "256MiB", Usage: "`SIZE` of the blob"},
 			linkFlag("200mbit"),
+			&cli.StringFlag{Name: "memory", Usage: "bound the memory of each node to `SIZE`, its page cache included"},
+			&cli.Float64Flag{Name: "cpus", Usage: "bound each node to `NUMBER` of processors"},
 			&cli.IntFlag{Name: "runs", Value: 1, Usage: "`NUMBER` of runs, each from cold; the one with the median makespan is told"},
 			&cli.BoolFlag{Name: "json", Usage: "print one JSON object"},
 		},
@@ -67,7 +70,14 @@ func broadcastCommand() *cli.Command {
 			if err := errors.Join(errSize, errLink); err != nil {
 				return err
 			}
-			cfg := broadcastConfig{peers: ctx.Int("peers"), size: size, link: link, log: ctx.App.ErrWriter}
+			bounds := cluster.Bounds{CPUs: ctx.Float64("cpus")}
+			if ctx.IsSet("memory") {
+				var err error
+				if bounds.Memory, err = cluster.ParseSize(ctx.String("memory")); err != nil {
+					return err
+				}
+			}
+			cfg := broadcastConfig{bounds: bounds, peers: ctx.Int("peers"), size: size, link: link, log: ctx.App.ErrWriter}
 			var result broadcastResult
 			err := withShoal(ctx, func(shoal string) (err error) {
 				cfg.shoal = shoal
@@ -122,7 +132,7 @@ func broadcast(ctx context.Context, cfg broadcastConfig) (result broadcastResult
 		return result, err
 	}
 	defer func() { err = errors.Join(err, c.Close()) }()
-	s, err := newSwarm(ctx, c, swarmConfig{nodes: cfg.peers})
+	s, err := newSwarm(ctx, c, swarmConfig{nodes: cfg.peers, bounds: cfg.bounds})
 	if err != nil {
 		return result, err
 	}

@@ -28,7 +28,8 @@ type swarm struct {
 // swarmConfig says how large a swarm is. Zero schedulers and seeds mean one.
 type swarmConfig struct {
 	nodes, seeds, schedulers int
-	proxied                  bool // proxies stand before the registry, the seeds and the nodes
+	proxied                  bool           // proxies stand before the registry, the seeds and the nodes
+	bounds                   cluster.Bounds // of each node and seed
 }
 
 // blob is a layer by its digest and size.
@@ -61,7 +62,7 @@ func newSwarm(ctx context.Context, c *cluster.Cluster, cfg swarmConfig) (*swarm,
 		for i, name := range names {
 			group.Go(func() (err error) {
 				started[i], err = c.StartNode(ctx, cluster.NodeConfig{
-					Name: name, Seed: seed, Zone: "lab", Proxied: cfg.proxied,
+					Name: name, Seed: seed, Zone: "lab", Proxied: cfg.proxied, Bounds: cfg.bounds,
 					Schedulers: s.schedulers, Registries: []*cluster.Registry{s.registry},
 				})
 				return err

@@ -93,6 +93,8 @@ type Planner struct {
 	readers  []Run
 	leases   []Run
 	reading  []Run
+	local    *piece.Set // pieces that are being put together on this host
+	kept     *piece.Set // those of them that are leased as well
 	self     bool
 	selfFrom time.Time // no read without a lease before
 	selfFail int       // reads of the origin that failed in a row
@@ -144,7 +146,8 @@ func New(cfg Config, layout piece.Layout, have, known *piece.Set, rng *rand.Rand
 	}
 	p := &Planner{cfg: cfg.withDefaults(), rng: rng, layout: layout, have: have.Clone(), known: known.Clone(),
 		open: piece.NewSet(layout.Count()), inFlight: map[piece.Index]asked{}, parents: map[ParentID]*parent{},
-		banned: map[ParentID]bool{}, avail: make([]uint16, layout.Count())}
+		banned: map[ParentID]bool{}, avail: make([]uint16, layout.Count()), local: piece.NewSet(layout.Count()),
+		kept: piece.NewSet(layout.Count())}
 	for i := range piece.Index(layout.Count()) {
 		p.reopen(i)
 	}
@@ -153,7 +156,7 @@ func New(cfg Config, layout piece.Layout, have, known *piece.Set, rng *rand.Rand
 
 // reopen works out whether piece i can be asked from a parent.
 func (p *Planner) reopen(i piece.Index) {
-	if _, asked := p.inFlight[i]; p.have.Has(i) || !p.known.Has(i) || asked {
+	if _, asked := p.inFlight[i]; p.have.Has(i) || !p.known.Has(i) || p.local.Has(i) || asked {
 		p.open.Remove(i)
 		return
 	}
@@ -247,7 +250,27 @@ func (p *Planner) Know(i piece.Index) {
 // Got records that piece i is held, however it came.
 func (p *Planner) Got(i piece.Index) {
 	p.have.Add(i)
+	p.local.Remove(i)
+	p.kept.Remove(i)
 	p.reopen(i)
+}
+
+// Hold keeps piece i from being asked of anybody, because it is being put together on this host, until Got or Release. It must not be
+// in flight.
+func (p *Planner) Hold(i piece.Index) {
+	if !p.have.Has(i) {
+		p.local.Add(i)
+		p.reopen(i)
+	}
+}
+
+// Release takes Hold back. A lease that covers the piece counts again.
+func (p *Planner) Release(i piece.Index) {
+	p.local.Remove(i)
+	p.reopen(i)
+	if p.kept.Remove(i) {
+		p.leases = append(p.leases, Run{i, i + 1})
+	}
 }
 
 // Lost records that piece i is held no more.
@@ -278,10 +301,19 @@ func (p *Planner) Lease(run Run) { p.leases = append(p.leases, run) }
 // Revoke takes back a lease that has not begun.
 func (p *Planner) Revoke(run Run) {
 	p.leases = slices.DeleteFunc(p.leases, func(l Run) bool { return l == run })
+	for i := run.First; i < run.End; i++ {
+		p.kept.Remove(i)
+	}
 }
 
 // Leased returns the runs that a lease or Self let be read and that were not reported with Done.
-func (p *Planner) Leased() []Run { return slices.Concat(p.reading, p.leases) }
+func (p *Planner) Leased() []Run {
+	out := slices.Concat(p.reading, p.leases)
+	for i := range p.kept.All() {
+		out = append(out, Run{i, i + 1})
+	}
+	return out
+}
 
 // Retry forgets that the origin failed.
 func (p *Planner) Retry() { p.selfFrom, p.selfFail = time.Time{}, 0 }
@@ -379,7 +411,13 @@ func (p *Planner) rarest(now time.Time, par *parent, run Run) (best piece.Index,
 
 // nextLease takes the next run of leased pieces that are neither held nor being read.
 func (p *Planner) nextLease() (Run, bool) {
-	idle := func(i piece.Index) bool { return !p.have.Has(i) && !p.isRead(i) }
+	idle := func(i piece.Index) bool {
+		if p.local.Has(i) {
+			p.kept.Add(i)
+			return false
+		}
+		return !p.have.Has(i) && !p.isRead(i)
+	}
 	for len(p.leases) > 0 {
 		run := p.leases[0]
 		for run.First < run.End && !idle(run.First) {
@@ -412,7 +450,7 @@ func (p *Planner) nextSource(now time.Time) (Run, bool) {
 	most := piece.Index(max(p.cfg.SourceBytes/max(p.layout.PieceSize, 1), 1))
 	free := func(i piece.Index) bool {
 		_, asked := p.inFlight[i]
-		return !p.have.Has(i) && !asked && (p.avail[i] == 0 || !p.known.Has(i)) && !p.isRead(i)
+		return !p.have.Has(i) && !p.local.Has(i) && !asked && (p.avail[i] == 0 || !p.known.Has(i)) && !p.isRead(i)
 	}
 	for _, from := range p.starts() {
 		for i := from; int(i) < p.layout.Count(); i++ {
@@ -517,7 +555,7 @@ func (p *Planner) Overdue(now time.Time) []Request {
 // watch notes since when the planner has had nothing to do.
 func (p *Planner) watch(now time.Time) {
 	switch {
-	case p.Missing() == 0 || len(p.inFlight)+len(p.reading) > 0:
+	case p.Missing() == p.local.Count() || len(p.inFlight)+len(p.reading) > 0:
 		p.idleFrom = time.Time{}
 	case p.idleFrom.IsZero():
 		p.idleFrom = now
@@ -539,7 +577,7 @@ func (p *Planner) Stuck(now time.Time) []Run {
 	seen := map[piece.Index]bool{}
 	for _, from := range p.starts() {
 		for i := from; int(i) < p.layout.Count() && len(seen) < most; i++ {
-			if p.have.Has(i) || seen[i] {
+			if p.have.Has(i) || p.local.Has(i) || seen[i] {
 				continue
 			}
 			seen[i] = true

@@ -21,6 +21,7 @@ import (
 
 	"github.com/shoal-project/shoal/peer"
 	"github.com/shoal-project/shoal/peer/chunkmap"
+	"github.com/shoal-project/shoal/peer/limits"
 	"github.com/shoal-project/shoal/peer/piece"
 	"github.com/shoal-project/shoal/peer/source"
 	"github.com/shoal-project/shoal/peer/store"
@@ -70,9 +71,11 @@ func (o *Origin) Add(data []byte) peer.Blob {
 // WithMap adds a bootstrap layer that holds the blob's chunk map, and returns the blob with its place.
 func (o *Origin) WithMap(t testing.TB, b peer.Blob, data []byte) peer.Blob {
 	t.Helper()
-	builder := chunkmap.NewBuilder()
-	_, _ = builder.Write(data) // never fails
-	encoded := builder.Map(b.Digest).Encode()
+	cutter := chunkmap.NewCutter()
+	if _, err := cutter.Write(data); err != nil {
+		t.Fatal(err)
+	}
+	encoded := cutter.Map(b.Digest).Encode()
 	var layer bytes.Buffer
 	w := tar.NewWriter(&layer)
 	if err := w.WriteHeader(&tar.Header{Name: chunkmap.FileName(b.Digest), Size: int64(len(encoded)), Mode: 0o444}); err != nil {
@@ -162,6 +165,7 @@ type Swarm struct {
 	t         testing.TB
 	Origin    *Origin
 	Scheduler *Process // nil without one
+	Server    *server.Server
 	url       string
 	hosts     int
 }
@@ -176,6 +180,7 @@ func (p *Process) Kill() { p.kill() }
 func NewSwarm(t testing.TB) *Swarm {
 	s := &Swarm{t: t, Origin: NewOrigin()}
 	srv := server.New(server.Config{})
+	s.Server = srv
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
 	go func() { done <- srv.Run(ctx) }() // ends with cancel, waited for in kill
@@ -226,6 +231,9 @@ func Dir(dir string) Option { return func(c *hostConfig) { c.dir = dir } }
 // Quota bounds the host's store, in bytes.
 func Quota(n int64) Option { return func(c *hostConfig) { c.quota = n } }
 
+// Limits hold the host back.
+func Limits(l *limits.Limits) Option { return func(c *hostConfig) { c.peer.Limits = l } }
+
 // SelfAfter sets how long the host's tasks may stand still before they read the origin themselves.
 func SelfAfter(d time.Duration) Option { return func(c *hostConfig) { c.peer.SelfAfter = d } }
 
@@ -248,9 +256,12 @@ func (s *Swarm) Host(options ...Option) *Host {
 		}
 	}
 	var err error
-	h.Store, err = store.Open(c.dir, store.Config{MaxBytes: c.quota})
+	h.Store, err = store.Open(c.dir, store.Config{MaxBytes: c.quota, Registerer: h.registry})
 	must(err)
-	wire, err := transfer.NewClient(transfer.ClientConfig{})
+	if c.peer.Limits == nil {
+		c.peer.Limits = limits.None()
+	}
+	wire, err := transfer.NewClient(transfer.ClientConfig{Pacer: c.peer.Limits.FromPeer()})
 	must(err)
 	handler := http.NotFoundHandler()
 	web := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { handler.ServeHTTP(w, r) }))
@@ -263,7 +274,7 @@ func (s *Swarm) Host(options ...Option) *Host {
 	}
 	h.Peer, err = peer.New(c.peer, h.Store, wire, s.Origin, schedulers)
 	must(err)
-	inner, err := transfer.NewHandler(transfer.Config{}, h.Served())
+	inner, err := transfer.NewHandler(transfer.Config{Pacer: c.peer.Limits.Upload()}, h.Served())
 	must(err)
 	handler = c.wrap(inner)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(s.t.Context()))

@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"sync"
 	"time"
@@ -83,7 +84,7 @@ func (b *Blob) Write(i piece.Index, data []byte, groups []piece.Digest) error {
 		}
 		return fmt.Errorf("piece %d of %s: %w", i, e.digest, noSpace(err))
 	}
-	if !e.add(i) {
+	if !e.add(i, b.store.cfg.now()) {
 		return fmt.Errorf("piece %d of %s: %w", i, e.digest, ErrNotFound)
 	}
 	b.store.metrics.written.Add(float64(len(data)))
@@ -203,18 +204,29 @@ type session struct {
 	once                sync.Once
 	err                 error
 	dir                 *os.Root
-	data, groups, index *os.File
+	data, groups, index diskFile
 }
 
-func (s *session) open(root *os.Root, e *entry) error {
+// diskFile is an open file of a blob: an *os.File, or one of a disk that fails, in tests.
+type diskFile interface {
+	io.ReaderAt
+	io.WriterAt
+	io.Closer
+}
+
+func openFile(dir *os.Root, name string) (diskFile, error) { return dir.OpenFile(name, os.O_RDWR, 0) }
+
+func (s *session) open(st *Store, e *entry) error {
 	s.once.Do(func() {
-		if s.dir, s.err = root.OpenRoot(folderName(e.digest)); s.err != nil {
+		if s.dir, s.err = st.root.OpenRoot(folderName(e.digest)); s.err != nil {
 			return
 		}
-		for file, target := range map[string]**os.File{dataName: &s.data, groupsName: &s.groups, indexName: &s.index} {
-			if *target, s.err = s.dir.OpenFile(file, os.O_RDWR, 0); s.err != nil {
+		for file, target := range map[string]*diskFile{dataName: &s.data, groupsName: &s.groups, indexName: &s.index} {
+			f, err := st.openFile(s.dir, file)
+			if s.err = err; err != nil {
 				return
 			}
+			*target = f
 		}
 	})
 	return s.err
@@ -227,7 +239,7 @@ func (s *session) close() error {
 		now := time.Now()
 		_ = s.dir.Chtimes(indexName, now, now) // only orders evictions after a restart; fails after Drop
 	}
-	for _, f := range []*os.File{s.data, s.groups, s.index} {
+	for _, f := range []diskFile{s.data, s.groups, s.index} {
 		if f != nil {
 			errs = append(errs, f.Close())
 		}
@@ -241,22 +253,32 @@ func (s *session) close() error {
 // writePiece puts the bytes, then their group digests, then the piece digest on disk, which is what makes it held. What was
 // there before is unmarked first, so that no mixture of the two can be held.
 func (s *session) writePiece(l piece.Layout, i piece.Index, data []byte, groups []piece.Digest) error {
-	if before, err := s.marked(i); err != nil {
+	if err := s.unmark(i); err != nil {
 		return err
-	} else if before != (piece.Digest{}) {
-		if err := s.mark(i, piece.Digest{}); err != nil {
-			return err
-		}
 	}
 	off, _ := l.Range(i)
 	if _, err := s.data.WriteAt(data, off); err != nil {
 		return err
 	}
+	return s.holdPiece(l, i, groups)
+}
+
+// holdPiece puts the digests of a piece on disk whose bytes are there.
+func (s *session) holdPiece(l piece.Layout, i piece.Index, groups []piece.Digest) error {
 	first, _ := l.GroupRange(i)
 	if _, err := s.groups.WriteAt(encodeDigests(groups), int64(first)*digestSize); err != nil {
 		return err
 	}
 	return s.mark(i, piece.Root(groups))
+}
+
+// unmark makes sure that piece i is not marked as held.
+func (s *session) unmark(i piece.Index) error {
+	before, err := s.marked(i)
+	if err != nil || before == (piece.Digest{}) {
+		return err
+	}
+	return s.mark(i, piece.Digest{})
 }
 
 // mark sets the digest of piece i in the index; zero marks it as not held.

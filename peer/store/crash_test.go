@@ -2,14 +2,17 @@ package store_test
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
 	"sync"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
 	"go.uber.org/goleak"
 
+	"github.com/shoal-project/shoal/peer/chunkmap"
 	"github.com/shoal-project/shoal/peer/piece"
 	"github.com/shoal-project/shoal/peer/store"
 	"github.com/shoal-project/shoal/peer/store/storetest"
@@ -34,7 +37,8 @@ func crashContent() []byte {
 	return data
 }
 
-// writeForever writes the pieces in two goroutines and prints the number of each that Write said is held.
+// writeForever writes the pieces in two goroutines, every other one as a copy out of a blob that it has made before, and prints the number
+// of each that is said to be held. It pins the blob first.
 func writeForever(dir string) error {
 	data := crashContent()
 	_, d := storetest.Content(5, crashPieces*piece.GroupSize)
@@ -42,8 +46,18 @@ func writeForever(dir string) error {
 	if err != nil {
 		return err
 	}
+	if err := s.Pin(d, "writer"); err != nil {
+		return err
+	}
+	source, err := writeSource(s, data)
+	if err != nil {
+		return err
+	}
 	b, err := s.Create(d, int64(len(data)))
 	if err != nil {
+		return err
+	}
+	if err := b.SetChunks(chunksOf(data, piece.GroupSize)); err != nil {
 		return err
 	}
 	var wg sync.WaitGroup
@@ -51,7 +65,14 @@ func writeForever(dir string) error {
 		wg.Go(func() {
 			for i := piece.Index(w); i < crashPieces; i += 2 {
 				part, groups := storetest.Piece(data, i)
-				if err := b.Write(i, part, groups); err != nil {
+				err := error(nil)
+				if i%4 < 2 {
+					err = b.Write(i, part, groups)
+				} else {
+					off, length := b.Layout().Range(i)
+					err = b.Copy(i, []chunkmap.Part{{Blob: source, Off: off, Length: length}}, piece.Root(groups))
+				}
+				if err != nil {
 					fmt.Fprintln(os.Stderr, err)
 					return
 				}
@@ -61,6 +82,24 @@ func writeForever(dir string) error {
 	}
 	wg.Wait()
 	return nil
+}
+
+// writeSource makes a blob that begins with data.
+func writeSource(s *store.Store, data []byte) (digest.Digest, error) {
+	longer := append(bytes.Clone(data), 1)
+	d := digest.FromBytes(longer)
+	b, err := s.Create(d, int64(len(longer)))
+	if err != nil {
+		return d, err
+	}
+	defer b.Close()
+	for i := range piece.Index(b.Layout().Count()) {
+		part, groups := storetest.Piece(longer, i)
+		if err := b.Write(i, part, groups); err != nil {
+			return d, err
+		}
+	}
+	return d, nil
 }
 
 // TestKilledWriterLosesNothing kills a writing process after some pieces and finds all of them, right.
@@ -95,7 +134,11 @@ func TestKilledWriterLosesNothing(t *testing.T) {
 		if len(confirmed) < after {
 			t.Fatalf("the writer ended after %d pieces", len(confirmed))
 		}
-		b := get(t, open(t, dir, store.Config{}), d)
+		s := open(t, dir, store.Config{})
+		if len(s.Pins()[d]) != 1 || len(s.FindChunks(chunksOf(data, piece.GroupSize), "")) == 0 {
+			t.Errorf("killed after %d pieces: pins %v, or no chunk is found", after, s.Pins())
+		}
+		b := get(t, s, d)
 		for _, i := range confirmed {
 			if !b.Has(i) || !b.Recheck(i) {
 				t.Errorf("killed after %d pieces: piece %d was confirmed and is lost", after, i)

@@ -34,6 +34,9 @@ func folderDigest(name string) (digest.Digest, bool) {
 
 // load sweeps what interrupted operations left and finds the blobs. It runs before anybody else knows the store.
 func (s *Store) load() error {
+	if err := s.loadPins(); err != nil {
+		return err
+	}
 	entries, err := fs.ReadDir(s.root.FS(), ".")
 	if err != nil {
 		return err

@@ -33,7 +33,8 @@ type entry struct {
 	mu       sync.Mutex // guards the fields below; may be taken while Store.mu is held, never the other way round
 	held     *piece.Set
 	bytes    int64                         // of the pieces held
-	verified *piece.Set                    // pieces this process wrote or has read back
+	verified *piece.Set                    // pieces this process wrote or has read back since fresh
+	fresh    time.Time                     // since when; zero before the first
 	busy     map[piece.Index]chan struct{} // pieces being written or verified
 	changed  chan struct{}                 // nil while nobody watches
 	gone     bool                          // removed from the store
@@ -86,14 +87,14 @@ func (e *entry) broadcastLocked() {
 	}
 }
 
-// add marks piece i as held and verified. It reports false when the blob has gone meanwhile.
-func (e *entry) add(i piece.Index) bool {
+// add marks piece i as held and, at this time, verified. It reports false when the blob has gone meanwhile.
+func (e *entry) add(i piece.Index, now time.Time) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.gone {
 		return false
 	}
-	e.verified.Add(i)
+	e.verifiedLocked(i, now)
 	if e.held.Add(i) {
 		_, length := e.layout.Range(i)
 		e.bytes += length
@@ -128,19 +129,31 @@ func (e *entry) isGone() bool {
 	return e.gone
 }
 
-// status reports whether piece i is held, and whether it was verified since it was written or found.
-func (e *entry) status(i piece.Index) (held, verified bool) {
+// status reports whether piece i is held, and whether it was verified since it was written or found, not longer than the given time ago.
+func (e *entry) status(i piece.Index, now time.Time, within time.Duration) (held, verified bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if now.Sub(e.fresh) > within && e.verified.Count() > 0 {
+		e.verified = piece.NewSet(e.layout.Count())
+	}
 	return e.held.Has(i), e.verified.Has(i)
 }
 
-func (e *entry) setVerified(i piece.Index) {
+func (e *entry) setVerified(i piece.Index, now time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.held.Has(i) {
-		e.verified.Add(i)
+		e.verifiedLocked(i, now)
 	}
+}
+
+// verifiedLocked notes that piece i is verified. The oldest of a blob's pieces decides when all are to be hashed again: one time is
+// kept, not one for each.
+func (e *entry) verifiedLocked(i piece.Index, now time.Time) {
+	if e.verified.Count() == 0 {
+		e.fresh = now
+	}
+	e.verified.Add(i)
 }
 
 // lockPiece waits until nobody writes or verifies piece i, and keeps others from it until the returned function is called.

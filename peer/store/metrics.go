@@ -4,6 +4,7 @@ import "github.com/prometheus/client_golang/prometheus"
 
 type metrics struct {
 	written     prometheus.Counter
+	copied      prometheus.Counter
 	verified    prometheus.Counter
 	verifyFails prometheus.Counter
 	evictions   prometheus.Counter
@@ -31,6 +32,7 @@ func newMetrics(r prometheus.Registerer, s *Store) *metrics {
 		func() float64 { return float64(s.Usage().Reserved) })
 	return &metrics{
 		written:     counter("shoal_store_written_bytes_total", "Bytes of verified pieces written to disk."),
+		copied:      counter("shoal_store_copied_bytes_total", "Bytes of pieces put together out of other blobs."),
 		verified:    counter("shoal_store_verified_bytes_total", "Bytes read back from disk and hashed."),
 		verifyFails: counter("shoal_store_verify_failures_total", "Pieces on disk that no longer had their digest and were dropped."),
 		evictions:   counter("shoal_store_evictions_total", "Blobs removed to make room for others."),

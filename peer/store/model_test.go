@@ -5,18 +5,20 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
 	"pgregory.net/rapid"
 
+	"github.com/shoal-project/shoal/peer/chunkmap"
 	"github.com/shoal-project/shoal/peer/piece"
 	"github.com/shoal-project/shoal/peer/store"
 	"github.com/shoal-project/shoal/peer/store/storetest"
 )
 
-// model is the store as a plain map, and the real one beside it. It has three possible blobs and no quota.
+// model is the store as a plain map, and the real one beside it. It has four possible blobs and no quota.
 type model struct {
 	t     *testing.T
 	dir   string
@@ -25,6 +27,7 @@ type model struct {
 	names []digest.Digest
 	held  map[digest.Digest]map[piece.Index]bool // nil: not in the store
 	bad   map[digest.Digest]map[piece.Index]bool // damaged on disk since Open, not found yet
+	pins  map[digest.Digest][]string             // owners in order
 }
 
 func (m *model) open(rt *rapid.T, dir string) {
@@ -116,6 +119,82 @@ func (m *model) recheck(rt *rapid.T) {
 	}
 }
 
+// twin is the number of the blob that begins with the bytes of blob 1, from one group on.
+const twin = 3
+
+// copyPiece makes the piece of the twin that is piece 0 of blob 1.
+func (m *model) copyPiece(rt *rapid.T) {
+	const from = 1
+	b := m.create(rt, twin)
+	defer b.Close()
+	want := root(m.data[twin], 1)
+	d, source := m.names[twin], m.names[from]
+	err := b.Copy(1, []chunkmap.Part{{Blob: source, Off: 0, Length: piece.GroupSize}}, want)
+	switch {
+	case !m.held[source][0]: // not even looked at
+		if !errors.Is(err, piece.ErrAbsent) {
+			rt.Fatalf("copy of what is not there: %v", err)
+		}
+	case m.held[d][1]: // what is held, good or bad, is not looked at either
+		if err != nil {
+			rt.Fatalf("copy of what is held: %v", err)
+		}
+	case m.bad[source][0]:
+		if !errors.Is(err, piece.ErrMismatch) {
+			rt.Fatalf("copy of a bad piece: %v", err)
+		}
+		delete(m.held[source], 0)
+		delete(m.bad[source], 0)
+	case err != nil:
+		rt.Fatal(err)
+	default:
+		m.held[d][1] = true
+	}
+}
+
+func (m *model) pin(rt *rapid.T) {
+	_, d := m.pick(rt)
+	owner := rapid.SampledFrom([]string{"a", "b"}).Draw(rt, "owner")
+	i, found := slices.BinarySearch(m.pins[d], owner)
+	if rapid.Bool().Draw(rt, "unpin") {
+		if err := m.s.Unpin(d, owner); err != nil {
+			rt.Fatal(err)
+		}
+		if found {
+			m.pins[d] = slices.Delete(m.pins[d], i, i+1)
+		}
+		if len(m.pins[d]) == 0 {
+			delete(m.pins, d)
+		}
+		return
+	}
+	if err := m.s.Pin(d, owner); err != nil {
+		rt.Fatal(err)
+	}
+	if !found {
+		m.pins[d] = slices.Insert(m.pins[d], i, owner)
+	}
+}
+
+// setChunks names the groups of a blob as its chunks; find looks all of them up.
+func (m *model) setChunks(rt *rapid.T) {
+	n, d := m.pick(rt)
+	if m.held[d] == nil {
+		return
+	}
+	b := m.create(rt, n)
+	defer b.Close()
+	if err := b.SetChunks(chunksOf(m.data[n], piece.GroupSize)); err != nil {
+		rt.Fatal(err)
+	}
+	for i, c := range chunksOf(m.data[n], piece.GroupSize) {
+		place, ok := m.s.FindChunks([]chunkmap.Chunk{c}, "")[c.Digest]
+		if ok && !m.held[place.Blob][piece.Index(place.Off/piece.GroupSize)] || !ok && m.held[d][piece.Index(i)] {
+			rt.Fatalf("chunk %d of blob %d: found %v at %+v", i, n, ok, place)
+		}
+	}
+}
+
 // reopen ends the store in order, or clones its files while it is in use and goes on with the clone, as after kill -9.
 func (m *model) reopen(rt *rapid.T) {
 	dir := m.dir
@@ -169,26 +248,33 @@ func (m *model) check(rt *rapid.T) {
 	}
 	for _, info := range m.s.List() {
 		got[fmt.Sprintf("%s complete=%v", info.Digest, info.Complete)] = info.Held
-		if info.Pinned {
-			rt.Fatalf("%s is pinned by nobody", info.Digest)
+		if info.Open {
+			rt.Fatalf("%s is opened by nobody", info.Digest)
 		}
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		rt.Fatalf("store (-model +store):\n%s", diff)
 	}
+	if diff := cmp.Diff(m.pins, m.s.Pins()); diff != "" {
+		rt.Fatalf("pins (-model +store):\n%s", diff)
+	}
 }
 
 func TestStoreBehavesAsItsModel(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
-		m := &model{t: t, held: map[digest.Digest]map[piece.Index]bool{}, bad: map[digest.Digest]map[piece.Index]bool{}}
+		m := &model{t: t, held: map[digest.Digest]map[piece.Index]bool{}, bad: map[digest.Digest]map[piece.Index]bool{},
+			pins: map[digest.Digest][]string{}}
 		for n, size := range []int{0, 3*piece.GroupSize + 1, 600} {
 			data, d := storetest.Content(uint64(n), size)
 			m.data, m.names = append(m.data, data), append(m.names, d)
 		}
+		copied := append(make([]byte, piece.GroupSize), m.data[1]...) // the twin
+		m.data, m.names = append(m.data, copied), append(m.names, digest.FromBytes(copied))
 		m.open(rt, t.TempDir())
 		defer func() { _ = m.s.Close() }()
 		rt.Repeat(map[string]func(*rapid.T){
-			"write": m.write, "drop": m.drop, "damage": m.damage, "recheck": m.recheck, "reopen": m.reopen, "": m.check,
+			"write": m.write, "drop": m.drop, "damage": m.damage, "recheck": m.recheck, "reopen": m.reopen,
+			"copy": m.copyPiece, "pin": m.pin, "chunks": m.setChunks, "": m.check,
 		})
 	})
 }

@@ -12,7 +12,7 @@ import (
 
 var (
 	errRaced     = errors.New("another caller was first")
-	errNoVictim  = errors.New("every other blob is in use")
+	errNoVictim  = errors.New("every other blob is in use or pinned")
 	errOverQuota = errors.New("more than the store may keep")
 )
 
@@ -87,11 +87,35 @@ func (s *Store) limitLocked(free int64) int64 {
 func (s *Store) evictableLocked() int64 {
 	var sum int64
 	for _, e := range s.blobs {
-		if e.phase == evicting || e.phase == ready && e.refs == 0 {
+		if e.phase == evicting || s.victimLocked(e) {
 			sum += e.layout.Size
 		}
 	}
 	return sum
+}
+
+// victimLocked reports whether e may be evicted.
+func (s *Store) victimLocked(e *entry) bool {
+	return e.phase == ready && e.refs == 0 && len(s.pins[e.digest]) == 0
+}
+
+// trim evicts until the blobs keep to the limits, which may be lower than those of the process that stored them. What is pinned stays.
+func (s *Store) trim() error {
+	for {
+		free, err := s.freeBytes()
+		if err != nil {
+			return err
+		}
+		s.mu.Lock()
+		over := s.sizes > s.limitLocked(free) && s.evictableLocked() > 0
+		s.mu.Unlock()
+		if !over {
+			return nil
+		}
+		if err := s.evictOne(); err != nil {
+			return err
+		}
+	}
 }
 
 // freeBytes returns what the file system still has for us.
@@ -113,7 +137,7 @@ func (s *Store) evictOne() error {
 			<-e.settled
 			return nil
 		}
-		if e.phase == ready && e.refs == 0 && (victim == nil || e.lastUse.Before(victim.lastUse)) {
+		if s.victimLocked(e) && (victim == nil || e.lastUse.Before(victim.lastUse)) {
 			victim = e
 		}
 	}

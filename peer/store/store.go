@@ -21,6 +21,9 @@ import (
 // DefaultMaxPercent is used when Config.MaxPercent is zero.
 const DefaultMaxPercent = 80
 
+// DefaultReverify is used when Config.Reverify is zero.
+const DefaultReverify = time.Hour
+
 // Config says how much a store may keep and where it reports to. The zero Config is usable.
 type Config struct {
 	// MaxBytes bounds the sum of the sizes of all blobs, in bytes. Zero is no bound.
@@ -28,6 +31,11 @@ type Config struct {
 	// MaxPercent bounds the same sum to a share of what other files leave of the file system: of the bytes that are free
 	// plus those the store holds. So the store shrinks when others grow. Zero is DefaultMaxPercent.
 	MaxPercent int
+	// Reverify is how long a piece that was written or read back counts as verified; then it is hashed again on its next use, so that
+	// what a disk spoils later is found too. Zero is DefaultReverify.
+	Reverify time.Duration
+	// Now replaces the clock, for tests. Nil is time.Now.
+	Now func() time.Time
 	// Log receives what was discarded and evicted. Nil discards it.
 	Log *slog.Logger
 	// Registerer receives the metrics. Nil keeps them out of sight.
@@ -40,10 +48,21 @@ func (c Config) Validate() error {
 	if c.MaxBytes < 0 {
 		errs = append(errs, fmt.Errorf("store: max_bytes is %d, want 0 (no bound) or more", c.MaxBytes))
 	}
+	if c.Reverify < 0 {
+		errs = append(errs, fmt.Errorf("store: reverify is %v, want 0 (%v) or more", c.Reverify, DefaultReverify))
+	}
 	if c.MaxPercent < 0 || c.MaxPercent > 100 {
 		errs = append(errs, fmt.Errorf("store: max_percent is %d, want 1 to 100, or 0 for %d", c.MaxPercent, DefaultMaxPercent))
 	}
 	return errors.Join(errs...)
+}
+
+// now is the present time for the age of verifications; the order of use goes by the system's clock, as the files' times do.
+func (c Config) now() time.Time {
+	if c.Now != nil {
+		return c.Now()
+	}
+	return time.Now()
 }
 
 // Store is the blobs below one folder. It is safe for concurrent use by one process; Open locks out others.
@@ -55,11 +74,16 @@ type Store struct {
 	metrics *metrics
 	buffers sync.Pool // of *[piece.GroupSize]byte
 
+	openFile func(dir *os.Root, name string) (diskFile, error) // replaced in tests by a disk that fails
+
+	pinMu sync.Mutex // held while pins are written; taken before mu
+
 	mu     sync.Mutex // guards the fields below and, of each entry, phase, settled, refs, lastUse and session
 	closed bool
 	blobs  map[digest.Digest]*entry
-	sizes  int64 // of all blobs
-	serial int   // numbers temporary folders
+	pins   map[digest.Digest][]string // owners in order; of blobs that are not here too
+	sizes  int64                      // of all blobs
+	serial int                        // numbers temporary folders
 }
 
 // Open returns the store below dir, which is created when missing. It removes what interrupted operations left and
@@ -69,6 +93,7 @@ func Open(dir string, cfg Config) (*Store, error) {
 		return nil, err
 	}
 	cfg.MaxPercent = cmp.Or(cfg.MaxPercent, DefaultMaxPercent)
+	cfg.Reverify = cmp.Or(cfg.Reverify, DefaultReverify)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
@@ -81,9 +106,14 @@ func Open(dir string, cfg Config) (*Store, error) {
 		return nil, errors.Join(fmt.Errorf("store %s: %w", filepath.Clean(dir), err), root.Close())
 	}
 	s := &Store{root: root, lock: lock, cfg: cfg, log: cmp.Or(cfg.Log, slog.New(slog.DiscardHandler)),
-		blobs: map[digest.Digest]*entry{}, buffers: sync.Pool{New: newGroupBuffer}}
+		blobs: map[digest.Digest]*entry{}, pins: map[digest.Digest][]string{}, buffers: sync.Pool{New: newGroupBuffer},
+		openFile: openFile}
 	s.metrics = newMetrics(cfg.Registerer, s)
-	if err := s.load(); err != nil {
+	err = s.load()
+	if err == nil {
+		err = s.trim()
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("store %s: %w", filepath.Clean(dir), err), s.Close())
 	}
 	return s, nil
@@ -183,7 +213,7 @@ func (s *Store) referLocked(e *entry) (*Blob, error) {
 	}
 	b := &Blob{store: s, entry: e, session: e.session}
 	s.mu.Unlock()
-	if err := b.session.open(s.root, e); err != nil {
+	if err := b.session.open(s, e); err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", e.digest, err), b.Close())
 	}
 	return b, nil
@@ -195,7 +225,8 @@ type Info struct {
 	Layout   piece.Layout
 	Held     int64     // bytes of the pieces held
 	Complete bool      // every piece is held
-	Pinned   bool      // somebody has it open
+	Open     bool      // somebody has it open
+	Pins     []string  // owners of its pins, in order
 	LastUse  time.Time // last Get, Create or Close
 }
 
@@ -210,7 +241,7 @@ func (s *Store) List() []Info {
 		}
 		held, complete := e.progress()
 		out = append(out, Info{Digest: e.digest, Layout: e.layout, Held: held, Complete: complete,
-			Pinned: e.refs > 0, LastUse: e.lastUse})
+			Open: e.refs > 0, Pins: slices.Clone(s.pins[e.digest]), LastUse: e.lastUse})
 	}
 	slices.SortFunc(out, func(a, b Info) int { return cmp.Compare(a.Digest, b.Digest) })
 	return out

@@ -8,8 +8,8 @@ import (
 	"github.com/shoal-project/shoal/peer/piece"
 )
 
-// EnsureVerified returns nil when every byte of [off, off+length) is held and was verified by this process. Pieces that
-// an earlier process wrote are read and hashed on their first use. One that no longer has its digests is dropped and
+// EnsureVerified returns nil when every byte of [off, off+length) is held and was verified by this process within Config.Reverify.
+// Pieces that an earlier process wrote are read and hashed on their first use, others when that time has passed. One that no longer has its digests is dropped and
 // counted, and the error answers piece.ErrMismatch; the next ones are checked all the same, so that one call finds up to
 // eight that have to be fetched again. A missing piece is piece.ErrAbsent. A range that is not within the blob
 // is an error of neither class.
@@ -21,7 +21,7 @@ func (b *Blob) EnsureVerified(off, length int64) error {
 	var errs []error
 	first, end := e.layout.Span(off, length)
 	for i := first; i < end && len(errs) < maxErrors; i++ {
-		if _, verified := e.status(i); verified {
+		if _, verified := b.status(i); verified {
 			continue
 		}
 		if err := b.verify(i, false); err != nil {
@@ -29,6 +29,10 @@ func (b *Blob) EnsureVerified(off, length int64) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func (b *Blob) status(i piece.Index) (held, verified bool) {
+	return b.entry.status(i, b.store.cfg.now(), b.store.cfg.Reverify)
 }
 
 // maxErrors bounds the error of a range with many pieces missing.
@@ -42,7 +46,7 @@ func (b *Blob) Recheck(i piece.Index) (held bool) { return b.verify(i, true) == 
 func (b *Blob) verify(i piece.Index, force bool) error {
 	e := b.entry
 	defer e.lockPiece(i)()
-	held, verified := e.status(i)
+	held, verified := b.status(i)
 	if !held {
 		return b.absent(i)
 	}
@@ -55,7 +59,7 @@ func (b *Blob) verify(i piece.Index, force bool) error {
 	_, length := e.layout.Range(i)
 	b.store.metrics.verified.Add(float64(length))
 	if err == nil {
-		e.setVerified(i)
+		e.setVerified(i, b.store.cfg.now())
 		return nil
 	}
 	// Bytes that cannot be read (a bad sector) are as lost as flipped ones; both are fetched again.

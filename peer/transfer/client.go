@@ -55,6 +55,8 @@ type ClientConfig struct {
 	Stall time.Duration
 	// Silence is how long Watch waits for a frame; peers send one a second at least. Zero is DefaultSilence.
 	Silence time.Duration
+	// Pacer holds back what is received. The parent is not blamed for the time that takes. Nil receives as fast as it comes.
+	Pacer Pacer
 	// Dial replaces the dialer, for tests and for other networks. Nil dials TCP.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 	// Registerer receives the metrics. Nil keeps them out of sight.
@@ -86,6 +88,9 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	cfg.DialTimeout = cmp.Or(cfg.DialTimeout, DefaultDialTimeout)
 	cfg.Stall = cmp.Or(cfg.Stall, DefaultStall)
 	cfg.Silence = cmp.Or(cfg.Silence, DefaultSilence)
+	if cfg.Pacer == nil {
+		cfg.Pacer = unpaced{}
+	}
 	if cfg.Dial == nil {
 		cfg.Dial = (&net.Dialer{Timeout: cfg.DialTimeout}).DialContext
 	}
@@ -113,11 +118,11 @@ func (c *Client) Piece(ctx context.Context, addr string, d digest.Digest, off in
 	}
 	header := http.Header{"Range": {fmt.Sprintf("bytes=%d-%d", off, off+int64(len(buf))-1)}}
 	err := c.do(ctx, call{addr: addr, path: "/v1/blobs/" + d.String(), header: header},
-		func(resp *http.Response, progress func()) error {
+		func(resp *http.Response, alarm *alarm) error {
 			if err := checkRange(resp, off, int64(len(buf))); err != nil {
 				return err
 			}
-			n, err := readFull(resp.Body, buf, progress)
+			n, err := c.readPaced(ctx, d.String(), resp.Body, buf, alarm)
 			c.metrics.received.Add(float64(n))
 			return err
 		})
@@ -142,14 +147,32 @@ func checkRange(resp *http.Response, off, length int64) error {
 	return nil
 }
 
-// readFull is io.ReadFull that reports progress after each read.
-func readFull(r io.Reader, buf []byte, progress func()) (int, error) {
+// readPaced is readFull at the pacer's rate; the alarm sleeps while that makes it wait.
+func (c *Client) readPaced(ctx context.Context, task string, r io.Reader, buf []byte, alarm *alarm) (int, error) {
+	n := 0
+	for n < len(buf) {
+		m, err := readFull(r, buf[n:min(len(buf), n+c.cfg.Pacer.Step())], alarm)
+		n += m
+		if err != nil {
+			return n, err
+		}
+		alarm.stop()
+		if err := c.cfg.Pacer.Pace(ctx, task, m); err != nil {
+			return n, err
+		}
+		alarm.reset()
+	}
+	return n, nil
+}
+
+// readFull is io.ReadFull that puts the alarm off after each read.
+func readFull(r io.Reader, buf []byte, alarm *alarm) (int, error) {
 	n := 0
 	for n < len(buf) {
 		m, err := r.Read(buf[n:])
 		n += m
 		if m > 0 {
-			progress()
+			alarm.reset()
 		}
 		if err != nil && n < len(buf) {
 			return n, fmt.Errorf("after %d of %d bytes: %w", n, len(buf), noEOF(err))
@@ -162,14 +185,14 @@ func readFull(r io.Reader, buf []byte, progress func()) (int, error) {
 func (c *Client) Groups(ctx context.Context, addr string, d digest.Digest, i piece.Index) ([]piece.Digest, error) {
 	var groups []piece.Digest
 	err := c.do(ctx, call{addr: addr, path: "/v1/blobs/" + d.String() + "/groups?piece=" + strconv.Itoa(int(i))},
-		func(resp *http.Response, progress func()) error {
+		func(resp *http.Response, alarm *alarm) error {
 			const size = int64(len(piece.Digest{}))
 			n := resp.ContentLength
 			if resp.StatusCode != http.StatusOK || n <= 0 || n%size != 0 || n/size > maxGroups {
 				return fmt.Errorf("%w: status %s with %d bytes of group digests", ErrProtocol, resp.Status, n)
 			}
 			buf := make([]byte, n)
-			if _, err := readFull(resp.Body, buf, progress); err != nil {
+			if _, err := readFull(resp.Body, buf, alarm); err != nil {
 				return err
 			}
 			for g := range n / size {
@@ -186,7 +209,7 @@ func (c *Client) Groups(ctx context.Context, addr string, d digest.Digest, i pie
 // Suspect tells the peer that it sent piece i with the wrong digest; it verifies the piece on its disk.
 func (c *Client) Suspect(ctx context.Context, addr string, d digest.Digest, i piece.Index) error {
 	err := c.do(ctx, call{method: http.MethodPost, addr: addr, path: "/v1/blobs/" + d.String() + "/suspect?piece=" + strconv.Itoa(int(i))},
-		func(*http.Response, func()) error { return nil })
+		func(*http.Response, *alarm) error { return nil })
 	if err != nil {
 		return fmt.Errorf("suspect piece %d of %s at %s: %w", i, d, addr, err)
 	}
@@ -201,14 +224,14 @@ func (c *Client) Watch(ctx context.Context, addr string, d digest.Digest, spec j
 	var fnErr error
 	path := "/v1/tasks/" + d.String() + "/haves"
 	err := c.do(ctx, call{method: http.MethodPost, addr: addr, path: path, header: header, body: spec, stall: c.cfg.Silence},
-		func(resp *http.Response, progress func()) error {
+		func(resp *http.Response, alarm *alarm) error {
 			frames := newFrameReader(resp.Body)
 			for {
 				have, err := frames.next()
 				if err != nil {
 					return fmt.Errorf("haves: %w", noEOF(err))
 				}
-				progress()
+				alarm.reset()
 				if fnErr = fn(have); fnErr != nil {
 					return fnErr
 				}
@@ -228,17 +251,29 @@ type call struct {
 	stall              time.Duration
 }
 
-// do sends a request and hands a good answer to read, which calls progress whenever bytes came; nothing for the stall time
+// alarm ends a request whose peer sends nothing for the stall time.
+type alarm struct {
+	timer *time.Timer
+	stall time.Duration
+}
+
+// reset starts the time anew: bytes came, or may come again.
+func (a *alarm) reset() { a.timer.Reset(a.stall) }
+
+// stop holds the time until the next reset: nothing is expected of the peer.
+func (a *alarm) stop() { a.timer.Stop() }
+
+// do sends a request and hands a good answer to read, which resets the alarm whenever bytes came; nothing for the stall time
 // is ErrStalled. Every error has a class of piece, except that of an ended ctx.
-func (c *Client) do(ctx context.Context, r call, read func(resp *http.Response, progress func()) error) error {
+func (c *Client) do(ctx context.Context, r call, read func(resp *http.Response, alarm *alarm) error) error {
 	stall := cmp.Or(r.stall, c.cfg.Stall)
 	watched, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	watchdog := time.AfterFunc(stall, func() { cancel(ErrStalled) })
-	defer watchdog.Stop()
+	watchdog := &alarm{timer: time.AfterFunc(stall, func() { cancel(ErrStalled) }), stall: stall}
+	defer watchdog.stop()
 
 	err := c.exchange(watched, r, func(resp *http.Response) error {
-		return read(resp, func() { watchdog.Reset(stall) })
+		return read(resp, watchdog)
 	})
 	switch {
 	case err == nil:

@@ -43,7 +43,7 @@ func TestBodyReachesTheServerInTheShapeSendfileTakes(t *testing.T) {
 	req := httptest.NewRequest(http.MethodGet, "/", nil)
 	req.Header.Set("Range", "bytes=1000000-2999999")
 	below.Header().Set("Content-Type", "application/octet-stream")
-	u := &upload{ResponseWriter: below, stall: time.Second}
+	u := &upload{ResponseWriter: below, ctx: t.Context(), pacer: unpaced{}, stall: time.Second}
 	http.ServeContent(u, req, "", time.Time{}, f)
 
 	if below.Code != http.StatusPartialContent || !bytes.Equal(below.Body.Bytes(), want[1_000_000:]) || u.sent != 2_000_000 {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
 
 	"github.com/shoal-project/shoal/peer/piece"
 )
@@ -80,6 +81,8 @@ type Config struct {
 	UploadStall time.Duration
 	// HavesInterval is the shortest time between two frames of changes. Zero is DefaultHavesInterval.
 	HavesInterval time.Duration
+	// Pacer holds back what is sent. Nil sends as fast as the network takes it.
+	Pacer Pacer
 	// Log receives failures of the own disk. Nil discards it.
 	Log *slog.Logger
 	// Registerer receives the metrics. Nil keeps them out of sight.
@@ -125,6 +128,9 @@ func NewHandler(cfg Config, blobs Blobs) (http.Handler, error) {
 	cfg.Spacing = cmp.Or(cfg.Spacing, DefaultSpacing)
 	cfg.UploadStall = cmp.Or(cfg.UploadStall, DefaultUploadStall)
 	cfg.HavesInterval = cmp.Or(cfg.HavesInterval, DefaultHavesInterval)
+	if cfg.Pacer == nil {
+		cfg.Pacer = unpaced{}
+	}
 	h := &handler{
 		cfg: cfg, blobs: blobs, log: cmp.Or(cfg.Log, slog.New(slog.DiscardHandler)),
 		metrics: newServerMetrics(cfg.Registerer),
@@ -183,10 +189,23 @@ func (h *handler) serveBlob(w http.ResponseWriter, r *http.Request) {
 	defer release()
 	w.Header().Set("Content-Type", "application/octet-stream") // ServeContent would read the file to guess it
 	w.Header().Set("ETag", `"`+d.String()+`"`)
-	u := &upload{ResponseWriter: w, stall: h.cfg.UploadStall}
+	u := &upload{ResponseWriter: w, ctx: r.Context(), task: d.String(), pacer: h.cfg.Pacer, stall: h.cfg.UploadStall}
 	http.ServeContent(u, r, "", time.Time{}, f)
 	h.metrics.uploaded.Add(float64(u.sent))
+	if errors.Is(u.err, unix.EIO) { // the disk's, a socket has none: the piece is lost, and nobody else would find out
+		h.log.Error("blob cannot be read from the disk", "digest", d, "error", u.err)
+		_ = h.blobs.Suspect(d, pieceAt(f, off+u.sent)) // what cannot be read is dropped; it is logged there
+	}
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Time{}) // the connection's next request starts afresh
+}
+
+// pieceAt returns the piece of the blob in f that the byte at off is in.
+func pieceAt(f *os.File, off int64) piece.Index {
+	info, err := f.Stat()
+	if err != nil {
+		return 0
+	}
+	return piece.NewLayout(info.Size()).At(off)
 }
 
 func (h *handler) take() bool {
@@ -211,43 +230,6 @@ func (h *handler) refuse(w http.ResponseWriter, kind, text string) {
 	h.metrics.busy.WithLabelValues(kind).Inc()
 	w.Header().Set(busyHeader, kind)
 	http.Error(w, text, http.StatusServiceUnavailable)
-}
-
-// upload passes ReadFrom on, without which sendfile is lost, and gives up when the receiver takes nothing.
-type upload struct {
-	http.ResponseWriter
-	stall time.Duration
-	sent  int64
-}
-
-// uploadStep is how many bytes have to pass within the stall time.
-const uploadStep = 1 << 20
-
-// Unwrap lets http.ResponseController find the connection.
-func (u *upload) Unwrap() http.ResponseWriter { return u.ResponseWriter }
-
-// ReadFrom copies src in steps, each with its own deadline. What net/http and the socket below see is the file itself
-// behind one io.LimitedReader, the only shape that sendfile takes.
-func (u *upload) ReadFrom(src io.Reader) (int64, error) {
-	limited, ok := src.(*io.LimitedReader)
-	if !ok {
-		return io.Copy(u.ResponseWriter, src)
-	}
-	controller := http.NewResponseController(u.ResponseWriter)
-	var total int64
-	for limited.N > 0 {
-		// A recorder in a test has no deadlines; a connection always does.
-		_ = controller.SetWriteDeadline(time.Now().Add(u.stall))
-		step := min(limited.N, uploadStep)
-		n, err := io.Copy(u.ResponseWriter, &io.LimitedReader{R: limited.R, N: step})
-		limited.N -= n
-		total += n
-		u.sent += n
-		if err != nil || n < step {
-			return total, err
-		}
-	}
-	return total, nil
 }
 
 func (h *handler) serveGroups(w http.ResponseWriter, r *http.Request) {

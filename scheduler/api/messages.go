@@ -92,6 +92,7 @@ type Command struct {
 	Revoked    *Revoked    `json:"revoked,omitempty"`
 	Digests    *Digests    `json:"digests,omitempty"`
 	Failed     *Failed     `json:"failed,omitempty"`
+	Share      *Share      `json:"share,omitempty"`
 }
 
 // Welcome is the first command of a session.
@@ -133,4 +134,9 @@ type Failed struct {
 	Task    string `json:"task"`
 	Failure string `json:"failure"`
 	Text    string `json:"text"`
+}
+
+// Share is how fast the host may read origins, so that all hosts together keep to the cluster's rate.
+type Share struct {
+	Rate int64 `json:"rate"` // bytes a second; 0 is no bound
 }

@@ -107,6 +107,13 @@ func (s *Server) tick(now time.Time) {
 	s.metrics.observe(s.machine.Snapshot())
 }
 
+// SetOriginRate changes the rate at which all hosts together may read origins, in bytes a second; zero is no bound.
+func (s *Server) SetOriginRate(rate int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stepLocked(time.Now(), scheduler.OriginRate{Rate: rate})
+}
+
 // Open implements api.Backend.
 func (s *Server) Open(_ context.Context, h api.Host) (string, <-chan api.Command, func(), error) {
 	if h.ID == "" || h.Addr == "" {

@@ -65,6 +65,8 @@ func toCommand(b scheduler.Body) api.Command {
 		return api.Command{Digests: &api.Digests{Task: string(b.Task), Digests: out}}
 	case scheduler.Failed:
 		return api.Command{Failed: &api.Failed{Task: string(b.Task), Failure: string(b.Failure), Text: b.Text}}
+	case scheduler.Share:
+		return api.Command{Share: &api.Share{Rate: b.Rate}}
 	default:
 		return api.Command{}
 	}

@@ -18,6 +18,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/shoal-project/shoal/peer/limits"
 )
 
 // Log is where and how a daemon reports.
@@ -36,10 +38,19 @@ type Cluster struct {
 
 // Scheduler configures shoal scheduler.
 type Scheduler struct {
-	Listen  string  `yaml:"listen"`
-	Cluster Cluster `yaml:"cluster"`
-	Log     Log     `yaml:"log"`
+	Listen  string        `yaml:"listen"`
+	Cluster Cluster       `yaml:"cluster"`
+	Limits  ClusterLimits `yaml:"limits"`
+	Log     Log           `yaml:"log"`
 }
+
+// ClusterLimits are what a scheduler has all hosts keep to together.
+type ClusterLimits struct {
+	Source limits.Rate `yaml:"source" json:"source"` // from origins, bytes a second; 0: no bound
+}
+
+// Validate reports a rate that cannot be kept.
+func (l ClusterLimits) Validate() error { return limits.Rates{Source: l.Source}.Validate() }
 
 // Node configures shoal node.
 type Node struct {
@@ -53,6 +64,7 @@ type Node struct {
 	Cluster    Cluster             `yaml:"cluster"`
 	Registries map[string]Registry `yaml:"registries"`
 	Store      Store               `yaml:"store"`
+	Limits     limits.Rates        `yaml:"limits"`
 	Log        Log                 `yaml:"log"`
 }
 
@@ -70,7 +82,7 @@ type Peer struct {
 	Rack      string `yaml:"rack"`
 }
 
-// Admin serves /healthz and /metrics.
+// Admin serves /healthz, /metrics, /limits and /pins.
 type Admin struct {
 	Listen string `yaml:"listen"`
 }
@@ -146,13 +158,14 @@ func readable(err error) string {
 
 // Validate reports all faults at once.
 func (s Scheduler) Validate() error {
-	return errors.Join(checkAddr("listen", s.Listen), s.Cluster.validate(true), s.Log.validate())
+	return errors.Join(checkAddr("listen", s.Listen), s.Cluster.validate(true), s.Limits.Validate(), s.Log.validate())
 }
 
 // Validate reports all faults at once.
 func (n Node) Validate() error {
 	errs := []error{checkAddr("mirror.listen", n.Mirror.Listen), checkAddr("peer.listen", n.Peer.Listen),
-		checkAddr("admin.listen", n.Admin.Listen), n.Log.validate(), n.Cluster.validate(len(n.Schedulers) > 0)}
+		checkAddr("admin.listen", n.Admin.Listen), n.Log.validate(), n.Limits.Validate(),
+		n.Cluster.validate(len(n.Schedulers) > 0)}
 	if n.Name == "" {
 		errs = append(errs, errors.New("name is empty: give the host a name that no other host of the cluster has"))
 	}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/shoal-project/shoal/cmd/internal/config"
 	"github.com/shoal-project/shoal/peer"
+	"github.com/shoal-project/shoal/peer/limits"
 	"github.com/shoal-project/shoal/peer/source"
 	"github.com/shoal-project/shoal/peer/store"
 	"github.com/shoal-project/shoal/peer/transfer"
@@ -36,6 +37,7 @@ type node struct {
 	log       *slog.Logger
 	admin     *admin
 	token     string
+	limits    *limits.Limits
 	store     *store.Store
 	records   *mirror.Records
 	endpoints *source.Endpoints
@@ -52,6 +54,7 @@ type node struct {
 func RunNode(ctx context.Context, cfg config.Node, version string, w io.Writer) error {
 	n := &node{cfg: cfg, log: cfg.Log.Logger(w), admin: newAdmin(version)}
 	defer n.close()
+	limitMemory(n.log)
 	if err := n.open(ctx); err != nil {
 		return err
 	}
@@ -122,6 +125,9 @@ func (n *node) build() error {
 		registries[host] = source.RegistryConfig{PlainHTTP: r.PlainHTTP, CAFile: r.CAFile}
 	}
 	var err error
+	if n.limits, err = limits.New(n.cfg.Limits); err != nil {
+		return err
+	}
 	if n.endpoints, err = source.NewEndpoints(registries); err != nil {
 		return fmt.Errorf("registries: %w", err)
 	}
@@ -130,7 +136,8 @@ func (n *node) build() error {
 	if err != nil {
 		return err
 	}
-	if n.wire, err = transfer.NewClient(transfer.ClientConfig{Token: n.token, Registerer: n.admin.registry}); err != nil {
+	n.wire, err = transfer.NewClient(transfer.ClientConfig{Token: n.token, Pacer: n.limits.FromPeer(), Registerer: n.admin.registry})
+	if err != nil {
 		return err
 	}
 	schedulers := make([]*api.Client, 0, len(n.cfg.Schedulers))
@@ -138,7 +145,7 @@ func (n *node) build() error {
 		schedulers = append(schedulers, api.NewClient(u, n.token))
 	}
 	n.peer, err = peer.New(peer.Config{Host: api.Host{ID: n.cfg.Name, Addr: n.cfg.Peer.Advertise, Zone: n.cfg.Peer.Zone,
-		Rack: n.cfg.Peer.Rack, Seed: n.cfg.Seed}, Log: n.component("peer"), Registerer: n.admin.registry}, n.store, n.wire, origin, schedulers)
+		Rack: n.cfg.Peer.Rack, Seed: n.cfg.Seed}, Limits: n.limits, Log: n.component("peer"), Registerer: n.admin.registry}, n.store, n.wire, origin, schedulers)
 	if err != nil {
 		return err
 	}
@@ -153,7 +160,7 @@ func (n *node) buildHandlers() error {
 	n.seeds = mirror.NewSeeds(mirror.SeedConfig{Addrs: n.peer.Seeds, Token: n.token, Log: n.component("mirror")})
 	n.mirror = mirror.New(mirror.Config{DefaultRegistry: n.cfg.Mirror.DefaultRegistry, Log: n.component("mirror"),
 		Registerer: n.admin.registry}, n.records, manifests, blobs{n.peer}, n.seeds)
-	serving := transfer.Config{Token: n.token, Log: n.component("transfer"), Registerer: n.admin.registry}
+	serving := transfer.Config{Token: n.token, Pacer: n.limits.Upload(), Log: n.component("transfer"), Registerer: n.admin.registry}
 	if !n.cfg.Seed {
 		serving.Spacing = -1 // what a seed has just read is rare; what others have is not
 	}
@@ -182,6 +189,10 @@ func (n *node) run(ctx context.Context) error {
 	}
 	adm := http.NewServeMux()
 	n.admin.register(adm, true)
+	pins := servePins(n.store)
+	adm.Handle("/pins", pins)
+	adm.Handle("/pins/", pins)
+	adm.Handle(limitsPath, serveSettings(n.limits.Rates, setLimits(n.limits, n.log)))
 	below.Go(func() error { return serve(belowCtx, n.adminListener, adm, n.log) })
 
 	front, frontCtx := errgroup.WithContext(ctx)

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/shoal-project/shoal/cmd/internal/config"
+	"github.com/shoal-project/shoal/peer/transfer"
 	"github.com/shoal-project/shoal/scheduler/server"
 )
 
@@ -22,11 +23,17 @@ func RunScheduler(ctx context.Context, cfg config.Scheduler, version string, w i
 	if err != nil {
 		return err
 	}
+	limitMemory(log)
 	adm := newAdmin(version)
 	s := server.New(server.Config{Token: token, Log: log.With("component", "scheduler"), Registerer: adm.registry})
+	rate := &originRate{apply: s.SetOriginRate, log: log}
+	if err := rate.set(cfg.Limits); err != nil {
+		return err
+	}
 	mux := http.NewServeMux()
 	adm.register(mux, false)
 	mux.Handle("/v1/", s.Handler())
+	mux.Handle(limitsPath, transfer.RequireToken(token, serveSettings(rate.get, rate.set)))
 	log.Info("scheduler ready", "listen", l.Addr().String(), "version", version)
 	adm.ready.Store(true)
 	group, ctx := errgroup.WithContext(ctx)

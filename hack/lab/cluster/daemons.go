@@ -71,6 +71,7 @@ type NodeConfig struct {
 	Registries []*Registry
 	StoreBytes int64 // quota of the store; zero is the default of shoal
 	Proxied    bool  // other hosts reach its pieces through Node.Proxy
+	Bounds     Bounds
 }
 
 // A Node is a shoal node on a host of its own.
@@ -82,6 +83,7 @@ type Node struct {
 
 	host   *Host
 	config string
+	bounds Bounds
 }
 
 // StartNode adds a host and runs a shoal node on it.
@@ -102,7 +104,7 @@ func (c *Cluster) StartNode(ctx context.Context, cfg NodeConfig) (*Node, error) 
 			mirror["default_registry"] = r.Addr()
 		}
 	}
-	n, advertised := &Node{host: host}, peerPort
+	n, advertised := &Node{host: host, bounds: cfg.Bounds}, peerPort
 	if cfg.Proxied {
 		advertised = proxyPort
 		if n.Proxy, err = host.StartProxy(ctx, proxyPort, peerPort); err != nil {
@@ -128,7 +130,11 @@ func (c *Cluster) StartNode(ctx context.Context, cfg NodeConfig) (*Node, error) 
 
 // Start runs the node again after its Kill, with what its store holds.
 func (n *Node) Start(ctx context.Context) (err error) {
-	if n.Process, err = n.host.Start("node", []string{n.host.c.cfg.Shoal, "node", "--config", n.config}, nil); err != nil {
+	argv, err := n.host.bound(n.bounds, []string{n.host.c.cfg.Shoal, "node", "--config", n.config})
+	if err != nil {
+		return err
+	}
+	if n.Process, err = n.host.Start("node", argv, nil); err != nil {
 		return err
 	}
 	return n.waitHealthy(ctx, n.host.client, "http://127.0.0.1:"+adminPort+"/healthz")
@@ -167,14 +173,14 @@ func (n *Node) Metrics(ctx context.Context) (Metrics, error) {
 	return parseMetrics(resp.Body)
 }
 
-// Read returns how many bytes the node's readers got from each origin: cache, peer, source.
+// Read returns how many bytes the node's readers got from each origin: cache, local, peer, source.
 func (n *Node) Read(ctx context.Context) (map[string]int64, error) {
 	m, err := n.Metrics(ctx)
 	if err != nil {
 		return nil, err
 	}
 	read := map[string]int64{}
-	for _, origin := range []string{"cache", "peer", "source"} {
+	for _, origin := range []string{"cache", "local", "peer", "source"} {
 		read[origin] = int64(m.Sum("shoal_peer_read_bytes_total", `origin="`+origin+`"`))
 	}
 	return read, nil

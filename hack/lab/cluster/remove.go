@@ -26,7 +26,7 @@ func remove(ctx context.Context, run string) error {
 		errs = append(errs, killAll(ctx, namespace(filepath.Base(path))))
 	}
 	dir := filepath.Join(stateDir, dirName+run)
-	errs = append(errs, unmountBelow(dir), detachLoops(ctx, dir))
+	errs = append(errs, unmountBelow(dir), detachLoops(ctx, dir), removeCgroups(run))
 	for _, path := range spaces {
 		_, err := command(ctx, "ip", "netns", "delete", filepath.Base(path))
 		errs = append(errs, err)

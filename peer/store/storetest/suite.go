@@ -79,7 +79,7 @@ func reservedBlob(t *testing.T, s *store.Store) {
 	if b.Complete() || b.Held() != 0 || b.Have().Count() != 0 {
 		t.Errorf("holds %d bytes, complete %v", b.Held(), b.Complete())
 	}
-	want := []store.Info{{Digest: d, Layout: piece.NewLayout(int64(len(data))), Pinned: true}}
+	want := []store.Info{{Digest: d, Layout: piece.NewLayout(int64(len(data))), Open: true}}
 	got := s.List()
 	got[0].LastUse = want[0].LastUse
 	if diff := cmp.Diff(want, got); diff != "" {
