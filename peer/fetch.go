@@ -27,7 +27,8 @@ func (t *task) start(ctx context.Context, r dispatch.Request) {
 		if !leased {
 			t.peer.metrics.selfReads.Inc()
 		}
-		t.workers.Go(func() { t.readSource(ctx, r, authorization, leased) })
+		checks := t.checks(r.Run)
+		t.workers.Go(func() { t.readSource(ctx, r, reading{checks, authorization, leased}) })
 		return
 	}
 	check, ok := t.verifier(r.Run.First)
@@ -149,13 +150,40 @@ func failureOf(err error) string {
 	}
 }
 
+// reading says how a run of pieces is read from the origin.
+type reading struct {
+	checks        []check // of the run's pieces; nil when not all digests are known, and the blob has to be read as a whole
+	authorization string
+	leased        bool
+}
+
+// check verifies a piece and returns the digests of its groups.
+type check func(data []byte) ([]piece.Digest, error)
+
+// checks returns the checks of a run's pieces, or nil when the blob has to be read as a whole: until somebody came to its end and told the
+// digest of the last piece, those of the others are only claimed.
+func (t *task) checks(run dispatch.Run) []check {
+	if n := len(t.digests); t.cm == nil && (n == 1 || t.digests[n-1] == nil) {
+		return nil
+	}
+	var out []check
+	for i := run.First; i < run.End; i++ {
+		c, ok := t.verifier(i)
+		if !ok {
+			return nil
+		}
+		out = append(out, c)
+	}
+	return out
+}
+
 // readSource reads a run of pieces from the origin and reports how that went: of a lease, to the scheduler.
-func (t *task) readSource(ctx context.Context, r dispatch.Request, authorization string, leased bool) {
+func (t *task) readSource(ctx context.Context, r dispatch.Request, how reading) {
 	var err error
-	if t.cm != nil {
-		err = t.readRun(ctx, r.Run, authorization)
+	if how.checks != nil {
+		err = t.readRun(ctx, r.Run, how)
 	} else {
-		err = t.readWhole(ctx, authorization)
+		err = t.readWhole(ctx, how.authorization)
 	}
 	if errors.Is(err, piece.ErrMismatch) {
 		t.peer.metrics.corruptSource.Inc()
@@ -172,7 +200,7 @@ func (t *task) readSource(ctx context.Context, r dispatch.Request, authorization
 		if errors.As(err, new(*storeError)) {
 			t.storeFailed(err)
 		}
-		if t.session != nil && leased {
+		if t.session != nil && how.leased {
 			t.session.Send(api.Event{Failed: &api.LeaseFailed{Task: t.blob.Digest.String(),
 				Run: api.Run{int(r.Run.First), int(r.Run.End)}, Failure: failureOf(err), Text: err.Error()}})
 			return
@@ -187,19 +215,18 @@ type storeError struct{ err error }
 func (e *storeError) Error() string { return e.err.Error() }
 func (e *storeError) Unwrap() error { return e.err }
 
-// readRun reads the pieces of a blob with a chunk map; each is verified by itself.
-func (t *task) readRun(ctx context.Context, run dispatch.Run, authorization string) error {
+// readRun reads pieces whose digests are known; each is verified by itself.
+func (t *task) readRun(ctx context.Context, run dispatch.Run, how reading) error {
 	l := t.st.Layout()
 	off, _ := l.Range(run.First)
 	last, length := l.Range(run.End - 1)
-	body, err := t.fetch(ctx, off, last+length-off, authorization)
+	body, err := t.fetch(ctx, off, last+length-off, how.authorization)
 	if err != nil {
 		return err
 	}
 	defer body.Close()
 	for i := run.First; i < run.End; i++ {
-		check, _ := t.verifier(i) // with a chunk map there always is one
-		if err := t.readPiece(body, i, check); err != nil {
+		if err := t.readPiece(body, i, how.checks[i-run.First]); err != nil {
 			return err
 		}
 	}

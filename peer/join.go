@@ -23,7 +23,12 @@ func (t *task) rehome() {
 	}
 	t.have = t.st.Have()
 	t.reported, t.freshDigests = time.Now(), nil
-	s.Send(t.peer.join(t.blob, t.st, t.cm == nil, !t.have.Full()))
+	ev := t.peer.join(t.blob, t.st, t.cm == nil, !t.have.Full())
+	ev.Join.Moved, t.governed = t.governed, true
+	for _, r := range t.planner.Leased() {
+		ev.Join.Reading = append(ev.Join.Reading, api.Run{int(r.First), int(r.End)})
+	}
+	s.Send(ev)
 }
 
 // unreported reports whether the scheduler does not know yet what this host holds.

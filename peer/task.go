@@ -57,6 +57,7 @@ type task struct {
 	visitors      map[dispatch.ParentID]bool              // peers that came to watch this one, until they fall silent
 	watches       map[dispatch.ParentID]context.CancelFunc
 	session       *api.Session // where the task is joined
+	governed      bool         // a scheduler has heard of it
 	have          *piece.Set   // as last reported
 	freshDigests  []api.PieceDigest
 	reading       bool // bytes arrived from the origin since the last report

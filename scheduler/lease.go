@@ -31,7 +31,7 @@ func (m *Machine) progress(now time.Time, ev Progress) {
 	if ev.Done {
 		t.want(me, false)
 	}
-	if fresh := m.learn(t, me.host, ev.Digests, leaseOf(t, me)); len(fresh) > 0 {
+	if fresh := m.learn(t, me.host, ev.Digests, wholeLease(t, me)); len(fresh) > 0 {
 		for _, other := range t.order {
 			if other.wants && other != me {
 				m.send(other.host.ID, Digests{Task: t.ID, Digests: fresh})
@@ -42,13 +42,28 @@ func (m *Machine) progress(now time.Time, ev Progress) {
 	m.grant(now, t)
 }
 
-func leaseOf(t *task, me *member) *lease {
+// wholeLease returns the member's lease of the whole blob, if it has one: only who reads all of it can vouch for its parts.
+func wholeLease(t *task, me *member) *lease {
 	for _, l := range t.leases {
-		if l.to == me {
+		if l.to == me && l.run == (Run{0, t.Pieces}) {
 			return l
 		}
 	}
 	return nil
+}
+
+// adopt takes over the leases that another machine gave a member, as far as nobody else reads or holds these pieces.
+func (m *Machine) adopt(now time.Time, t *task, me *member, reading []Run) {
+	for _, r := range reading {
+		run := Run{max(r.First, 0), min(r.End, t.Pieces)}
+		free := run.First < run.End
+		for i := run.First; i < run.End && free; i++ {
+			free = !t.leased.Test(uint(i))
+		}
+		if free {
+			m.takeLease(now, t, me, run)
+		}
+	}
 }
 
 // learn takes piece digests from those who may vouch for them, a seed or the holder of the lease, and returns the new ones. The
@@ -146,6 +161,9 @@ func (m *Machine) dropLeases(t *task, drop func(*lease) bool) {
 
 // grant gives out leases until every idle piece has one or every possible reader has enough.
 func (m *Machine) grant(now time.Time, t *task) {
+	if now.Before(t.hold) {
+		return
+	}
 	for t.wanting > 0 && len(t.leases) < m.cfg.Leases {
 		run, ok := m.idleRun(t)
 		if !ok {
@@ -161,17 +179,22 @@ func (m *Machine) grant(now time.Time, t *task) {
 
 func (m *Machine) giveLease(now time.Time, t *task, to *member, run Run) {
 	t.refused = ""
+	m.takeLease(now, t, to, run)
+	m.send(to.host.ID, Lease{Task: t.Task, Run: run})
+}
+
+// takeLease notes that a member reads a run, and tells it its share of the origin's rate, before the lease itself.
+func (m *Machine) takeLease(now time.Time, t *task, to *member, run Run) {
 	t.leases = append(t.leases, &lease{to: to, run: run, heard: now})
 	to.leases++
 	for i := run.First; i < run.End; i++ {
 		t.leased.Set(uint(i))
 	}
 	m.firstShare(now, to.host)
-	m.send(to.host.ID, Lease{Task: t.Task, Run: run})
 }
 
 // idleRun returns the first run of pieces that nobody holds and nobody reads, as long as one lease may be. A sequential
-// task is read as a whole and only once at a time.
+// task is read as a whole and only once at a time, until that was done; what is lost after that is read like any other.
 func (m *Machine) idleRun(t *task) (Run, bool) {
 	idle := func(i int) bool { return t.holders[i] == 0 && !t.leased.Test(uint(i)) }
 	for t.cursor < t.Pieces && !idle(t.cursor) {
@@ -180,7 +203,7 @@ func (m *Machine) idleRun(t *task) (Run, bool) {
 	if t.cursor == t.Pieces {
 		return Run{}, false
 	}
-	if t.Sequential {
+	if t.whole() {
 		return Run{0, t.Pieces}, len(t.leases) == 0
 	}
 	end, most := t.cursor, max(int(m.cfg.LeaseBytes/max(t.PieceSize, 1)), 1)
@@ -278,7 +301,7 @@ func (m *Machine) stuck(now time.Time, ev Stuck) {
 	if me == nil || !me.mayRead(now) {
 		return
 	}
-	if t.Sequential {
+	if t.whole() {
 		if len(t.leases) == 0 {
 			m.giveLease(now, t, me, Run{0, t.Pieces})
 		}
@@ -303,6 +326,10 @@ func (m *Machine) stuck(now time.Time, ev Stuck) {
 		m.giveLease(now, t, me, run)
 	}
 }
+
+// whole reports whether the task has to be read as a whole, from its beginning. The digest of the last piece is told by who came to the
+// blob's end and found it right, and by then all others were.
+func (t *task) whole() bool { return t.Sequential && t.digests[t.Pieces-1] == nil }
 
 // freshFor is how long the word of a piece may take to all neighbours of its first holder.
 const freshFor = 500 * time.Millisecond

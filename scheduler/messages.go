@@ -19,6 +19,9 @@ type TaskJoined struct {
 	Wants bool // it is still fetching
 	// Digests are the piece digests the host knows; they count only from a seed, and only for sequential tasks.
 	Digests []PieceDigest
+	// Moved is set when another machine governed the host's part before, and Reading has what it reads under leases of that one.
+	Moved   bool
+	Reading []Run
 }
 
 // TaskLeft says that a host no longer holds or wants the blob.

@@ -65,6 +65,9 @@ type Config struct {
 	// OriginRate is how fast all hosts together may read origins under this scheduler's leases, in bytes a second. Zero is no bound.
 	// The event OriginRate changes it.
 	OriginRate int64
+	// Handover is how long a task that another machine governed before gets no lease: the hosts that read under the other one's leases
+	// join meanwhile. Default 500 ms.
+	Handover time.Duration
 }
 
 func (c Config) withDefaults() Config {
@@ -75,6 +78,7 @@ func (c Config) withDefaults() Config {
 	c.Leases = cmp.Or(c.Leases, 8)
 	c.LeaseSilence = cmp.Or(c.LeaseSilence, 3*time.Second)
 	c.RetryAfter = cmp.Or(c.RetryAfter, time.Second)
+	c.Handover = cmp.Or(c.Handover, 500*time.Millisecond)
 	return c
 }
 
@@ -108,6 +112,7 @@ type task struct {
 	cursor  int               // below it no piece is idle
 	fresh   map[int]time.Time // pieces that got their first holder lately, and when
 	refused string            // why the last possible reader could not read the origin
+	hold    time.Time         // no lease before: who reads under one of another machine has yet to say so
 }
 
 // member is one host's part in one task.
@@ -213,6 +218,9 @@ func (m *Machine) taskJoined(now time.Time, ev TaskJoined) {
 	if t == nil {
 		t = newTask(ev.Task)
 		m.tasks[t.ID] = t
+		if ev.Moved {
+			t.hold = now.Add(m.cfg.Handover)
+		}
 	}
 	if t.Pieces != ev.Task.Pieces {
 		return
@@ -231,6 +239,7 @@ func (m *Machine) taskJoined(now time.Time, ev TaskJoined) {
 	m.lose(t, me, []Run{{0, t.Pieces}}) // what it says now replaces what it said before
 	m.gain(t, me, ev.Have)
 	t.want(me, ev.Wants)
+	m.adopt(now, t, me, ev.Reading)
 	m.learn(t, h, ev.Digests, nil)
 	m.link(t, me)
 	if t.Sequential && ev.Wants {

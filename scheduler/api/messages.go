@@ -52,6 +52,10 @@ type Join struct {
 	Have    []Run         `json:"have,omitempty"`
 	Wants   bool          `json:"wants,omitempty"`
 	Digests []PieceDigest `json:"digests,omitempty"` // counts from seeds only
+	// Moved is set when another scheduler, or an earlier life of this one, governed the task before.
+	Moved bool `json:"moved,omitempty"`
+	// Reading are the runs being read from the origin under leases of that one.
+	Reading []Run `json:"reading,omitempty"`
 }
 
 // Leave ends the host's part in a task.

@@ -11,6 +11,7 @@ func toEvent(host scheduler.HostID, ev api.Event) (e scheduler.Event, ok bool) {
 	case ev.Join != nil:
 		j := ev.Join
 		return scheduler.TaskJoined{Host: host, Wants: j.Wants, Have: toRuns(j.Have), Digests: toDigests(j.Digests),
+			Moved: j.Moved, Reading: toRuns(j.Reading),
 			Task: scheduler.Task{ID: scheduler.TaskID(j.Task.ID), Pieces: j.Task.Pieces, PieceSize: j.Task.PieceSize,
 				Sequential: j.Task.Sequential, Origin: j.Task.Origin}}, true
 	case ev.Leave != nil:
