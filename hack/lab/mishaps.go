@@ -116,8 +116,8 @@ func originMishaps() []mishap {
 		return nil
 	}
 	all := []mishap{
-		{name: "origin-slow", what: "the registry sends four answers at a tenth of the rate", bound: 4 * time.Second,
-			before: set(cluster.Fault{Kind: cluster.Slow, BytesPerSecond: int(trialLink) / 80, Times: 4})},
+		{name: "origin-slow", what: "the registry sends four answers at half of the rate", bound: 4 * time.Second,
+			before: set(cluster.Fault{Kind: cluster.Slow, BytesPerSecond: int(trialLink) / 16, Times: 4})},
 		{name: "origin-hung", what: "the registry takes two requests and never answers them", bound: 4 * time.Second,
 			before: set(cluster.Fault{Kind: cluster.Hang, Times: 2})},
 		{name: "origin-cut", what: "the registry breaks four answers off in their middle", bound: 2 * time.Second,

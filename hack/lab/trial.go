@@ -187,7 +187,7 @@ func (t *trial) during(ctx context.Context, i trialImage, act func() error) (tim
 }
 
 // A puller reads one blob as containerd does: from its node's mirror, after a cut from where it stands, and from the registry when the
-// mirror refuses. What it got is hashed at the end; wrong bytes are read anew from the registry once, as a second pull would.
+// mirror refuses. What it got is hashed at the end; wrong bytes are read anew from the registry, as further pulls would.
 type puller struct {
 	*trial
 
@@ -195,6 +195,7 @@ type puller struct {
 	image trialImage
 	hash  hash.Hash
 	off   int64
+	wrong int // times that the digest was not right
 }
 
 // pause between two tries of the registry, which containerd leaves to the kubelet.
@@ -219,12 +220,11 @@ func (p *puller) run(ctx context.Context) error {
 			if got == p.image.digest {
 				return nil
 			}
-			if !mirror {
+			if !mirror && p.wrong > 3 {
 				return fmt.Errorf("got the digest %s, want %s", got, p.image.digest)
 			}
-			p.Logf("  %s: wrong bytes through the mirror, pulled again", p.node.Name())
-			p.hash, p.off, mirror = sha256.New(), 0, false
-			continue
+			p.Logf("  %s: wrong bytes, last from %s, pulled again", p.node.Name(), base)
+			p.hash, p.off, mirror, p.wrong = sha256.New(), 0, false, p.wrong+1
 		case ctx.Err() != nil:
 			return fmt.Errorf("%w after %d bytes: %w", context.Cause(ctx), p.off, err)
 		case mirror && p.isAway(p.node):
