@@ -379,7 +379,8 @@ func (h *handler) fail(w http.ResponseWriter, d digest.Digest, err error) {
 }
 
 func parseDigest(w http.ResponseWriter, r *http.Request) (digest.Digest, bool) {
-	d, err := digest.Parse(r.PathValue("digest"))
+	d := digest.Digest(r.PathValue("digest"))
+	err := piece.CheckID(d)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 	}
