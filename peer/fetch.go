@@ -23,11 +23,12 @@ import (
 func (t *task) start(ctx context.Context, r dispatch.Request) {
 	if r.Parent == "" {
 		leased := t.session != nil && !t.lastResort
-		authorization := t.authorization
+		from, authorization, err := t.blob.at(t.authorization)
 		if !leased {
 			t.peer.metrics.selfReads.Inc()
 		}
-		t.workers.Go(func() { t.readSource(ctx, r, authorization, leased) })
+		o := origin{from, authorization, err}
+		t.workers.Go(func() { t.readSource(ctx, r, o, leased) })
 		return
 	}
 	check, ok := t.verifier(r.Run.First)
@@ -130,13 +131,20 @@ func failureOf(err error) string {
 	}
 }
 
+// origin is where to read, or why this host must not.
+type origin struct {
+	blob          source.Blob
+	authorization string
+	err           error
+}
+
 // readSource reads a run of pieces from the origin and reports how that went: of a lease, to the scheduler.
-func (t *task) readSource(ctx context.Context, r dispatch.Request, authorization string, leased bool) {
+func (t *task) readSource(ctx context.Context, r dispatch.Request, o origin, leased bool) {
 	var err error
 	if t.cm != nil {
-		err = t.readRun(ctx, r.Run, authorization)
+		err = t.readRun(ctx, r.Run, o)
 	} else {
-		err = t.readWhole(ctx, authorization)
+		err = t.readWhole(ctx, o)
 	}
 	if errors.Is(err, piece.ErrMismatch) {
 		t.peer.metrics.corruptSource.Inc()
@@ -169,11 +177,11 @@ func (e *storeError) Error() string { return e.err.Error() }
 func (e *storeError) Unwrap() error { return e.err }
 
 // readRun reads the pieces of a blob with a chunk map; each is verified by itself.
-func (t *task) readRun(ctx context.Context, run dispatch.Run, authorization string) error {
+func (t *task) readRun(ctx context.Context, run dispatch.Run, o origin) error {
 	l := t.st.Layout()
 	off, _ := l.Range(run.First)
 	last, length := l.Range(run.End - 1)
-	body, err := t.fetch(ctx, off, last+length-off, authorization)
+	body, err := t.fetch(ctx, off, last+length-off, o)
 	if err != nil {
 		return err
 	}
@@ -188,22 +196,27 @@ func (t *task) readRun(ctx context.Context, run dispatch.Run, authorization stri
 }
 
 // readWhole reads a blob without a chunk map in order. Every piece but the last is stored as it comes, which is all that can be said of
-// it; the last one, and with it the blob, only when the digest of the whole was right.
-func (t *task) readWhole(ctx context.Context, authorization string) error {
-	if t.blob.Digest.Algorithm() != digest.SHA256 {
+// it; the last one, and with it the blob, only when the digest of the whole was right. What a URL had has no such digest: there the
+// source lets out the last byte only when the origin still had the same content at the end.
+func (t *task) readWhole(ctx context.Context, o origin) error {
+	hashed := !piece.IsURL(t.blob.Digest)
+	if hashed && t.blob.Digest.Algorithm() != digest.SHA256 {
 		return fmt.Errorf("blob %s: only sha256 digests can be verified here: %w", t.blob.Digest, piece.ErrAbsent)
 	}
 	l := t.st.Layout()
-	body, err := t.fetch(ctx, 0, l.Size, authorization)
+	body, err := t.fetch(ctx, 0, l.Size, o)
 	if err != nil {
+		t.dropIfWrong(err)
 		return err
 	}
 	defer body.Close()
 	h := sha256.New()
 	for i := range piece.Index(l.Count()) {
 		err := t.readPiece(body, i, func(data []byte) ([]piece.Digest, error) {
-			_, _ = h.Write(data) // a hash never fails to write
-			if int(i) == l.Count()-1 {
+			if hashed {
+				_, _ = h.Write(data) // a hash never fails to write
+			}
+			if hashed && int(i) == l.Count()-1 {
 				if err := verifyBlob(t.blob.Digest, digest.NewDigestFromBytes(digest.SHA256, h.Sum(nil))); err != nil {
 					return nil, err
 				}
@@ -217,14 +230,20 @@ func (t *task) readWhole(ctx context.Context, authorization string) error {
 			})
 			return groups, nil
 		})
-		if errors.Is(err, piece.ErrMismatch) {
-			t.post(func() { t.drop(err) }) // what came before is as wrong; nothing of it may be read again
-		}
 		if err != nil {
+			t.dropIfWrong(err)
 			return err
 		}
 	}
 	return nil
+}
+
+// dropIfWrong drops all of a blob without chunk map when a part of it was wrong: what came before is as wrong, and nothing of it may be
+// read again.
+func (t *task) dropIfWrong(err error) {
+	if errors.Is(err, piece.ErrMismatch) {
+		t.post(func() { t.drop(err) })
+	}
 }
 
 // readPiece reads piece i from the body, has it verified, and stores it.
@@ -251,11 +270,12 @@ func (t *task) readPiece(body io.Reader, i piece.Index, verify func([]byte) ([]p
 }
 
 // fetch opens a range at the origin. The stream reports to the loop that bytes arrive, which keeps a lease alive.
-func (t *task) fetch(ctx context.Context, off, length int64, authorization string) (io.ReadCloser, error) {
-	o := t.blob.Origin
-	from := source.Blob{Registry: o.Registry, Repository: o.Repository, Digest: t.blob.Digest, Size: t.blob.Size}
+func (t *task) fetch(ctx context.Context, off, length int64, o origin) (io.ReadCloser, error) {
+	if o.err != nil {
+		return nil, o.err
+	}
 	body, err := newSteady(ctx, func(ctx context.Context, off, length int64) (io.ReadCloser, error) {
-		return t.peer.source.Fetch(ctx, from, off, length, authorization)
+		return t.peer.source.Fetch(ctx, o.blob, off, length, o.authorization)
 	}, off, length)
 	if err != nil {
 		return nil, err

@@ -2,6 +2,7 @@ package peer
 
 import (
 	"context"
+	"encoding/json"
 	"slices"
 	"time"
 
@@ -72,7 +73,7 @@ func (t *task) chooseMode(now time.Time) {
 		return
 	}
 	_, ok := t.substitute()
-	t.planner.Self(!ok || t.stands(now))
+	t.planner.Self(!ok || t.blob.Origin.none() || t.stands(now)) // no seed reads what takes a secret
 }
 
 // stands reports whether the task has had no piece for so long that a slow origin or parent is no excuse any more.
@@ -130,15 +131,16 @@ func (t *task) tend(ctx context.Context) {
 		}
 		watchCtx, stop := context.WithCancel(ctx)
 		t.watches[id] = stop
-		t.workers.Go(func() { t.watch(watchCtx, id) })
+		spec := t.blob.encode() // here, since a later reader may bring another origin
+		t.workers.Go(func() { t.watch(watchCtx, id, spec) })
 	}
 }
 
 // watch feeds the planner with what a parent holds until the parent falls silent or the task needs it no more.
-func (t *task) watch(ctx context.Context, id dispatch.ParentID) {
+func (t *task) watch(ctx context.Context, id dispatch.ParentID, spec json.RawMessage) {
 	for ctx.Err() == nil {
 		began := time.Now()
-		err := t.peer.wire.Watch(ctx, string(id), t.blob.Digest, t.blob.encode(), func(h transfer.Have) error {
+		err := t.peer.wire.Watch(ctx, string(id), t.blob.Digest, spec, func(h transfer.Have) error {
 			t.post(func() { t.parentHas(id, h) })
 			return nil
 		})

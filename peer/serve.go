@@ -104,6 +104,9 @@ func (s Served) Watch(ctx context.Context, d digest.Digest, raw json.RawMessage)
 	if err != nil {
 		return nil, err
 	}
+	if blob.Origin.none() {
+		return nil, fmt.Errorf("%s, which only hosts with a reader of their own read: %w", d, piece.ErrAbsent)
+	}
 	r, err := p.Open(ctx, blob, "")
 	if err != nil {
 		return nil, err

@@ -195,7 +195,7 @@ func (t *task) prepare(ctx context.Context) {
 	if t.cm == nil {
 		cfg.SourceRuns, cfg.SourceBytes = 1, layout.Size // read as a whole or not at all
 		t.digests = make([]*piece.Digest, layout.Count())
-		if known = piece.NewSet(layout.Count()); layout.Count() == 1 {
+		if known = piece.NewSet(layout.Count()); t.single() {
 			known.AddAll()
 		}
 	}
@@ -325,8 +325,11 @@ func (t *task) offer(b Blob, authorization string, failed bool) {
 	if authorization != "" {
 		t.authorization = authorization
 	}
-	if t.blob.Origin.Registry == "" {
+	if t.blob.Origin.none() {
 		t.blob.Origin = b.Origin
+	}
+	if b.Access.URL != "" {
+		t.blob.Access = b.Access
 	}
 	t.moved = time.Now()
 	if failed {
@@ -339,6 +342,9 @@ func (t *task) offer(b Blob, authorization string, failed bool) {
 // spans returns what each reader waits for.
 func (t *task) spans() []dispatch.Run { return slices.Collect(maps.Values(t.readers)) }
 
+// single reports whether the blob's own digest checks its only piece.
+func (t *task) single() bool { return t.st.Layout().Count() == 1 && !piece.IsURL(t.blob.Digest) }
+
 // verifier returns the check that piece i must pass before it is stored; it returns the digests of the piece's groups. ok is
 // false when nothing is known to check against.
 func (t *task) verifier(i piece.Index) (check func(data []byte) ([]piece.Digest, error), ok bool) {
@@ -349,7 +355,7 @@ func (t *task) verifier(i piece.Index) (check func(data []byte) ([]piece.Digest,
 	case t.digests[i] != nil:
 		want := *t.digests[i]
 		return func(data []byte) ([]piece.Digest, error) { return piece.Verify(i, data, want) }, true
-	case len(t.digests) == 1: // the piece is the blob
+	case t.single():
 		return func(data []byte) ([]piece.Digest, error) {
 			return piece.HashGroups(data), verifyBlob(t.blob.Digest, t.blob.Digest.Algorithm().FromBytes(data))
 		}, true
@@ -368,7 +374,7 @@ func verifyBlob(want, got digest.Digest) error {
 // learn takes the digests of who reads the blob now. When they contradict what is held, that came from a reader who did not
 // come to the blob's end, and nothing of it can be believed; the last one may not be held before this is known.
 func (t *task) learn(digests []api.PieceDigest) {
-	if t.cm != nil || t.planner.Missing() == 0 || len(t.digests) == 1 { // one piece is checked by the blob's own digest
+	if t.cm != nil || t.planner.Missing() == 0 || t.single() {
 		return
 	}
 	for _, d := range digests {

@@ -29,9 +29,10 @@ import (
 	"github.com/shoal-project/shoal/scheduler/server"
 )
 
-// Origin is a registry in memory. Its fields may be changed between reads under Lock.
+// Origin is a registry in memory, and reads URLs as a host does. Its fields may be changed between reads under Lock.
 type Origin struct {
 	sync.Mutex
+	web   *source.Source
 	blobs map[digest.Digest][]byte
 	// Served counts the bytes read of each blob.
 	Served map[digest.Digest]int64
@@ -97,7 +98,10 @@ func (o *Origin) Copies(b peer.Blob) float64 {
 }
 
 // Fetch implements peer.Source.
-func (o *Origin) Fetch(ctx context.Context, b source.Blob, off, length int64, _ string) (io.ReadCloser, error) {
+func (o *Origin) Fetch(ctx context.Context, b source.Blob, off, length int64, authorization string) (io.ReadCloser, error) {
+	if b.Web != nil {
+		return o.web.Fetch(ctx, b, off, length, authorization)
+	}
 	o.Lock()
 	defer o.Unlock()
 	if o.Err != nil {
@@ -175,6 +179,16 @@ func (p *Process) Kill() { p.kill() }
 // NewSwarm starts a scheduler and an origin, both until the test ends.
 func NewSwarm(t testing.TB) *Swarm {
 	s := &Swarm{t: t, Origin: NewOrigin()}
+	// Of the whole of source only URLs are read, at servers of the test.
+	endpoints, err := source.NewEndpoints(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(endpoints.Close)
+	s.Origin.web, err = source.New(source.Config{Patience: 2 * time.Second, Web: func(host string, _ bool) *http.Client { return endpoints.Web(host, false) }})
+	if err != nil {
+		t.Fatal(err)
+	}
 	srv := server.New(server.Config{})
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)

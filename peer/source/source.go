@@ -271,7 +271,7 @@ type reader struct {
 	source   *Source
 	request  request
 	body     io.ReadCloser
-	left     int64
+	left     int64 // negative when the origin did not tell
 	watchdog *time.Timer
 	cancel   context.CancelCauseFunc
 	cause    func(error) error // classifies a failure of body
@@ -284,6 +284,9 @@ func (r *reader) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	r.watchdog.Reset(r.source.cfg.Stall)
+	if r.left < 0 {
+		return r.readUnknown(p)
+	}
 	n, err := r.body.Read(p[:min(int64(len(p)), r.left)])
 	r.watchdog.Stop()
 	if n > 0 && int64(n) == r.left && r.confirm != nil {
@@ -300,6 +303,17 @@ func (r *reader) Read(p []byte) (int, error) {
 		err = io.ErrUnexpectedEOF
 	}
 	return n, fmt.Errorf("%s, %d bytes before the end of the range: %w", r.request, r.left, r.cause(err))
+}
+
+// readUnknown is Read without a length to hold the origin to.
+func (r *reader) readUnknown(p []byte) (int, error) {
+	n, err := r.body.Read(p)
+	r.watchdog.Stop()
+	r.source.metrics.fetched.Add(float64(n))
+	if err != nil && err != io.EOF {
+		err = fmt.Errorf("%s: %w", r.request, r.cause(err))
+	}
+	return n, err
 }
 
 // Close ends the transfer; after the last byte the connection is kept for the next request.

@@ -258,3 +258,56 @@ func (s *Source) confirm(ctx context.Context, b Blob) error {
 	}
 	return nil
 }
+
+// Stream returns all that a URL has now, also where the origin does not tell how much that is. It ends in io.EOF where the origin says
+// so.
+func (s *Source) Stream(ctx context.Context, w Web) (io.ReadCloser, error) {
+	watched, cancel := context.WithCancelCause(ctx)
+	watchdog := time.AfterFunc(s.cfg.Patience, func() { cancel(ErrStalled) })
+	resp, err := s.askWeb(watched, w, "")
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = refusal(resp, originOf(w.URL))
+		_ = resp.Body.Close() // read as far as it is of use
+	}
+	watchdog.Stop()
+	s.metrics.request(err)
+	if err != nil {
+		err = fmt.Errorf("%s: %w", Redact(w.URL), s.cause(ctx, watched, err))
+		cancel(nil)
+		return nil, err
+	}
+	return &reader{source: s, request: request{Blob: Blob{Web: &w}}, body: resp.Body, left: resp.ContentLength, watchdog: watchdog,
+		cancel: cancel, cause: func(err error) error { return s.cause(ctx, watched, err) }}, nil
+}
+
+// ProbeBlob asks how many bytes a registry's blob has, and with that whether the registry gives it to this reader.
+func (s *Source) ProbeBlob(ctx context.Context, b Blob) (size int64, err error) {
+	watched, cancel := context.WithTimeoutCause(ctx, s.cfg.Patience, ErrStalled)
+	defer cancel()
+	size, err = s.probeBlob(watched, b)
+	s.metrics.request(err)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", b, s.cause(ctx, watched, err))
+	}
+	return size, nil
+}
+
+func (s *Source) probeBlob(ctx context.Context, b Blob) (int64, error) {
+	base, client := s.cfg.Resolve(b.Registry)
+	target, err := blobURL(base, b)
+	if err != nil {
+		return 0, err
+	}
+	resp, err := s.ask(ctx, request{Blob: b, length: 1, url: target, client: client}, "")
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close() // of a registry without ranges this ends the connection
+	switch resp.StatusCode {
+	case http.StatusOK:
+		return resp.ContentLength, nil
+	case http.StatusPartialContent:
+		return totalOf(resp.Header.Get("Content-Range"), "bytes 0-0/")
+	}
+	return 0, refusal(resp, "registry")
+}

@@ -39,6 +39,7 @@ type node struct {
 	store     *store.Store
 	records   *mirror.Records
 	endpoints *source.Endpoints
+	origin    *source.Source
 	wire      *transfer.Client
 	peer      *peer.Peer
 	seeds     *mirror.Seeds
@@ -125,8 +126,8 @@ func (n *node) build() error {
 	if n.endpoints, err = source.NewEndpoints(registries); err != nil {
 		return fmt.Errorf("registries: %w", err)
 	}
-	origin, err := source.New(source.Config{Resolve: n.endpoints.Resolve, Keychain: authn.DefaultKeychain, Stall: originStall,
-		Registerer: n.admin.registry})
+	n.origin, err = source.New(source.Config{Resolve: n.endpoints.Resolve, Web: n.endpoints.Web, Keychain: authn.DefaultKeychain,
+		Stall: originStall, Registerer: n.admin.registry})
 	if err != nil {
 		return err
 	}
@@ -138,7 +139,7 @@ func (n *node) build() error {
 		schedulers = append(schedulers, api.NewClient(u, n.token))
 	}
 	n.peer, err = peer.New(peer.Config{Host: api.Host{ID: n.cfg.Name, Addr: n.cfg.Peer.Advertise, Zone: n.cfg.Peer.Zone,
-		Rack: n.cfg.Peer.Rack, Seed: n.cfg.Seed}, Log: n.component("peer"), Registerer: n.admin.registry}, n.store, n.wire, origin, schedulers)
+		Rack: n.cfg.Peer.Rack, Seed: n.cfg.Seed}, Log: n.component("peer"), Registerer: n.admin.registry}, n.store, n.wire, n.origin, schedulers)
 	if err != nil {
 		return err
 	}
@@ -179,6 +180,7 @@ func (n *node) run(ctx context.Context) error {
 	}
 	adm := http.NewServeMux()
 	n.admin.register(adm, true)
+	n.registerLocal(adm)
 	below.Go(func() error { return serve(belowCtx, n.adminListener, adm, n.log) })
 
 	front, frontCtx := errgroup.WithContext(ctx)
