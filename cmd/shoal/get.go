@@ -259,7 +259,7 @@ func getError(ctx context.Context, t fetch.Target, err error) error {
 	switch {
 	case ctx.Err() != nil:
 		return err
-	case isRefusal && (refused.Code == local.CodeBad || refused.Code == local.CodeRange):
+	case errors.As(err, new(*fetch.RequestError)), isRefusal && (refused.Code == local.CodeBad || refused.Code == local.CodeRange):
 		code = exitUsage
 	case errors.Is(err, fetch.ErrFallback):
 	case errors.Is(err, source.ErrChanged):

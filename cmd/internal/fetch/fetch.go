@@ -95,6 +95,14 @@ type Bytes struct {
 // ErrFallback means that the node could not and the origin was not to be asked.
 var ErrFallback = errors.New("not through the node, and --no-fallback forbids to ask the origin")
 
+// RequestError is a fault of what was asked for: an output that cannot be one, a part the content does not have.
+type RequestError struct{ err error }
+
+func (e *RequestError) Error() string { return e.err.Error() }
+
+// Unwrap returns the fault.
+func (e *RequestError) Unwrap() error { return e.err }
+
 // fetcher is one call.
 type fetcher struct {
 	Config
@@ -107,7 +115,7 @@ type fetcher struct {
 func Run(ctx context.Context, cfg Config) (*Result, error) {
 	if cfg.Output != "" {
 		if _, _, err := checkOutput(cfg.Output); err != nil {
-			return nil, err
+			return nil, &RequestError{err}
 		}
 	}
 	if cfg.Log == nil {
@@ -223,6 +231,10 @@ func (f *fetcher) mayFallBack(ctx context.Context, err error) error {
 		return err
 	case ok && refused.Code == local.CodeMismatch:
 		return fmt.Errorf("%w: %w", piece.ErrMismatch, err)
+	case f.NoFallback && ok && refused.Code == local.CodeDenied:
+		return fmt.Errorf("%w: %w", err, piece.ErrDenied)
+	case f.NoFallback && ok && refused.Code == local.CodeAbsent:
+		return fmt.Errorf("%w: %w", err, piece.ErrAbsent)
 	case f.NoFallback:
 		return fmt.Errorf("%w: %w", err, ErrFallback)
 	}
@@ -260,7 +272,7 @@ func (f *fetcher) span(c content) (span, error) {
 		off = max(c.size+off, 0)
 	}
 	if off >= c.size {
-		return span{}, fmt.Errorf("byte %d is not within the %d bytes of %s", off, c.size, f.result.Target)
+		return span{}, &RequestError{fmt.Errorf("byte %d is not within the %d bytes of %s", off, c.size, f.result.Target)}
 	}
 	if length < 0 || length > c.size-off {
 		length = c.size - off

@@ -75,7 +75,7 @@ type nodeURL struct {
 	req    local.ContentRequest
 }
 
-func (p nodeURL) head(ctx context.Context) (content, error) {
+func (p *nodeURL) head(ctx context.Context) (content, error) {
 	req := p.req
 	req.Head = true
 	s, err := p.client.Content(ctx, req)
@@ -85,7 +85,7 @@ func (p nodeURL) head(ctx context.Context) (content, error) {
 	return content{id: s.Identity, size: s.Size, validator: s.Validator}, nil
 }
 
-func (p nodeURL) open(ctx context.Context, c content, s span) (io.ReadCloser, error) {
+func (p *nodeURL) open(ctx context.Context, c content, s span) (io.ReadCloser, error) {
 	req := p.req
 	req.Identity, req.Off, req.Length = c.id, s.off, s.length
 	stream, err := p.client.Content(ctx, req)
@@ -108,11 +108,11 @@ type originURL struct {
 	digest digest.Digest
 }
 
-func (p originURL) web(c content) source.Web {
+func (p *originURL) web(c content) source.Web {
 	return source.Web{URL: p.link.URL, Header: p.link.Header, Validator: c.validator}
 }
 
-func (p originURL) head(ctx context.Context) (content, error) {
+func (p *originURL) head(ctx context.Context) (content, error) {
 	info, err := p.origin.Probe(ctx, p.web(content{}))
 	if err != nil {
 		return content{}, err
@@ -125,7 +125,7 @@ func (p originURL) head(ctx context.Context) (content, error) {
 	return c, nil
 }
 
-func (p originURL) open(ctx context.Context, c content, s span) (io.ReadCloser, error) {
+func (p *originURL) open(ctx context.Context, c content, s span) (io.ReadCloser, error) {
 	w := p.web(c)
 	if c.size < 0 {
 		return p.origin.Stream(ctx, w)
@@ -140,7 +140,7 @@ type blobAt struct {
 	blob   source.Blob
 }
 
-func (p blobAt) head(ctx context.Context) (content, error) {
+func (p *blobAt) head(ctx context.Context) (content, error) {
 	size, err := p.source.ProbeBlob(ctx, p.blob)
 	if err == nil && size < 0 {
 		err = errors.New("the registry does not tell the blob's size")
@@ -148,7 +148,7 @@ func (p blobAt) head(ctx context.Context) (content, error) {
 	return content{id: p.blob.Digest, size: size}, err
 }
 
-func (p blobAt) open(ctx context.Context, c content, s span) (io.ReadCloser, error) {
+func (p *blobAt) open(ctx context.Context, c content, s span) (io.ReadCloser, error) {
 	b := p.blob
 	b.Size = c.size
 	return p.source.Fetch(ctx, b, s.off, s.length, "")
@@ -158,17 +158,17 @@ func (p blobAt) open(ctx context.Context, c content, s span) (io.ReadCloser, err
 func (cfg Config) places() (node, origin place, err error) {
 	if cfg.Target.URL == "" {
 		if cfg.Mirror != nil {
-			node = blobAt{cfg.Mirror, cfg.Target.Blob}
+			node = &blobAt{cfg.Mirror, cfg.Target.Blob}
 		}
-		return node, blobAt{cfg.Origin, cfg.Target.Blob}, nil
+		return node, &blobAt{cfg.Origin, cfg.Target.Blob}, nil
 	}
 	link, err := source.ParseLink(cfg.Target.URL, cfg.Ignore, cfg.Header)
 	if err != nil {
 		return nil, nil, err
 	}
 	if cfg.Node != nil {
-		node = nodeURL{cfg.Node, local.ContentRequest{URL: link.URL, Header: http.Header(link.Header), Digest: cfg.Digest, Ignore: cfg.Ignore,
+		node = &nodeURL{cfg.Node, local.ContentRequest{URL: link.URL, Header: http.Header(link.Header), Digest: cfg.Digest, Ignore: cfg.Ignore,
 			Share: cfg.Share}}
 	}
-	return node, originURL{cfg.Origin, link, cfg.Digest}, nil
+	return node, &originURL{cfg.Origin, link, cfg.Digest}, nil
 }
