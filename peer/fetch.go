@@ -77,6 +77,7 @@ func (t *task) readParent(ctx context.Context, r dispatch.Request, check func([]
 			t.storeFailed(storeErr)
 		case outcome == dispatch.OK:
 			t.peer.metrics.fromPeer.Add(float64(length))
+			t.given[r.Parent] += length
 			t.planner.Done(time.Now(), r, outcome)
 			t.got(i)
 			t.lastResort = false // others move again
@@ -264,6 +265,7 @@ func (t *task) readPiece(body io.Reader, i piece.Index, verify func([]byte) ([]p
 	}
 	t.post(func() {
 		t.peer.metrics.fromSource.Add(float64(length))
+		t.fromSource += length
 		t.got(i)
 	})
 	return nil

@@ -42,6 +42,7 @@ type task struct {
 	mailMu sync.Mutex // guards mail, ended
 	mail   []func()
 	ended  bool
+	ending chan struct{} // closed when no more mail is read
 	wake   chan struct{}
 
 	failMu sync.Mutex // guards failed, failCh
@@ -68,12 +69,15 @@ type task struct {
 	lastResort    bool      // the origin is read without leases although a scheduler lives
 	hiccups       int       // of the origin since a piece came last
 	dropped       bool      // the store's blob is gone: a later reader needs a new task
+	given         map[dispatch.ParentID]int64 // bytes by parent since the task began
+	fromSource    int64                       // bytes from the origin since then
 	unprepared    bool      // the blob was complete, and no more is: what it is verified against has to be learned
 }
 
 func newTask(p *Peer, b Blob, authorization string) *task {
-	return &task{peer: p, blob: b, authorization: authorization, ready: make(chan struct{}), wake: make(chan struct{}, 1),
-		failCh: make(chan struct{}), readers: map[*Reader]dispatch.Run{}, watches: map[dispatch.ParentID]context.CancelFunc{}}
+	return &task{peer: p, blob: b, authorization: authorization, ready: make(chan struct{}), wake: make(chan struct{}, 1), ending: make(chan struct{}),
+		failCh: make(chan struct{}), readers: map[*Reader]dispatch.Run{}, watches: map[dispatch.ParentID]context.CancelFunc{},
+		given: map[dispatch.ParentID]int64{}}
 }
 
 // post has f run in the loop, soon; it never blocks. It reports whether the task still lives.
@@ -122,6 +126,9 @@ func (t *task) abandon(err error) {
 func (t *task) end() {
 	t.mailMu.Lock()
 	defer t.mailMu.Unlock()
+	if !t.ended {
+		close(t.ending)
+	}
 	t.ended, t.mail = true, nil
 }
 

@@ -216,3 +216,20 @@ func TestURLOfAnotherHostIsNotReadWithoutAValidator(t *testing.T) {
 		t.Error("a URL with a secret was taken from another host")
 	}
 }
+
+func TestStatusTellsWhoGaveWhat(t *testing.T) {
+	s := peertest.NewSwarm(t)
+	seed, h := s.Host(peertest.Seed), s.Host()
+	b, data := s.Origin.Random(3*mib, 5)
+	readAll(t, b, data, h)
+	tasks := h.Tasks(t.Context())
+	if len(tasks) != 1 || tasks[0].ID != b.Digest || tasks[0].Held != b.Size || tasks[0].Scheduler == "" {
+		t.Fatalf("%+v", tasks)
+	}
+	if p := tasks[0].Parents; len(p) != 1 || p[0].Addr != seed.Addr || p[0].Bytes != b.Size || tasks[0].Origin != 0 {
+		t.Errorf("%+v", tasks[0])
+	}
+	if l := h.Links(); len(l) != 1 || !l[0].Live {
+		t.Errorf("%+v", l)
+	}
+}

@@ -81,6 +81,8 @@ type Config struct {
 	UploadStall time.Duration
 	// HavesInterval is the shortest time between two frames of changes. Zero is DefaultHavesInterval.
 	HavesInterval time.Duration
+	// Uploaded, if not nil, is told who, HOST:PORT, got how many bytes of what.
+	Uploaded func(remote string, d digest.Digest, n int64)
 	// Log receives failures of the own disk. Nil discards it.
 	Log *slog.Logger
 	// Registerer receives the metrics. Nil keeps them out of sight.
@@ -191,6 +193,9 @@ func (h *handler) serveBlob(w http.ResponseWriter, r *http.Request) {
 	u := &upload{ResponseWriter: w, stall: h.cfg.UploadStall}
 	http.ServeContent(u, r, "", time.Time{}, f)
 	h.metrics.uploaded.Add(float64(u.sent))
+	if h.cfg.Uploaded != nil {
+		h.cfg.Uploaded(r.RemoteAddr, d, u.sent)
+	}
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Time{}) // the connection's next request starts afresh
 }
 

@@ -34,10 +34,12 @@ const originStall = 3 * time.Second
 type node struct {
 	cfg       config.Node
 	log       *slog.Logger
+	version   string
 	admin     *admin
 	token     string
 	store     *store.Store
 	records   *mirror.Records
+	uploads   *uploads
 	endpoints *source.Endpoints
 	origin    *source.Source
 	wire      *transfer.Client
@@ -51,7 +53,7 @@ type node struct {
 
 // RunNode runs the daemon of a node until ctx ends. It logs to w.
 func RunNode(ctx context.Context, cfg config.Node, version string, w io.Writer) error {
-	n := &node{cfg: cfg, log: cfg.Log.Logger(w), admin: newAdmin(version)}
+	n := &node{cfg: cfg, version: version, log: cfg.Log.Logger(w), admin: newAdmin(version)}
 	defer n.close()
 	if err := n.open(ctx); err != nil {
 		return err
@@ -154,7 +156,8 @@ func (n *node) buildHandlers() error {
 	n.seeds = mirror.NewSeeds(mirror.SeedConfig{Addrs: n.peer.Seeds, Token: n.token, Log: n.component("mirror")})
 	n.mirror = mirror.New(mirror.Config{DefaultRegistry: n.cfg.Mirror.DefaultRegistry, Log: n.component("mirror"),
 		Registerer: n.admin.registry}, n.records, manifests, blobs{n.peer}, n.seeds)
-	pieces, err := transfer.NewHandler(transfer.Config{Token: n.token, Log: n.component("transfer"), Registerer: n.admin.registry},
+	n.uploads = newUploads()
+	pieces, err := transfer.NewHandler(transfer.Config{Token: n.token, Uploaded: n.uploads.add, Log: n.component("transfer"), Registerer: n.admin.registry},
 		n.peer.Served())
 	if err != nil {
 		return err
