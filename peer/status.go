@@ -86,6 +86,8 @@ func (t *task) status() TaskStatus {
 			s.Parents = append(s.Parents, ParentStatus{Addr: string(id), Bytes: n})
 		}
 	}
-	slices.SortFunc(s.Parents, func(a, b ParentStatus) int { return cmp.Or(-cmp.Compare(a.Bytes, b.Bytes), cmp.Compare(a.Addr, b.Addr)) })
+	slices.SortFunc(s.Parents, func(a, b ParentStatus) int {
+		return cmp.Or(-cmp.Compare(a.Bytes, b.Bytes), cmp.Compare(a.Addr, b.Addr))
+	})
 	return s
 }

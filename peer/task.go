@@ -63,15 +63,15 @@ type task struct {
 	freshDigests  []api.PieceDigest
 	reading       bool // bytes arrived from the origin since the last report
 	reported      time.Time
-	moved         time.Time // when a piece came last, or somebody asked
-	left          time.Time // when a reference was given up last
-	asking        bool      // a seed is being asked for digests
-	lastResort    bool      // the origin is read without leases although a scheduler lives
-	hiccups       int       // of the origin since a piece came last
-	dropped       bool      // the store's blob is gone: a later reader needs a new task
+	moved         time.Time                   // when a piece came last, or somebody asked
+	left          time.Time                   // when a reference was given up last
+	asking        bool                        // a seed is being asked for digests
+	lastResort    bool                        // the origin is read without leases although a scheduler lives
+	hiccups       int                         // of the origin since a piece came last
+	dropped       bool                        // the store's blob is gone: a later reader needs a new task
 	given         map[dispatch.ParentID]int64 // bytes by parent since the task began
 	fromSource    int64                       // bytes from the origin since then
-	unprepared    bool      // the blob was complete, and no more is: what it is verified against has to be learned
+	unprepared    bool                        // the blob was complete, and no more is: what it is verified against has to be learned
 }
 
 func newTask(p *Peer, b Blob, authorization string) *task {

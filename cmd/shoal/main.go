@@ -116,6 +116,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			nodeCommand(),
 			schedulerCommand(),
 			mirrorCommand(),
+			certsCommand(),
 			completionCommand(),
 			completeCommand(),
 			helpCommand(),

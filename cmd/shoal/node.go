@@ -23,7 +23,7 @@ Everything can be set in a YAML file; the flags below override it. An unknown ke
    admin: {listen: 127.0.0.1:7703}          # /healthz and /metrics
    seed: false                              # a seed reads origins for the others
    schedulers: []                           # http://HOST:7700
-   cluster: {token_file: "", insecure: false}
+   cluster: {token_file: "", tls: {ca_file: "", cert_file: "", key_file: ""}, insecure: false}
    registries: {}                           # HOST: {plain_http: true, ca_file: FILE}
    store: {max_bytes: 0, max_percent: 80}   # of what other files leave of the disk
    log: {level: info, format: text}
@@ -98,6 +98,6 @@ func overrideCluster(c *cli.Context, cluster *config.Cluster) {
 	}
 	if c.IsSet("insecure") {
 		cluster.Insecure = c.Bool("insecure")
-		cluster.TokenFile = ""
+		cluster.TokenFile, cluster.TLS = "", config.TLS{}
 	}
 }

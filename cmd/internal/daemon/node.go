@@ -24,6 +24,7 @@ import (
 	mirror "github.com/shoal-project/shoal/registry-mirror"
 	"github.com/shoal-project/shoal/registry-mirror/upstream"
 	"github.com/shoal-project/shoal/scheduler/api"
+	"github.com/shoal-project/shoal/scheduler/identity"
 )
 
 // originStall is how long the origin may say nothing in the middle of an answer: longer than a peer may, since there is nobody else to
@@ -37,6 +38,7 @@ type node struct {
 	version   string
 	admin     *admin
 	token     string
+	identity  *identity.Identity // nil without certificates
 	store     *store.Store
 	records   *mirror.Records
 	uploads   *uploads
@@ -70,6 +72,9 @@ func RunNode(ctx context.Context, cfg config.Node, version string, w io.Writer) 
 func (n *node) open(ctx context.Context) error {
 	var err error
 	if n.token, err = n.cfg.Cluster.Token(); err != nil {
+		return err
+	}
+	if n.identity, err = n.cfg.Cluster.TLS.Identity(identity.Node, n.component("identity")); err != nil {
 		return err
 	}
 	if n.mirrorListener, err = listen(ctx, "mirror.listen", n.cfg.Mirror.Listen); err != nil {
@@ -133,12 +138,13 @@ func (n *node) build() error {
 	if err != nil {
 		return err
 	}
-	if n.wire, err = transfer.NewClient(transfer.ClientConfig{Token: n.token, Registerer: n.admin.registry}); err != nil {
+	if n.wire, err = transfer.NewClient(transfer.ClientConfig{Token: n.token, TLS: clientTLS(n.identity, identity.Node),
+		Registerer: n.admin.registry}); err != nil {
 		return err
 	}
 	schedulers := make([]*api.Client, 0, len(n.cfg.Schedulers))
 	for _, u := range n.cfg.Schedulers {
-		schedulers = append(schedulers, api.NewClient(u, n.token))
+		schedulers = append(schedulers, api.NewClient(u, n.token, api.WithTLS(clientTLS(n.identity, identity.Scheduler))))
 	}
 	n.peer, err = peer.New(peer.Config{Host: api.Host{ID: n.cfg.Name, Addr: n.cfg.Peer.Advertise, Zone: n.cfg.Peer.Zone,
 		Rack: n.cfg.Peer.Rack, Seed: n.cfg.Seed}, Log: n.component("peer"), Registerer: n.admin.registry}, n.store, n.wire, n.origin, schedulers)
@@ -153,7 +159,8 @@ func (n *node) buildHandlers() error {
 	if err != nil {
 		return err
 	}
-	n.seeds = mirror.NewSeeds(mirror.SeedConfig{Addrs: n.peer.Seeds, Token: n.token, Log: n.component("mirror")})
+	n.seeds = mirror.NewSeeds(mirror.SeedConfig{Addrs: n.peer.Seeds, Token: n.token, TLS: clientTLS(n.identity, identity.Node),
+		Log: n.component("mirror")})
 	n.mirror = mirror.New(mirror.Config{DefaultRegistry: n.cfg.Mirror.DefaultRegistry, Log: n.component("mirror"),
 		Registerer: n.admin.registry}, n.records, manifests, blobs{n.peer}, n.seeds)
 	n.uploads = newUploads()
@@ -179,7 +186,8 @@ func (n *node) run(ctx context.Context) error {
 	below.Go(func() error { return n.peer.Run(belowCtx) })
 	below.Go(func() error { return n.seeds.Run(belowCtx) })
 	if n.pieceListener != nil {
-		below.Go(func() error { return serveEndless(belowCtx, n.pieceListener, n.piece, n.component("transfer")) })
+		l := serverTLS(n.pieceListener, n.identity)
+		below.Go(func() error { return serveEndless(belowCtx, l, n.piece, n.component("transfer")) })
 	}
 	adm := http.NewServeMux()
 	n.admin.register(adm, true)

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/shoal-project/shoal/cmd/internal/config"
+	"github.com/shoal-project/shoal/scheduler/identity"
 	"github.com/shoal-project/shoal/scheduler/server"
 )
 
@@ -18,6 +19,10 @@ func RunScheduler(ctx context.Context, cfg config.Scheduler, version string, w i
 		return err
 	}
 	log := cfg.Log.Logger(w)
+	id, err := cfg.Cluster.TLS.Identity(identity.Scheduler, log.With("component", "identity"))
+	if err != nil {
+		return err
+	}
 	l, err := listen(ctx, "listen", cfg.Listen)
 	if err != nil {
 		return err
@@ -25,13 +30,24 @@ func RunScheduler(ctx context.Context, cfg config.Scheduler, version string, w i
 	adm := newAdmin(version)
 	s := server.New(server.Config{Token: token, Log: log.With("component", "scheduler"), Registerer: adm.registry})
 	mux := http.NewServeMux()
-	adm.register(mux, false)
 	mux.Handle("/v1/", s.Handler())
-	log.Info("scheduler ready", "listen", l.Addr().String(), "version", version)
-	adm.ready.Store(true)
 	group, ctx := errgroup.WithContext(ctx)
+	if cfg.Admin.Listen == "" {
+		adm.register(mux, false)
+	} else {
+		al, err := listen(ctx, "admin.listen", cfg.Admin.Listen)
+		if err != nil {
+			_ = l.Close() // nothing is served yet
+			return err
+		}
+		own := http.NewServeMux()
+		adm.register(own, false)
+		group.Go(func() error { return serve(ctx, al, own, log) })
+	}
+	log.Info("scheduler ready", "listen", l.Addr().String(), "tls", id != nil, "version", version)
+	adm.ready.Store(true)
 	group.Go(func() error { return s.Run(ctx) }) // ends the sessions, so that serve can drain
-	group.Go(func() error { return serve(ctx, l, mux, log) })
+	group.Go(func() error { return serve(ctx, serverTLS(l, id), mux, log) })
 	err = group.Wait()
 	log.Info("scheduler stopped")
 	return err
