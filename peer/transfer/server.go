@@ -153,7 +153,7 @@ func RequireToken(token string, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		got := sha256.Sum256([]byte(r.Header.Get("Authorization")))
 		if subtle.ConstantTimeCompare(want[:], got[:]) != 1 {
-			http.Error(w, "this peer belongs to another cluster: the token differs", http.StatusUnauthorized)
+			http.Error(w, "this host belongs to another cluster: the token differs", http.StatusUnauthorized)
 			return
 		}
 		next.ServeHTTP(w, r)

@@ -171,8 +171,8 @@ func (n *node) buildHandlers() error {
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/", pieces)
-	mux.Handle("/v1/manifests", transfer.RequireToken(n.token, mirror.ServeRecords(n.records)))
-	n.piece = mux
+	mux.Handle("/v1/manifests", mirror.ServeRecords(n.records))
+	n.piece = transfer.RequireToken(n.token, mux) // around all, so that what is added is not forgotten
 	return nil
 }
 

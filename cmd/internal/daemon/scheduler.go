@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/shoal-project/shoal/cmd/internal/config"
+	"github.com/shoal-project/shoal/peer/transfer"
 	"github.com/shoal-project/shoal/scheduler/identity"
 	"github.com/shoal-project/shoal/scheduler/server"
 )
@@ -29,12 +30,8 @@ func RunScheduler(ctx context.Context, cfg config.Scheduler, version string, w i
 	}
 	adm := newAdmin(version)
 	s := server.New(server.Config{Token: token, Log: log.With("component", "scheduler"), Registerer: adm.registry})
-	mux := http.NewServeMux()
-	mux.Handle("/v1/", s.Handler())
 	group, ctx := errgroup.WithContext(ctx)
-	if cfg.Admin.Listen == "" {
-		adm.register(mux, false)
-	} else {
+	if cfg.Admin.Listen != "" {
 		al, err := listen(ctx, "admin.listen", cfg.Admin.Listen)
 		if err != nil {
 			_ = l.Close() // nothing is served yet
@@ -47,8 +44,23 @@ func RunScheduler(ctx context.Context, cfg config.Scheduler, version string, w i
 	log.Info("scheduler ready", "listen", l.Addr().String(), "tls", id != nil, "version", version)
 	adm.ready.Store(true)
 	group.Go(func() error { return s.Run(ctx) }) // ends the sessions, so that serve can drain
-	group.Go(func() error { return serve(ctx, serverTLS(l, id), mux, log) })
+	group.Go(func() error {
+		return serve(ctx, serverTLS(l, id), schedulerHandler(s, adm, token, cfg.Admin.Listen == ""), log)
+	})
 	err = group.Wait()
 	log.Info("scheduler stopped")
 	return err
+}
+
+// schedulerHandler is what the scheduler's port serves: nothing but /healthz to whoever has not the token.
+func schedulerHandler(s *server.Server, adm *admin, token string, administered bool) http.Handler {
+	inner := http.NewServeMux()
+	inner.Handle("/v1/", s.Handler())
+	outer := http.NewServeMux()
+	if administered {
+		adm.register(inner, false)
+		outer.HandleFunc("GET /healthz", adm.health)
+	}
+	outer.Handle("/", transfer.RequireToken(token, inner))
+	return outer
 }
