@@ -55,10 +55,15 @@ type MapRef struct {
 type spec struct {
 	Size   int64  `json:"size"`
 	Origin Origin `json:"origin"`
+	// Fetch asks a host that is no seed to fetch what it has not.
+	Fetch bool `json:"fetch,omitempty"`
 }
 
-func (b Blob) encode() json.RawMessage {
-	data, err := json.Marshal(spec{Size: b.Size, Origin: b.Origin})
+func (b Blob) encode() json.RawMessage { return b.ask(false) }
+
+// ask is encode for a host that may be told to fetch.
+func (b Blob) ask(fetch bool) json.RawMessage {
+	data, err := json.Marshal(spec{Size: b.Size, Origin: b.Origin, Fetch: fetch})
 	if err != nil { // strings and numbers only
 		panic(err)
 	}
@@ -77,6 +82,12 @@ func decodeBlob(dgst string, raw json.RawMessage) (Blob, error) {
 	}
 	b := Blob{Digest: d, Size: s.Size, Origin: s.Origin}
 	return b, b.validate()
+}
+
+// fetches reports whether another host asks to fetch.
+func fetches(raw json.RawMessage) bool {
+	var s spec
+	return json.Unmarshal(raw, &s) == nil && s.Fetch
 }
 
 func (b Blob) validate() error {

@@ -3,6 +3,7 @@ package peer
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"slices"
 	"time"
 
@@ -110,12 +111,14 @@ func (t *task) substitute() (api.Host, bool) {
 // stands in for it is asked too, which makes it fetch the blob.
 func (t *task) tend(ctx context.Context) {
 	wanted := map[dispatch.ParentID]bool{}
+	var asked dispatch.ParentID // to fetch
 	if t.planner.Missing() > 0 {
 		for _, h := range t.neighbours {
 			wanted[dispatch.ParentID(h.Addr)] = h.ID != t.peer.cfg.Host.ID
 		}
 		if seed, ok := t.substitute(); ok && t.session == nil {
-			wanted[dispatch.ParentID(seed.Addr)] = true
+			asked = dispatch.ParentID(seed.Addr)
+			wanted[asked] = true
 		}
 	}
 	for id, stop := range t.watches {
@@ -131,7 +134,7 @@ func (t *task) tend(ctx context.Context) {
 		}
 		watchCtx, stop := context.WithCancel(ctx)
 		t.watches[id] = stop
-		spec := t.blob.encode() // here, since a later reader may bring another origin
+		spec := t.blob.ask(id == asked) // here, since a later reader may bring another origin
 		t.workers.Go(func() { t.watch(watchCtx, id, spec) })
 	}
 }
@@ -149,7 +152,7 @@ func (t *task) watch(ctx context.Context, id dispatch.ParentID, spec json.RawMes
 		}
 		t.peer.log.Debug("parent lost", "parent", id, "digest", t.blob.Digest, "error", err)
 		t.post(func() { t.planner.ParentReset(id) })
-		if time.Since(began) < 5*time.Second {
+		if time.Since(began) < 5*time.Second && !errors.Is(err, piece.ErrAbsent) { // who says that has answered
 			t.peer.markUnreachable(string(id))
 		}
 		select {

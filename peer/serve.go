@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"time"
@@ -87,17 +88,18 @@ func (s Served) lost(b *store.Blob) {
 	}
 }
 
-// Watch implements transfer.Blobs. A seed that is asked for a blob it has not begins to fetch it.
+// Watch implements transfer.Blobs. A seed that is asked for a blob it has not begins to fetch it, and so does any host that is told to.
 func (s Served) Watch(ctx context.Context, d digest.Digest, raw json.RawMessage) (transfer.Haves, error) {
 	p := s.peer
+	fetch := p.cfg.Host.Seed || fetches(raw)
 	b, err := p.store.Get(d)
-	if err == nil && (b.Complete() || !p.cfg.Host.Seed || p.lookup(d) != nil) {
+	if err == nil && (b.Complete() || !fetch || p.lookup(d) != nil) {
 		return b, nil
 	}
 	if err == nil {
 		_ = b.Close() // a reference for reading: there is nothing to lose
 	}
-	if !p.cfg.Host.Seed {
+	if !fetch {
 		return nil, err
 	}
 	blob, err := decodeBlob(d.String(), raw)
@@ -142,6 +144,19 @@ func (p *Peer) isSeed(addr string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.ContainsFunc(p.seeds, func(h api.Host) bool { return h.Addr == addr })
+}
+
+// maxNeighbours is how many hosts of a list a task exchanges pieces with.
+const maxNeighbours = 16
+
+// neighbours draws hosts of the list.
+func (p *Peer) neighbours() []api.Host {
+	p.mu.Lock()
+	hosts := slices.Clone(p.seeds)
+	p.mu.Unlock()
+	hosts = slices.DeleteFunc(hosts, func(h api.Host) bool { return h.ID == p.cfg.Host.ID })
+	rand.Shuffle(len(hosts), func(i, j int) { hosts[i], hosts[j] = hosts[j], hosts[i] })
+	return hosts[:min(len(hosts), maxNeighbours)]
 }
 
 // Seeds returns the addresses of the other seeds the scheduler named last.

@@ -206,6 +206,9 @@ func (t *task) prepare(ctx context.Context) {
 			known.AddAll()
 		}
 	}
+	if len(t.peer.cfg.Peers) > 0 {
+		t.neighbours = t.peer.neighbours()
+	}
 	t.session, t.moved = nil, time.Now()
 	t.planner = dispatch.New(cfg, layout, t.st.Have(), known, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())))
 	t.rehome()

@@ -22,7 +22,8 @@ Everything can be set in a YAML file; the flags below override it. An unknown ke
    peer: {listen: 0.0.0.0:7702, advertise: "", zone: "", rack: ""}
    admin: {listen: 127.0.0.1:7703}          # /healthz and /metrics
    seed: false                              # a seed reads origins for the others
-   schedulers: []                           # http://HOST:7700
+   schedulers: []                           # http://HOST:7700; https:// with cluster.tls
+   peers: []                                # instead of schedulers: HOST:7702 of all nodes, the same list on each
    cluster: {token_file: "", tls: {ca_file: "", cert_file: "", key_file: ""}, insecure: false}
    registries: {}                           # HOST: {plain_http: true, ca_file: FILE}
    store: {max_bytes: 0, max_percent: 80}   # of what other files leave of the disk
@@ -45,6 +46,7 @@ EXAMPLES:
 			&cli.StringFlag{Name: "admin-listen", Usage: "serve /healthz and /metrics at `HOST:PORT`"},
 			&cli.StringFlag{Name: "zone", Usage: "this host is in `ZONE`"},
 			&cli.StringSliceFlag{Name: "scheduler", Usage: "use the scheduler at `URL`; may be repeated"},
+			&cli.StringSliceFlag{Name: "peer", Usage: "without a scheduler: a node of the cluster is at `HOST:PORT`; once for each of them"},
 			&cli.BoolFlag{Name: "seed", Usage: "read origins for the other nodes"},
 			&cli.StringFlag{Name: "token-file", Usage: "the cluster's secret is in `FILE`"},
 			&cli.BoolFlag{Name: "insecure", Usage: "do without a secret"},
@@ -77,6 +79,9 @@ func overrideNode(c *cli.Context, cfg *config.Node) {
 	}
 	if c.IsSet("scheduler") {
 		cfg.Schedulers = c.StringSlice("scheduler")
+	}
+	if c.IsSet("peer") {
+		cfg.Peers = c.StringSlice("peer")
 	}
 	if c.IsSet("seed") {
 		cfg.Seed = c.Bool("seed")

@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -226,6 +228,7 @@ type hostConfig struct {
 	dir   string
 	wrap  func(http.Handler) http.Handler
 	quota int64
+	on    net.Listener // nil for one of its own
 }
 
 // Seed makes the host a seed.
@@ -233,6 +236,25 @@ func Seed(c *hostConfig) { c.peer.Host.Seed = true }
 
 // Lone starts the host without a scheduler.
 func Lone(c *hostConfig) { c.lone = true }
+
+// Listed starts hosts that know each other by a list, without a scheduler.
+func (s *Swarm) Listed(n int, options ...Option) []*Host {
+	s.t.Helper()
+	var listeners []net.Listener
+	var addrs []string
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		listeners, addrs = append(listeners, l), append(addrs, l.Addr().String())
+	}
+	hosts := make([]*Host, 0, n)
+	for _, l := range listeners {
+		hosts = append(hosts, s.Host(append(slices.Clone(options), Lone, func(c *hostConfig) { c.on, c.peer.Peers = l, addrs })...))
+	}
+	return hosts
+}
 
 // Dir starts the host over an existing store.
 func Dir(dir string) Option { return func(c *hostConfig) { c.dir = dir } }
@@ -268,8 +290,15 @@ func (s *Swarm) Host(options ...Option) *Host {
 	must(err)
 	handler := http.NotFoundHandler()
 	web := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { handler.ServeHTTP(w, r) }))
+	if c.on != nil {
+		_ = web.Listener.Close() // unused
+		web.Listener = c.on
+	}
 	h.Addr = web.Listener.Addr().String()
 	c.peer.Host.ID, c.peer.Host.Addr = fmt.Sprint("host-", s.hosts), h.Addr
+	if len(c.peer.Peers) > 0 {
+		c.peer.Host.ID = h.Addr
+	}
 	c.peer.Registerer = h.registry
 	var schedulers []*api.Client
 	if !c.lone {

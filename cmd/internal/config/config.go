@@ -80,6 +80,7 @@ type Node struct {
 	Admin      Admin               `yaml:"admin"`
 	Seed       bool                `yaml:"seed"`
 	Schedulers []string            `yaml:"schedulers"`
+	Peers      []string            `yaml:"peers"` // all hosts, HOST:PORT, of a cluster without a scheduler
 	Cluster    Cluster             `yaml:"cluster"`
 	Registries map[string]Registry `yaml:"registries"`
 	Store      Store               `yaml:"store"`
@@ -186,7 +187,7 @@ func (s Scheduler) Validate() error {
 // Validate reports all faults at once.
 func (n Node) Validate() error {
 	errs := []error{checkAddr("mirror.listen", n.Mirror.Listen), checkAddr("peer.listen", n.Peer.Listen),
-		checkAddr("admin.listen", n.Admin.Listen), n.Log.validate(), n.Cluster.validate(len(n.Schedulers) > 0)}
+		checkAddr("admin.listen", n.Admin.Listen), n.Log.validate(), n.Cluster.validate(len(n.Schedulers)+len(n.Peers) > 0)}
 	if n.Name == "" {
 		errs = append(errs, errors.New("name is empty: give the host a name that no other host of the cluster has"))
 	}
@@ -209,7 +210,15 @@ func (n Node) Validate() error {
 			errs = append(errs, fmt.Errorf("schedulers: %q is not of the form %s://HOST:PORT", s, scheme))
 		}
 	}
-	if n.Seed && len(n.Schedulers) == 0 {
+	for _, p := range n.Peers {
+		errs = append(errs, checkAddr("peers", p))
+	}
+	if len(n.Peers) > 0 && len(n.Schedulers) > 0 {
+		errs = append(errs, errors.New("peers is for clusters without a scheduler; set either peers or schedulers"))
+	}
+	if n.Seed && len(n.Peers) > 0 {
+		errs = append(errs, errors.New("seed: with a list of peers every host is the seed of some blobs; leave it out"))
+	} else if n.Seed && len(n.Schedulers) == 0 {
 		errs = append(errs, errors.New("seed: a seed needs a scheduler to hear of tasks; set schedulers"))
 	}
 	if n.Store.MaxBytes < 0 || n.Store.MaxPercent < 0 || n.Store.MaxPercent > 100 {

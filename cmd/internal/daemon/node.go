@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -83,7 +84,7 @@ func (n *node) open(ctx context.Context) error {
 	if n.adminListener, err = listen(ctx, "admin.listen", n.cfg.Admin.Listen); err != nil {
 		return err
 	}
-	if len(n.cfg.Schedulers) > 0 { // a lone host has nobody to serve
+	if len(n.cfg.Schedulers)+len(n.cfg.Peers) > 0 { // a lone host has nobody to serve
 		if n.pieceListener, err = listen(ctx, "peer.listen", n.cfg.Peer.Listen); err != nil {
 			return err
 		}
@@ -146,7 +147,15 @@ func (n *node) build() error {
 	for _, u := range n.cfg.Schedulers {
 		schedulers = append(schedulers, api.NewClient(u, n.token, api.WithTLS(clientTLS(n.identity, identity.Scheduler))))
 	}
-	n.peer, err = peer.New(peer.Config{Host: api.Host{ID: n.cfg.Name, Addr: n.cfg.Peer.Advertise, Zone: n.cfg.Peer.Zone,
+	id := n.cfg.Name
+	if len(n.cfg.Peers) > 0 && !slices.Contains(n.cfg.Peers, n.cfg.Peer.Advertise) {
+		n.log.Warn("this node is not in peers under the address it tells, so that others read the origin besides it; add it there, or set peer.advertise",
+			"advertise", n.cfg.Peer.Advertise)
+	}
+	if len(n.cfg.Peers) > 0 {
+		id = n.cfg.Peer.Advertise // what the others' list calls it
+	}
+	n.peer, err = peer.New(peer.Config{Peers: n.cfg.Peers, Host: api.Host{ID: id, Addr: n.cfg.Peer.Advertise, Zone: n.cfg.Peer.Zone,
 		Rack: n.cfg.Peer.Rack, Seed: n.cfg.Seed}, Log: n.component("peer"), Registerer: n.admin.registry}, n.store, n.wire, n.origin, schedulers)
 	if err != nil {
 		return err
@@ -252,13 +261,13 @@ func advertised(ctx context.Context, cfg config.Node, bound net.Addr) (string, e
 	if ip := net.ParseIP(host); ip != nil && !ip.IsUnspecified() {
 		return bound.String(), nil
 	}
-	u, err := url.Parse(cfg.Schedulers[0])
+	other, err := anotherHost(cfg)
 	if err != nil {
-		return "", fmt.Errorf("schedulers: %w", err)
+		return "", err
 	}
-	conn, err := new(net.Dialer).DialContext(ctx, "udp", net.JoinHostPort(u.Hostname(), "9")) // sends nothing, only chooses a route
+	conn, err := new(net.Dialer).DialContext(ctx, "udp", net.JoinHostPort(other, "9")) // sends nothing, only chooses a route
 	if err != nil {
-		return "", fmt.Errorf("no route to scheduler %s: %w; set peer.advertise", cfg.Schedulers[0], err)
+		return "", fmt.Errorf("no route to %s: %w; set peer.advertise", other, err)
 	}
 	defer conn.Close()
 	local, _, err := net.SplitHostPort(conn.LocalAddr().String())
@@ -266,6 +275,19 @@ func advertised(ctx context.Context, cfg config.Node, bound net.Addr) (string, e
 		return "", err
 	}
 	return net.JoinHostPort(local, port), nil
+}
+
+// anotherHost returns the name or address of a host of the cluster, the first scheduler or the first peer.
+func anotherHost(cfg config.Node) (string, error) {
+	if len(cfg.Schedulers) == 0 {
+		host, _, err := net.SplitHostPort(cfg.Peers[0])
+		return host, err
+	}
+	u, err := url.Parse(cfg.Schedulers[0])
+	if err != nil {
+		return "", fmt.Errorf("schedulers: %w", err)
+	}
+	return u.Hostname(), nil
 }
 
 // blobs lets the mirror open blobs of the peer.
