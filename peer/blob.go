@@ -19,11 +19,11 @@ var ErrClosed = errors.New("peer is not running")
 // Blob names a blob, or what a URL had at one time, and where its bytes are to be had when no peer holds them.
 type Blob struct {
 	// Digest is the blob's digest, whatever it is read from, or the identity that piece.URLID gives what a URL had and no digest tells.
-	Digest digest.Digest
-	Size   int64 // bytes
-	Origin Origin
+	Digest digest.Digest `json:"digest"`
+	Size   int64         `json:"size"` // bytes
+	Origin Origin        `json:"origin"`
 	// Access is how a reader of this host reads a URL. It never leaves the host.
-	Access Access
+	Access Access `json:"-"`
 }
 
 // Origin is a place in a registry, or a URL. It is told to other hosts. Without either only hosts with an Access read the origin.

@@ -112,6 +112,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			pushCommand(),
 			pullCommand(),
 			getCommand(),
+			preheatCommand(),
 			statusCommand(),
 			nodeCommand(),
 			schedulerCommand(),

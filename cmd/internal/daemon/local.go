@@ -10,8 +10,9 @@ import (
 
 // registerLocal adds what users of this machine may ask of the node.
 func (n *node) registerLocal(mux *http.ServeMux) {
-	mux.Handle("POST /v1/content", local.Guard(local.Content(local.ContentConfig{Probe: n.origin.Probe, Open: n.openContent,
-		Log: n.component("local")})))
+	content := local.ContentConfig{Probe: n.origin.Probe, Open: n.openContent, Log: n.component("local")}
+	mux.Handle("POST /v1/content", local.Guard(local.Content(content)))
+	mux.Handle("POST /v1/preheat", local.Guard(local.Preheat(local.PreheatConfig{Content: content, Seeds: n.allSeeds, Preheat: n.peer.Preheat})))
 	mux.Handle("GET /v1/status", local.Guard(local.ServeStatus(n.status)))
 	mux.Handle("/v2/", local.Guard(n.mirror))
 }
@@ -31,4 +32,13 @@ func (n *node) status(ctx context.Context) local.Status {
 	// Lists are never null, so that scripts can walk them.
 	s.Schedulers, s.Peers, s.Tasks = append([]peer.LinkStatus{}, s.Schedulers...), append([]string{}, s.Peers...), append([]peer.TaskStatus{}, s.Tasks...)
 	return s
+}
+
+// allSeeds returns the piece servers of the seeds, with this node's own if it is one.
+func (n *node) allSeeds() []string {
+	seeds := n.peer.Seeds()
+	if n.cfg.Seed {
+		seeds = append(seeds, n.cfg.Peer.Advertise)
+	}
+	return seeds
 }
