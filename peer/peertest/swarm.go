@@ -243,7 +243,7 @@ func (s *Swarm) Listed(n int, options ...Option) []*Host {
 	var listeners []net.Listener
 	var addrs []string
 	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		l, err := new(net.ListenConfig).Listen(s.t.Context(), "tcp", "127.0.0.1:0")
 		if err != nil {
 			s.t.Fatal(err)
 		}
@@ -268,6 +268,20 @@ func SelfAfter(d time.Duration) Option { return func(c *hostConfig) { c.peer.Sel
 // Wrap puts a handler around what the host serves to others.
 func Wrap(f func(http.Handler) http.Handler) Option { return func(c *hostConfig) { c.wrap = f } }
 
+// place settles the host's id and address, and returns the latter.
+func (c *hostConfig) place(web *httptest.Server, id string) string {
+	if c.on != nil {
+		_ = web.Listener.Close() // unused
+		web.Listener = c.on
+	}
+	addr := web.Listener.Addr().String()
+	if len(c.peer.Peers) > 0 {
+		id = addr
+	}
+	c.peer.Host.ID, c.peer.Host.Addr = id, addr
+	return addr
+}
+
 // Host starts a peer and waits until it has a session.
 func (s *Swarm) Host(options ...Option) *Host {
 	s.t.Helper()
@@ -290,15 +304,7 @@ func (s *Swarm) Host(options ...Option) *Host {
 	must(err)
 	handler := http.NotFoundHandler()
 	web := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { handler.ServeHTTP(w, r) }))
-	if c.on != nil {
-		_ = web.Listener.Close() // unused
-		web.Listener = c.on
-	}
-	h.Addr = web.Listener.Addr().String()
-	c.peer.Host.ID, c.peer.Host.Addr = fmt.Sprint("host-", s.hosts), h.Addr
-	if len(c.peer.Peers) > 0 {
-		c.peer.Host.ID = h.Addr
-	}
+	h.Addr = c.place(web, fmt.Sprint("host-", s.hosts))
 	c.peer.Registerer = h.registry
 	var schedulers []*api.Client
 	if !c.lone {

@@ -14,13 +14,14 @@ import (
 // blob can have such a name.
 const urlKind = "url"
 
-// Everything the cluster shares has an identity, written like a digest. There are two kinds:
+// URLID returns the identity of what a URL had at one time. Everything the cluster shares has an identity, written like a digest. There
+// are two kinds:
 //
 //	sha256:HEX   a blob: the digest of its bytes, which anybody can check
-//	url:HEX      what a URL had at one time: SHA-256 over its name, its validator and its size. It says which bytes are meant and
-//	             nothing of what they are: they are right by the word of who read them from the origin in one go
+//	url:HEX      what a URL had: SHA-256 over its name, its validator and its size. It says which bytes are meant and nothing of what
+//	             they are: they are right by the word of who read them from the origin in one go
 //
-// URLID returns the second kind. name is the URL as all hosts write it, validator the origin's ETag or Last-Modified, size the
+// name is the URL as all hosts write it, validator the origin's ETag or Last-Modified, size the
 // number of bytes.
 func URLID(name, validator string, size int64) digest.Digest {
 	// Quoted strings and a number on lines of their own: no two different lists give the same text.

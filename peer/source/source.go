@@ -310,7 +310,7 @@ func (r *reader) readUnknown(p []byte) (int, error) {
 	n, err := r.body.Read(p)
 	r.watchdog.Stop()
 	r.source.metrics.fetched.Add(float64(n))
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = fmt.Errorf("%s: %w", r.request, r.cause(err))
 	}
 	return n, err

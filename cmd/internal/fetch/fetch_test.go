@@ -433,9 +433,9 @@ func TestOutputThatCannotBeWrittenIsRefusedBeforeAnythingIsFetched(t *testing.T)
 	if info, err := os.Stat(os.DevNull); err != nil || info.Mode().IsRegular() {
 		t.Fatal("the device was replaced by a file")
 	}
-	real := filepath.Join(dir, "real")
+	behind := filepath.Join(dir, "real")
 	link := filepath.Join(dir, "link")
-	if err := errors.Join(os.WriteFile(real, nil, 0o600), os.Symlink(real, link)); err != nil {
+	if err := errors.Join(os.WriteFile(behind, nil, 0o600), os.Symlink(behind, link)); err != nil {
 		t.Fatal(err)
 	}
 	cfg.Output = link
@@ -445,7 +445,7 @@ func TestOutputThatCannotBeWrittenIsRefusedBeforeAnythingIsFetched(t *testing.T)
 	if info, err := os.Lstat(link); err != nil || info.Mode().Type() != os.ModeSymlink {
 		t.Error("the link was replaced")
 	}
-	if got, err := os.ReadFile(real); err != nil || !bytes.Equal(got, w.data) {
+	if got, err := os.ReadFile(behind); err != nil || !bytes.Equal(got, w.data) {
 		t.Errorf("behind the link: %d bytes, %v", len(got), err)
 	}
 }

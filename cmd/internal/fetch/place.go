@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -167,7 +166,7 @@ func (cfg Config) places() (node, origin place, err error) {
 		return nil, nil, err
 	}
 	if cfg.Node != nil {
-		node = &nodeURL{cfg.Node, local.ContentRequest{URL: link.URL, Header: http.Header(link.Header), Digest: cfg.Digest, Ignore: cfg.Ignore,
+		node = &nodeURL{cfg.Node, local.ContentRequest{URL: link.URL, Header: link.Header, Digest: cfg.Digest, Ignore: cfg.Ignore,
 			Share: cfg.Share}}
 	}
 	return node, &originURL{cfg.Origin, link, cfg.Digest}, nil
