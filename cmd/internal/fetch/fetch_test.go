@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -130,6 +132,67 @@ func node(t *testing.T, h *peertest.Host) *local.Client {
 	c := local.NewClient(api.Listener.Addr().String())
 	t.Cleanup(func() { c.Close(); api.CloseClientConnections(); api.Close() })
 	return c
+}
+
+// dying is a node that ends after n bytes of content and then answers nothing more than what a content is.
+func dying(t *testing.T, h *peertest.Host, n int) *local.Client {
+	t.Helper()
+	origin := newSource(t)
+	inner := local.Content(local.ContentConfig{Probe: origin.Probe,
+		Open: func(ctx context.Context, b peer.Blob) (local.Blob, error) { return h.Open(ctx, b, "") }})
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		inner.ServeHTTP(&abort{ResponseWriter: w, left: &n}, r)
+	}))
+	api.Config.ErrorLog = log.New(io.Discard, "", 0)
+	c := local.NewClient(api.Listener.Addr().String())
+	t.Cleanup(func() { c.Close(); api.CloseClientConnections(); api.Close() })
+	return c
+}
+
+// abort breaks the connection when there is no byte left to give.
+type abort struct {
+	http.ResponseWriter
+	left *int
+}
+
+func (a *abort) Write(p []byte) (int, error) {
+	if *a.left -= len(p); *a.left < 0 {
+		panic(http.ErrAbortHandler)
+	}
+	return a.ResponseWriter.Write(p)
+}
+
+func TestNodeThatDiesMeanwhileIsReplacedByTheOrigin(t *testing.T) {
+	for _, known := range []bool{false, true} {
+		w := newSite(t, 3*mib)
+		cfg := w.config(t)
+		if known {
+			cfg.Digest = digest.FromBytes(w.data)
+		}
+		cfg.Node = dying(t, peertest.NewSwarm(t).Host(peertest.Lone), mib)
+		if r := get(t, cfg, w.data); r.Bytes.Node == 0 || r.Bytes.Origin == 0 {
+			t.Errorf("%+v", r.Bytes)
+		}
+		cfg = w.config(t)
+		cfg.Node, cfg.NoFallback = dying(t, peertest.NewSwarm(t).Host(peertest.Lone), mib), true
+		if _, err := fetch.Run(t.Context(), cfg); !errors.Is(err, fetch.ErrFallback) {
+			t.Errorf("with --no-fallback: %v", err)
+		}
+		if names := folder(t, cfg); len(names) != 1 || !strings.HasSuffix(names[0], ".shoal-part") {
+			t.Errorf("nothing is kept for the next call: %v", names)
+		}
+	}
+}
+
+func FuzzParseTarget(f *testing.F) {
+	f.Add("https://h/a?x#y")
+	f.Add("oci://r/a@" + digest.FromString("x").String())
+	f.Fuzz(func(t *testing.T, s string) {
+		target, err := fetch.ParseTarget(s)
+		if err == nil && target.URL == "" && (target.Blob.Repository == "" || target.Blob.Digest.Validate() != nil) {
+			t.Fatalf("%q is %+v", s, target)
+		}
+	})
 }
 
 func newSource(t *testing.T) *source.Source {
