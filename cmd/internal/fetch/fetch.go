@@ -81,6 +81,7 @@ type Result struct {
 	Size     int64         `json:"size"`               // of the bytes that were written
 	Total    int64         `json:"total"`              // of all that the target has
 	Verified bool          `json:"verified"`           // the digest was known before
+	Stale    string        `json:"stale,omitempty"`    // the origin was down; it had this at that time
 	Bytes    Bytes         `json:"bytes"`
 	Seconds  float64       `json:"seconds"`
 }
@@ -163,7 +164,7 @@ func (f *fetcher) once(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	f.result.Identity, f.result.Total, f.result.Bytes = c.id, c.size, Bytes{Kept: out.have}
+	f.result.Identity, f.result.Total, f.result.Stale, f.result.Bytes = c.id, c.size, c.stale, Bytes{Kept: out.have}
 	f.plan(s, out.have)
 	err = f.transfer(ctx, c, s, out, from)
 	if err == nil && (s.length < 0 || s.length == c.size) {
@@ -207,6 +208,9 @@ func (f *fetcher) head(ctx context.Context) (content, place, error) {
 	if f.node != nil {
 		c, err := f.node.head(ctx)
 		if err == nil {
+			if c.stale != "" {
+				f.Log.Warn("the origin is down; this is what it had", "at", c.stale)
+			}
 			return c, f.node, nil
 		}
 		if err := f.mayFallBack(ctx, err); err != nil {

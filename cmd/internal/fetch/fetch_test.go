@@ -345,6 +345,36 @@ func TestNobodyReadsFromTheClusterWhatTheOriginRefusesThem(t *testing.T) {
 	}
 }
 
+func TestOriginThatIsDownIsBelievedOfWhatTakesNoSecret(t *testing.T) {
+	for name, c := range map[string]struct {
+		header http.Header
+		status int
+		ok     bool
+	}{"public, down": {nil, 503, true}, "public, gone": {nil, 404, false}, "public, refused": {nil, 403, false},
+		"with a secret": {http.Header{"X-Key": {"k"}}, 503, false}} {
+		t.Run(name, func(t *testing.T) {
+			s, w := peertest.NewSwarm(t), newSite(t, mib)
+			cfg := w.config(t)
+			cfg.Node, cfg.Header, cfg.NoFallback = node(t, s.Host(peertest.Lone)), c.header, true
+			if r := get(t, cfg, w.data); r.Stale != "" {
+				t.Errorf("stale since %s", r.Stale)
+			}
+			w.set(func() { w.status = c.status })
+			again := w.config(t)
+			again.Node, again.Header, again.NoFallback = cfg.Node, c.header, true
+			r, err := fetch.Run(t.Context(), again)
+			if (err == nil) != c.ok || c.ok && r.Stale == "" {
+				t.Errorf("%+v, error %v", r, err)
+			}
+			if w.set(func() { w.status = 503 }); !c.ok { // a refusal is not forgotten while the origin is down
+				if r, err := fetch.Run(t.Context(), again); err == nil {
+					t.Errorf("%+v", r)
+				}
+			}
+		})
+	}
+}
+
 func TestDownloadThatBreaksGoesOnWhereItWas(t *testing.T) {
 	w := newSite(t, 3*mib)
 	w.cut, w.cuts = mib, originTries
@@ -357,15 +387,16 @@ func TestDownloadThatBreaksGoesOnWhereItWas(t *testing.T) {
 	w.set(func() { w.cuts, w.sent = 0, 0 })
 
 	again := w.config(t)
-	w.set(func() { w.cut, w.cuts = mib, 1 })
 	ctx, cancel := context.WithCancel(t.Context())
-	w.set(func() { w.after = cancel })
+	again.Progress = ending{cancel}
+	w.set(func() { w.cut, w.cuts = mib, 1 })
 	if _, err := fetch.Run(ctx, again); err == nil {
 		t.Fatal("no error from a call that was ended")
 	}
 	if _, err := os.Stat(again.Output); err == nil {
 		t.Error("an incomplete file has its name")
 	}
+	again.Progress = nil
 	w.set(func() { w.sent = 0 })
 	if r := get(t, again, w.data); r.Bytes.Kept == 0 || w.sent > int64(len(w.data))-r.Bytes.Kept+100 {
 		t.Errorf("%+v, sent %d", r.Bytes, w.sent)
@@ -373,6 +404,17 @@ func TestDownloadThatBreaksGoesOnWhereItWas(t *testing.T) {
 }
 
 const originTries = 5
+
+// ending ends a call when its first bytes have come.
+type ending struct{ end func() }
+
+func (ending) Step(string) {}
+func (ending) Plan(int64)  {}
+func (e ending) Done(n int64) {
+	if n > 0 {
+		e.end()
+	}
+}
 
 func TestContentThatChangesMeanwhileIsNeverMixed(t *testing.T) {
 	change := func(w *site) {

@@ -19,6 +19,7 @@ type content struct {
 	id        digest.Digest // empty when nothing would tell it from another one
 	size      int64         // bytes; negative when it is not known
 	validator source.Validator
+	stale     string // since when the origin has not been asked, because it is down
 }
 
 // place is somewhere content can be read: the node or the origin.
@@ -81,7 +82,7 @@ func (p *nodeURL) head(ctx context.Context) (content, error) {
 	if err != nil {
 		return content{}, err
 	}
-	return content{id: s.Identity, size: s.Size, validator: s.Validator}, nil
+	return content{id: s.Identity, size: s.Size, validator: s.Validator, stale: s.Stale}, nil
 }
 
 func (p *nodeURL) open(ctx context.Context, c content, s span) (io.ReadCloser, error) {

@@ -50,6 +50,7 @@ type Stream struct {
 	Identity  digest.Digest
 	Size      int64 // of the whole content, in bytes
 	Validator source.Validator
+	Stale     string        // since when the origin's word is believed, which is down now; empty when it is not
 	Body      io.ReadCloser // nil after a request with Head
 }
 
@@ -62,7 +63,7 @@ func (c *Client) Content(ctx context.Context, req ContentRequest) (*Stream, erro
 		cancel(nil)
 		return nil, err
 	}
-	s := &Stream{Identity: digest.Digest(resp.Header.Get(identityHeader)),
+	s := &Stream{Identity: digest.Digest(resp.Header.Get(identityHeader)), Stale: resp.Header.Get(staleHeader),
 		Validator: source.Validator{ETag: resp.Header.Get("ETag"), Modified: resp.Header.Get("Last-Modified")}}
 	s.Size, err = strconv.ParseInt(resp.Header.Get(sizeHeader), 10, 64)
 	if err != nil || s.Identity == "" {

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -24,6 +25,7 @@ import (
 const (
 	identityHeader = "Shoal-Identity"
 	sizeHeader     = "Shoal-Size"
+	staleHeader    = "Shoal-Stale" // since when the origin's word is believed, which is down now
 )
 
 // maxRequest bounds the body of a request, in bytes.
@@ -64,6 +66,8 @@ type ContentConfig struct {
 	Open func(context.Context, peer.Blob) (Blob, error)
 	// FirstByte is how long the first bytes may take before the caller is sent to the origin. Default 15 s.
 	FirstByte time.Duration
+	// StaleFor is how long what a URL had, that takes no secret, is believed while its host is down. Default 24 h.
+	StaleFor time.Duration
 	// Stall is how long a stream may stand still before it ends. Default 10 s.
 	Stall time.Duration
 	// Log is where failures are reported; nil discards.
@@ -74,10 +78,46 @@ type ContentConfig struct {
 func Content(cfg ContentConfig) http.Handler {
 	cfg.FirstByte, cfg.Stall = cmp.Or(cfg.FirstByte, 15*time.Second), cmp.Or(cfg.Stall, 10*time.Second)
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
-	return &contents{cfg}
+	cfg.StaleFor = cmp.Or(cfg.StaleFor, 24*time.Hour)
+	return &contents{cfg: cfg, seen: map[string]seen{}}
 }
 
-type contents struct{ cfg ContentConfig }
+type contents struct {
+	cfg ContentConfig
+
+	mu   sync.Mutex // guards seen
+	seen map[string]seen
+}
+
+// seen is what a URL had, by its name.
+type seen struct {
+	info source.Info
+	at   time.Time
+}
+
+// maxSeen bounds how many URLs are remembered.
+const maxSeen = 4096
+
+// probe asks the origin what a URL has. While it is down, its last word is believed of what takes no secret; since says then of when
+// that is.
+func (h *contents) probe(ctx context.Context, link source.Link) (info source.Info, since time.Time, err error) {
+	info, err = h.cfg.Probe(ctx, source.Web{URL: link.URL, Header: link.Header})
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch old, ok := h.seen[link.Name]; {
+	case link.Private():
+	case err == nil:
+		if len(h.seen) >= maxSeen {
+			clear(h.seen) // rare, and only matters while an origin is down
+		}
+		h.seen[link.Name] = seen{info, time.Now()}
+	case !errors.Is(err, piece.ErrTransient) || ctx.Err() != nil:
+		delete(h.seen, link.Name) // it is refused or gone: no more of it, whatever comes
+	case ok && time.Since(old.at) < h.cfg.StaleFor:
+		return old.info, old.at, nil
+	}
+	return info, time.Time{}, err
+}
 
 // ServeHTTP implements http.Handler.
 func (h *contents) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -86,7 +126,7 @@ func (h *contents) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, &Error{CodeBad, "request: " + err.Error()})
 		return
 	}
-	c, err := h.resolve(r.Context(), req)
+	c, since, err := h.resolve(r.Context(), req)
 	if err != nil {
 		refuseError(w, err)
 		return
@@ -97,6 +137,10 @@ func (h *contents) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set(identityHeader, c.Digest.String())
+	if !since.IsZero() {
+		h.cfg.Log.Warn("the origin is down, its last word is believed", "digest", c.Digest)
+		w.Header().Set(staleHeader, since.UTC().Format(time.RFC3339))
+	}
 	w.Header().Set(sizeHeader, strconv.FormatInt(c.Size, 10))
 	v := c.Access.Validator
 	if v.ETag != "" {
@@ -116,23 +160,22 @@ func (h *contents) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 type span struct{ off, length int64 }
 
 // resolve asks the origin what the URL has, and with that whether the caller may read it, and names it.
-func (h *contents) resolve(ctx context.Context, req ContentRequest) (peer.Blob, error) {
+func (h *contents) resolve(ctx context.Context, req ContentRequest) (b peer.Blob, since time.Time, err error) {
 	link, err := source.ParseLink(req.URL, req.Ignore, req.Header)
 	if err != nil {
-		return peer.Blob{}, &Error{CodeBad, err.Error()}
+		return b, since, &Error{CodeBad, err.Error()}
 	}
-	info, err := h.cfg.Probe(ctx, source.Web{URL: link.URL, Header: link.Header})
+	info, since, err := h.probe(ctx, link)
 	if err != nil {
-		return peer.Blob{}, err
+		return b, since, err
 	}
-	b, err := Name(link, info, req.Digest, req.Share)
-	if err != nil {
-		return b, err
+	if b, err = Name(link, info, req.Digest, req.Share); err != nil {
+		return b, since, err
 	}
 	if req.Identity != "" && req.Identity != b.Digest {
-		return b, &Error{CodeChanged, "the content changed at the origin: it has " + info.Validator.String()}
+		return b, since, &Error{CodeChanged, "the content changed at the origin: it has " + info.Validator.String()}
 	}
-	return b, nil
+	return b, since, nil
 }
 
 // Name gives what a URL has the identity by which the cluster shares it, or says why it must not be shared.

@@ -86,7 +86,7 @@ type heating struct {
 func (cfg PreheatConfig) prepare(ctx context.Context, req PreheatRequest) (*heating, error) {
 	h := &heating{cfg: cfg, patience: max(req.Patience, time.Second), blobs: req.Blobs}
 	if req.Content != nil {
-		b, err := (&contents{cfg.Content}).resolve(ctx, *req.Content)
+		b, _, err := (&contents{cfg: cfg.Content, seen: map[string]seen{}}).resolve(ctx, *req.Content)
 		if err != nil {
 			return nil, err
 		}
