@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -31,6 +32,8 @@ type website struct {
 	swapAt   int64 // after so many bytes of one answer the file becomes another one
 	swapTo   []byte
 	refusals int
+	cutAt    int64    // after so many bytes the next answer breaks off
+	ranges   []string // that were asked for
 }
 
 func newWebsite(t *testing.T, size int) *website {
@@ -43,6 +46,7 @@ func newWebsite(t *testing.T, size int) *website {
 
 func (s *website) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
+	s.ranges = append(s.ranges, r.Header.Get("Range"))
 	data, etag, denied := s.data, s.etag, s.secret != "" && r.Header.Get("Authorization") != s.secret
 	if denied {
 		s.refusals++
@@ -71,6 +75,10 @@ func (c *counted) Write(p []byte) (int, error) {
 	s.sent += int64(n)
 	if c.n += int64(n); s.swapAt > 0 && c.n >= s.swapAt {
 		s.data, s.etag, s.swapAt = s.swapTo, `"two"`, 0
+	}
+	if s.cutAt > 0 && c.n >= s.cutAt {
+		s.cutAt = 0
+		return n, errors.New("cut")
 	}
 	return n, err
 }
@@ -156,6 +164,22 @@ func TestURLThatChangesMeanwhileReachesNobodyAsAWhole(t *testing.T) {
 	now := site.data
 	site.mu.Unlock()
 	readAll(t, site.blob(t, nil), now, h)
+}
+
+func TestURLThatBreaksOffIsGoneOnWithOnlyWhereThatIsSafe(t *testing.T) {
+	for etag, resumed := range map[string]bool{`"one"`: true, `W/"one"`: false} {
+		t.Run(etag, func(t *testing.T) {
+			s, site := peertest.NewSwarm(t), newWebsite(t, 3*mib)
+			site.etag, site.cutAt = etag, mib
+			readAll(t, site.blob(t, nil), site.data, s.Host(peertest.Lone))
+			site.mu.Lock()
+			defer site.mu.Unlock()
+			got := slices.ContainsFunc(site.ranges, func(r string) bool { return r != "" && r != "bytes=0-0" })
+			if got != resumed {
+				t.Errorf("asked for %q", site.ranges)
+			}
+		})
+	}
 }
 
 func TestURLOfKnownDigestIsCheckedByIt(t *testing.T) {

@@ -47,6 +47,10 @@ func validatorOf(h http.Header) Validator {
 // Strong reports whether two contents with this validator are the same byte by byte: an ETag that is not weak.
 func (v Validator) Strong() bool { return v.ETag != "" && !strings.HasPrefix(v.ETag, "W/") }
 
+// Resumable reports whether parts of two answers with this validator may be put together: an ETag that is not weak, or a time without
+// any ETag. A weak ETag stays the same when bytes change that the origin thinks of no weight.
+func (v Validator) Resumable() bool { return v.Strong() || v.ETag == "" && v.Modified != "" }
+
 // IsZero reports whether the origin tells nothing that would change with the content.
 func (v Validator) IsZero() bool { return v.key() == "" }
 

@@ -96,6 +96,9 @@ type Bytes struct {
 // ErrFallback means that the node could not and the origin was not to be asked.
 var ErrFallback = errors.New("not through the node, and --no-fallback forbids to ask the origin")
 
+// errAnew means that what there is cannot be gone on with.
+var errAnew = errors.New("it cannot be gone on with")
+
 // RequestError is a fault of what was asked for: an output that cannot be one, a part the content does not have.
 type RequestError struct{ err error }
 
@@ -135,9 +138,15 @@ func Run(ctx context.Context, cfg Config) (*Result, error) {
 	}
 	for i := 1; ; i++ {
 		err := f.once(ctx)
-		if errors.Is(err, source.ErrChanged) && cfg.Output != "" && i < changes {
-			cfg.Log.Warn("the content changed meanwhile, beginning anew", "target", f.result.Target)
-			continue
+		if cfg.Output != "" && i < changes && ctx.Err() == nil {
+			if errors.Is(err, source.ErrChanged) {
+				cfg.Log.Warn("the content changed meanwhile, beginning anew", "target", f.result.Target)
+				continue
+			}
+			if errors.Is(err, errAnew) {
+				cfg.Log.Warn("the download broke and the origin does not let it be gone on with, beginning anew", "target", f.result.Target)
+				continue
+			}
 		}
 		if err != nil {
 			return nil, err
@@ -171,8 +180,7 @@ func (f *fetcher) once(ctx context.Context) error {
 		err = f.verify(out)
 	}
 	if err != nil {
-		wrong := errors.Is(err, piece.ErrMismatch)
-		out.abandon(!wrong && c.id != "")
+		out.abandon(c.id != "" && !errors.Is(err, piece.ErrMismatch) && !errors.Is(err, errAnew))
 		return err
 	}
 	if err := out.commit(); err != nil {
@@ -315,14 +323,17 @@ func (f *fetcher) transfer(ctx context.Context, c content, s span, out *sink, fr
 				return err
 			}
 			from, failed = f.origin, 0
+			if out.have > 0 && !f.resumable(c) {
+				return fmt.Errorf("%w: %w", err, errAnew)
+			}
 			if s.length != c.size && f.known() != "" {
 				return fmt.Errorf("a part cannot be checked against the digest of the whole without a node: %w", piece.ErrDenied)
 			}
 			continue
+		case from == f.origin && out.have > 0 && (!f.resumable(c) || errors.Is(err, source.ErrRangeIgnored)):
+			return fmt.Errorf("%w: %w", err, errAnew)
 		case from == f.origin && (final || failed >= originTries):
 			return err
-		case out.have > before && (c.id == "" || c.size < 0):
-			return fmt.Errorf("%w; the origin tells nothing by which the rest could be known as of the same content", err)
 		}
 		select {
 		case <-time.After(pause):
@@ -332,6 +343,11 @@ func (f *fetcher) transfer(ctx context.Context, c content, s span, out *sink, fr
 		pause *= 2
 	}
 	return nil
+}
+
+// resumable reports whether parts from different answers of the origin may be put together.
+func (f *fetcher) resumable(c content) bool {
+	return c.size >= 0 && (f.known() != "" || c.validator.Resumable())
 }
 
 func (f *fetcher) describe(from place) string {

@@ -81,6 +81,9 @@ func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case s.hidden:
 		_ = http.NewResponseController(w).Flush()
 		_, _ = out.Write(s.data)
+		if out.left == 0 {
+			panic(http.ErrAbortHandler) // a clean end would be the file's
+		}
 	case s.plain:
 		w.Header().Set("Content-Length", strconv.Itoa(len(s.data)))
 		_, _ = out.Write(s.data)
@@ -400,6 +403,28 @@ func TestDownloadThatBreaksGoesOnWhereItWas(t *testing.T) {
 	w.set(func() { w.sent = 0 })
 	if r := get(t, again, w.data); r.Bytes.Kept == 0 || w.sent > int64(len(w.data))-r.Bytes.Kept+100 {
 		t.Errorf("%+v, sent %d", r.Bytes, w.sent)
+	}
+}
+
+func TestDownloadThatCannotBeGoneOnWithIsBegunAnew(t *testing.T) {
+	for name, prepare := range map[string]func(*site){
+		"without ranges": func(s *site) { s.plain = true }, "weak etag": func(s *site) { s.etag = `W/"one"` },
+		"without a validator": func(s *site) { s.etag = "" }, "without a length": func(s *site) { s.hidden = true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newSite(t, 3*mib)
+			prepare(w)
+			cfg := w.config(t)
+			w.cut, w.cuts = mib, 1
+			if r := get(t, cfg, w.data); r.Bytes.Kept != 0 || r.Bytes.Origin != int64(len(w.data)) {
+				t.Errorf("%+v", r.Bytes)
+			}
+			w.set(func() { w.cut, w.cuts = mib, 1 })
+			cfg.Stdout, cfg.Output = &bytes.Buffer{}, ""
+			if _, err := fetch.Run(t.Context(), cfg); err == nil {
+				t.Error("a stream went on with something else")
+			}
+		})
 	}
 }
 

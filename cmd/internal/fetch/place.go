@@ -118,7 +118,7 @@ func (p *originURL) head(ctx context.Context) (content, error) {
 		return content{}, err
 	}
 	c := content{id: p.digest, size: info.Size, validator: info.Validator}
-	if c.id == "" && info.Size >= 0 && !info.Validator.IsZero() {
+	if c.id == "" && info.Size >= 0 && info.Validator.Resumable() {
 		b, _ := local.Name(p.link, info, "", false) // whether it may be shared is of no interest here
 		c.id = b.Digest
 	}
