@@ -23,12 +23,12 @@ import (
 func (t *task) start(ctx context.Context, r dispatch.Request) {
 	if r.Parent == "" {
 		leased := t.session != nil && !t.lastResort
-		authorization := t.authorization
+		from, authorization, err := t.blob.at(t.authorization)
 		if !leased {
 			t.peer.metrics.selfReads.Inc()
 		}
-		checks := t.checks(r.Run)
-		t.workers.Go(func() { t.readSource(ctx, r, reading{checks, authorization, leased}) })
+		how := reading{t.checks(r.Run), origin{from, authorization, err}, leased}
+		t.workers.Go(func() { t.readSource(ctx, r, how) })
 		return
 	}
 	check, ok := t.verifier(r.Run.First)
@@ -94,6 +94,7 @@ func (t *task) readParent(ctx context.Context, r dispatch.Request, check func([]
 			t.storeFailed(storeErr)
 		case outcome == dispatch.OK:
 			t.peer.metrics.fromPeer.Add(float64(length))
+			t.given[r.Parent] += length
 			t.planner.Done(time.Now(), r, outcome)
 			t.got(i)
 			t.lastResort = false // others move again
@@ -150,11 +151,18 @@ func failureOf(err error) string {
 	}
 }
 
+// origin is where to read, or why this host must not.
+type origin struct {
+	blob          source.Blob
+	authorization string
+	err           error
+}
+
 // reading says how a run of pieces is read from the origin.
 type reading struct {
-	checks        []check // of the run's pieces; nil when not all digests are known, and the blob has to be read as a whole
-	authorization string
-	leased        bool
+	checks []check // of the run's pieces; nil when not all digests are known, and the blob has to be read as a whole
+	origin origin
+	leased bool
 }
 
 // check verifies a piece and returns the digests of its groups.
@@ -183,7 +191,7 @@ func (t *task) readSource(ctx context.Context, r dispatch.Request, how reading) 
 	if how.checks != nil {
 		err = t.readRun(ctx, r.Run, how)
 	} else {
-		err = t.readWhole(ctx, how.authorization)
+		err = t.readWhole(ctx, how.origin)
 	}
 	if errors.Is(err, piece.ErrMismatch) {
 		t.peer.metrics.corruptSource.Inc()
@@ -220,7 +228,7 @@ func (t *task) readRun(ctx context.Context, run dispatch.Run, how reading) error
 	l := t.st.Layout()
 	off, _ := l.Range(run.First)
 	last, length := l.Range(run.End - 1)
-	body, err := t.fetch(ctx, off, last+length-off, how.authorization)
+	body, err := t.fetch(ctx, off, last+length-off, how.origin)
 	if err != nil {
 		return err
 	}
@@ -234,22 +242,27 @@ func (t *task) readRun(ctx context.Context, run dispatch.Run, how reading) error
 }
 
 // readWhole reads a blob without a chunk map in order. Every piece but the last is stored as it comes, which is all that can be said of
-// it; the last one, and with it the blob, only when the digest of the whole was right.
-func (t *task) readWhole(ctx context.Context, authorization string) error {
-	if t.blob.Digest.Algorithm() != digest.SHA256 {
+// it; the last one, and with it the blob, only when the digest of the whole was right. What a URL had has no such digest: there the
+// source lets out the last byte only when the origin still had the same content at the end.
+func (t *task) readWhole(ctx context.Context, o origin) error {
+	hashed := !piece.IsURL(t.blob.Digest)
+	if hashed && t.blob.Digest.Algorithm() != digest.SHA256 {
 		return fmt.Errorf("blob %s: only sha256 digests can be verified here: %w", t.blob.Digest, piece.ErrAbsent)
 	}
 	l := t.st.Layout()
-	body, err := t.fetch(ctx, 0, l.Size, authorization)
+	body, err := t.fetch(ctx, 0, l.Size, o)
 	if err != nil {
+		t.dropIfWrong(err)
 		return err
 	}
 	defer body.Close()
 	h := sha256.New()
 	for i := range piece.Index(l.Count()) {
 		err := t.readPiece(body, i, func(data []byte) ([]piece.Digest, error) {
-			_, _ = h.Write(data) // a hash never fails to write
-			if int(i) == l.Count()-1 {
+			if hashed {
+				_, _ = h.Write(data) // a hash never fails to write
+			}
+			if hashed && int(i) == l.Count()-1 {
 				if err := verifyBlob(t.blob.Digest, digest.NewDigestFromBytes(digest.SHA256, h.Sum(nil))); err != nil {
 					return nil, err
 				}
@@ -263,14 +276,20 @@ func (t *task) readWhole(ctx context.Context, authorization string) error {
 			})
 			return groups, nil
 		})
-		if errors.Is(err, piece.ErrMismatch) {
-			t.post(func() { t.drop(err) }) // what came before is as wrong; nothing of it may be read again
-		}
 		if err != nil {
+			t.dropIfWrong(err)
 			return err
 		}
 	}
 	return nil
+}
+
+// dropIfWrong drops all of a blob without chunk map when a part of it was wrong: what came before is as wrong, and nothing of it may be
+// read again.
+func (t *task) dropIfWrong(err error) {
+	if errors.Is(err, piece.ErrMismatch) {
+		t.post(func() { t.drop(err) })
+	}
 }
 
 // readPiece reads piece i from the body, has it verified, and stores it.
@@ -292,6 +311,7 @@ func (t *task) readPiece(body io.Reader, i piece.Index, verify func([]byte) ([]p
 	t.post(func() {
 		t.peer.metrics.fromSource.Add(float64(length))
 		t.reading = true
+		t.fromSource += length
 		t.got(i)
 	})
 	return nil
@@ -299,11 +319,16 @@ func (t *task) readPiece(body io.Reader, i piece.Index, verify func([]byte) ([]p
 
 // fetch opens a range at the origin. The stream keeps to the host's limits, and reports to the loop that bytes arrive, which keeps a
 // lease alive.
-func (t *task) fetch(ctx context.Context, off, length int64, authorization string) (io.ReadCloser, error) {
-	o := t.blob.Origin
-	from := source.Blob{Registry: o.Registry, Repository: o.Repository, Digest: t.blob.Digest, Size: t.blob.Size}
-	body, err := newSteady(ctx, func(ctx context.Context, off, length int64) (io.ReadCloser, error) {
-		return t.peer.source.Fetch(ctx, from, off, length, authorization)
+func (t *task) fetch(ctx context.Context, off, length int64, o origin) (io.ReadCloser, error) {
+	if o.err != nil {
+		return nil, o.err
+	}
+	body, err := newSteady(ctx, func(ctx context.Context, at, left int64) (io.ReadCloser, error) {
+		if w := o.blob.Web; at > off && w != nil && w.Confirm && !w.Validator.Resumable() {
+			// Nothing says that this would be the rest of what has come.
+			return nil, fmt.Errorf("broke off at byte %d, and cannot be gone on with: %w", at, source.ErrRangeIgnored)
+		}
+		return t.peer.source.Fetch(ctx, o.blob, at, left, o.authorization)
 	}, off, length)
 	if err != nil {
 		return nil, err

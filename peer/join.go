@@ -2,6 +2,8 @@ package peer
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"slices"
 	"time"
 
@@ -83,7 +85,7 @@ func (t *task) chooseMode(now time.Time) {
 		return
 	}
 	_, ok := t.substitute()
-	t.planner.Self(!ok || t.stands(now))
+	t.planner.Self(!ok || t.blob.Origin.none() || t.stands(now)) // no seed reads what takes a secret
 }
 
 // stands reports whether the task has had no piece for so long that a slow origin or parent is no excuse any more.
@@ -120,6 +122,7 @@ func (t *task) substitute() (api.Host, bool) {
 // stands in for it is asked too, which makes it fetch the blob.
 func (t *task) tend(ctx context.Context) {
 	wanted := map[dispatch.ParentID]bool{}
+	var asked dispatch.ParentID // to fetch
 	if t.planner.Missing() > 0 {
 		for _, h := range t.neighbours {
 			wanted[dispatch.ParentID(h.Addr)] = h.ID != t.peer.cfg.Host.ID
@@ -128,7 +131,8 @@ func (t *task) tend(ctx context.Context) {
 			wanted[id] = string(id) != t.peer.cfg.Host.Addr
 		}
 		if seed, ok := t.substitute(); ok && t.session == nil {
-			wanted[dispatch.ParentID(seed.Addr)] = true
+			asked = dispatch.ParentID(seed.Addr)
+			wanted[asked] = true
 		}
 	}
 	for id, stop := range t.watches {
@@ -144,7 +148,8 @@ func (t *task) tend(ctx context.Context) {
 		}
 		watchCtx, stop := context.WithCancel(ctx)
 		t.watches[id] = stop
-		t.workers.Go(func() { t.watch(watchCtx, id) })
+		spec := t.blob.ask(t.peer.cfg.Host.Addr, id == asked) // here, since a later reader may bring another origin
+		t.workers.Go(func() { t.watch(watchCtx, id, spec) })
 	}
 }
 
@@ -160,10 +165,10 @@ func (t *task) visited(addr string) {
 }
 
 // watch feeds the planner with what a parent holds until the parent falls silent or the task needs it no more.
-func (t *task) watch(ctx context.Context, id dispatch.ParentID) {
+func (t *task) watch(ctx context.Context, id dispatch.ParentID, spec json.RawMessage) {
 	for ctx.Err() == nil {
 		began := time.Now()
-		err := t.peer.wire.Watch(ctx, string(id), t.blob.Digest, t.blob.encodeFrom(t.peer.cfg.Host.Addr), func(h transfer.Have) error {
+		err := t.peer.wire.Watch(ctx, string(id), t.blob.Digest, spec, func(h transfer.Have) error {
 			t.post(func() { t.parentHas(id, h) })
 			return nil
 		})
@@ -175,7 +180,7 @@ func (t *task) watch(ctx context.Context, id dispatch.ParentID) {
 			t.planner.ParentReset(id)
 			delete(t.visitors, id)
 		})
-		if time.Since(began) < 5*time.Second {
+		if time.Since(began) < 5*time.Second && !errors.Is(err, piece.ErrAbsent) { // who says that has answered
 			t.peer.markUnreachable(string(id))
 		}
 		select {

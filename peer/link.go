@@ -96,8 +96,8 @@ func (p *Peer) announce(d digest.Digest) {
 // reads as one of them, or that had its own digest.
 func (p *Peer) join(blob Blob, b *store.Blob, sequential, wants bool) api.Event {
 	j := &api.Join{Task: blob.task(sequential), Have: runs(b.Have()), Wants: wants}
-	if blob.Origin.Registry == "" {
-		j.Task.Origin = nil
+	if blob.Origin.none() && !wants {
+		j.Task.Origin = nil // who only holds it leaves alone what others said
 	}
 	if p.cfg.Host.Seed && sequential && (wants || b.Vouched()) {
 		for i := range b.Have().All() {

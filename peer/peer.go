@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -46,6 +47,9 @@ type Source interface {
 type Config struct {
 	// Host is how this host announces itself to schedulers. ID and Addr are needed when there is any scheduler.
 	Host api.Host
+	// Peers are the addresses of the hosts of a cluster without a scheduler, HOST:PORT, the same list on each. Each is the seed of the
+	// blobs it wins by rendezvous, and believed as one. The host's ID has to be its address then, and there must be no scheduler.
+	Peers []string
 	// Dispatch tunes the planner of each task.
 	Dispatch dispatch.Config
 	// Grace is how long a download goes on after its last reader has left. Default 30 s.
@@ -97,14 +101,18 @@ type Peer struct {
 
 // New returns a peer over an open store. schedulers may be empty: then every task reads the origin itself.
 func New(cfg Config, st *store.Store, wire Wire, src Source, schedulers []*api.Client) (*Peer, error) {
-	if len(schedulers) > 0 && (cfg.Host.ID == "" || cfg.Host.Addr == "") {
-		return nil, errors.New("peer: with a scheduler the host needs an id and an address other hosts can reach")
+	if len(cfg.Peers) > 0 && (len(schedulers) > 0 || cfg.Host.ID != cfg.Host.Addr) {
+		return nil, errors.New("peer: with a list of peers there is no scheduler, and the host's id is its address")
+	}
+	if len(schedulers)+len(cfg.Peers) > 0 && (cfg.Host.ID == "" || cfg.Host.Addr == "") {
+		return nil, errors.New("peer: with a scheduler or a list of peers the host needs an id and an address other hosts can reach")
 	}
 	p := &Peer{cfg: cfg.withDefaults(), store: st, wire: wire, source: src, tasks: map[digest.Digest]*task{},
 		starts: make(chan *task), stopped: make(chan struct{}), silent: map[string]time.Time{}}
 	p.log = p.cfg.Log
 	p.metrics = newMetrics(cfg.Registerer)
 	p.maps = newMapCache()
+	p.seeds = listed(cfg)
 	for _, c := range schedulers {
 		p.links = append(p.links, &link{peer: p, client: c})
 	}
@@ -197,6 +205,18 @@ func (p *Peer) all() []*task {
 	out := make([]*task, 0, len(p.tasks))
 	for _, t := range p.tasks {
 		out = append(out, t)
+	}
+	return out
+}
+
+// listed returns the hosts of a cluster without a scheduler, this one included; none without a list.
+func listed(cfg Config) []api.Host {
+	var out []api.Host
+	for _, addr := range append(slices.Clone(cfg.Peers), cfg.Host.Addr) {
+		h := api.Host{ID: addr, Addr: addr, Seed: true}
+		if len(cfg.Peers) > 0 && !slices.Contains(out, h) {
+			out = append(out, h)
+		}
 	}
 	return out
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"time"
@@ -87,7 +88,8 @@ func (p *Peer) lost(d digest.Digest) {
 	}
 }
 
-// Watch implements transfer.Blobs. Who comes to watch is a neighbour from then on.
+// Watch implements transfer.Blobs. A seed that is asked for a blob it has not begins to fetch it, and so does any host that is told to. Who
+// comes to watch is a neighbour from then on.
 func (s Served) Watch(ctx context.Context, d digest.Digest, raw json.RawMessage) (transfer.Haves, error) {
 	haves, err := s.watch(ctx, d, raw)
 	if addr, ok := decodeVisitor(raw); ok && err == nil {
@@ -99,19 +101,23 @@ func (s Served) Watch(ctx context.Context, d digest.Digest, raw json.RawMessage)
 // watch begins to fetch a blob that a seed is asked for and has not.
 func (s Served) watch(ctx context.Context, d digest.Digest, raw json.RawMessage) (transfer.Haves, error) {
 	p := s.peer
+	fetch := p.cfg.Host.Seed || fetches(raw)
 	b, err := p.store.Get(d)
-	if err == nil && (b.Complete() || !p.cfg.Host.Seed || p.lookup(d) != nil) {
+	if err == nil && (b.Complete() || !fetch || p.lookup(d) != nil) {
 		return b, nil
 	}
 	if err == nil {
 		_ = b.Close() // a reference for reading: there is nothing to lose
 	}
-	if !p.cfg.Host.Seed {
+	if !fetch {
 		return nil, err
 	}
 	blob, err := decodeBlob(d.String(), raw)
 	if err != nil {
 		return nil, err
+	}
+	if blob.Origin.none() {
+		return nil, fmt.Errorf("%s, which only hosts with a reader of their own read: %w", d, piece.ErrAbsent)
 	}
 	r, err := p.Open(ctx, blob, "")
 	if err != nil {
@@ -148,6 +154,19 @@ func (p *Peer) isSeed(addr string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.ContainsFunc(p.seeds, func(h api.Host) bool { return h.Addr == addr })
+}
+
+// maxNeighbours is how many hosts of a list a task exchanges pieces with.
+const maxNeighbours = 16
+
+// neighbours draws hosts of the list.
+func (p *Peer) neighbours() []api.Host {
+	p.mu.Lock()
+	hosts := slices.Clone(p.seeds)
+	p.mu.Unlock()
+	hosts = slices.DeleteFunc(hosts, func(h api.Host) bool { return h.ID == p.cfg.Host.ID })
+	rand.Shuffle(len(hosts), func(i, j int) { hosts[i], hosts[j] = hosts[j], hosts[i] })
+	return hosts[:min(len(hosts), maxNeighbours)]
 }
 
 // Seeds returns the addresses of the other seeds the scheduler named last.

@@ -39,6 +39,7 @@ type task struct {
 	mailMu sync.Mutex // guards mail, ended
 	mail   []func()
 	ended  bool
+	ending chan struct{} // closed when no more mail is read
 	wake   chan struct{}
 
 	failMu sync.Mutex // guards failed, failCh
@@ -62,19 +63,21 @@ type task struct {
 	freshDigests  []api.PieceDigest
 	reading       bool // bytes arrived from the origin since the last report
 	reported      time.Time
-	moved         time.Time // when a piece came last, or somebody asked
-	left          time.Time // when a reference was given up last
-	asking        bool      // a seed is being asked for digests
-	lastResort    bool      // the origin is read without leases although a scheduler lives
-	hiccups       int       // of the origin since a piece came last
-	dropped       bool      // the store's blob is gone: a later reader needs a new task
-	unprepared    bool      // the blob was complete, and no more is: what it is verified against has to be learned
+	moved         time.Time                   // when a piece came last, or somebody asked
+	left          time.Time                   // when a reference was given up last
+	asking        bool                        // a seed is being asked for digests
+	lastResort    bool                        // the origin is read without leases although a scheduler lives
+	hiccups       int                         // of the origin since a piece came last
+	dropped       bool                        // the store's blob is gone: a later reader needs a new task
+	given         map[dispatch.ParentID]int64 // bytes by parent since the task began
+	fromSource    int64                       // bytes from the origin since then
+	unprepared    bool                        // the blob was complete, and no more is: what it is verified against has to be learned
 }
 
 func newTask(p *Peer, b Blob, authorization string) *task {
-	return &task{peer: p, blob: b, authorization: authorization, ready: make(chan struct{}), wake: make(chan struct{}, 1),
+	return &task{peer: p, blob: b, authorization: authorization, ready: make(chan struct{}), wake: make(chan struct{}, 1), ending: make(chan struct{}),
 		failCh: make(chan struct{}), readers: map[*Reader]dispatch.Run{}, watches: map[dispatch.ParentID]context.CancelFunc{},
-		asked: map[piece.Index]context.CancelCauseFunc{}, visitors: map[dispatch.ParentID]bool{}}
+		asked: map[piece.Index]context.CancelCauseFunc{}, visitors: map[dispatch.ParentID]bool{}, given: map[dispatch.ParentID]int64{}}
 }
 
 // post has f run in the loop, soon; it never blocks. It reports whether the task still lives.
@@ -123,6 +126,9 @@ func (t *task) abandon(err error) {
 func (t *task) end() {
 	t.mailMu.Lock()
 	defer t.mailMu.Unlock()
+	if !t.ended {
+		close(t.ending)
+	}
 	t.ended, t.mail = true, nil
 }
 
@@ -196,9 +202,12 @@ func (t *task) prepare(ctx context.Context) {
 	if t.cm == nil {
 		cfg.SourceRuns, cfg.SourceBytes = 1, layout.Size // read as a whole or not at all
 		t.digests = make([]*piece.Digest, layout.Count())
-		if known = piece.NewSet(layout.Count()); layout.Count() == 1 {
+		if known = piece.NewSet(layout.Count()); t.single() {
 			known.AddAll()
 		}
+	}
+	if len(t.peer.cfg.Peers) > 0 {
+		t.neighbours = t.peer.neighbours()
 	}
 	t.session, t.moved = nil, time.Now()
 	t.planner = dispatch.New(cfg, layout, t.st.Have(), known, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())))
@@ -328,8 +337,11 @@ func (t *task) offer(b Blob, authorization string, failed bool) {
 	if authorization != "" {
 		t.authorization = authorization
 	}
-	if t.blob.Origin.Registry == "" {
+	if t.blob.Origin.none() {
 		t.blob.Origin = b.Origin
+	}
+	if b.Access.URL != "" {
+		t.blob.Access = b.Access
 	}
 	t.moved = time.Now()
 	if failed {
@@ -342,6 +354,9 @@ func (t *task) offer(b Blob, authorization string, failed bool) {
 // spans returns what each reader waits for.
 func (t *task) spans() []dispatch.Run { return slices.Collect(maps.Values(t.readers)) }
 
+// single reports whether the blob's own digest checks its only piece.
+func (t *task) single() bool { return t.st.Layout().Count() == 1 && !piece.IsURL(t.blob.Digest) }
+
 // verifier returns the check that piece i must pass before it is stored; it returns the digests of the piece's groups. ok is
 // false when nothing is known to check against.
 func (t *task) verifier(i piece.Index) (check func(data []byte) ([]piece.Digest, error), ok bool) {
@@ -352,7 +367,7 @@ func (t *task) verifier(i piece.Index) (check func(data []byte) ([]piece.Digest,
 	case t.digests[i] != nil:
 		want := *t.digests[i]
 		return func(data []byte) ([]piece.Digest, error) { return piece.Verify(i, data, want) }, true
-	case len(t.digests) == 1: // the piece is the blob
+	case t.single():
 		return func(data []byte) ([]piece.Digest, error) {
 			return piece.HashGroups(data), verifyBlob(t.blob.Digest, t.blob.Digest.Algorithm().FromBytes(data))
 		}, true
@@ -371,7 +386,7 @@ func verifyBlob(want, got digest.Digest) error {
 // learn takes the digests of who reads the blob now. When they contradict what is held, that came from a reader who did not
 // come to the blob's end, and nothing of it can be believed; the last one may not be held before this is known.
 func (t *task) learn(digests []api.PieceDigest) {
-	if t.cm != nil || t.planner.Missing() == 0 || len(t.digests) == 1 { // one piece is checked by the blob's own digest
+	if t.cm != nil || t.planner.Missing() == 0 || t.single() {
 		return
 	}
 	for _, d := range digests {

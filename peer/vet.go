@@ -3,6 +3,7 @@ package peer
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 
@@ -24,6 +25,8 @@ func (t *task) vet(ctx context.Context) error {
 	switch cm := t.loadMap(ctx); {
 	case cm != nil:
 		err = agrees(t.st, cm)
+	case t.st.Complete() && piece.IsURL(t.blob.Digest):
+		err = errors.New("nobody vouched for it, and it has no digest of its own")
 	case t.st.Complete() && t.blob.Digest.Algorithm() == digest.SHA256:
 		err = t.vouch(ctx)
 	}
@@ -110,7 +113,7 @@ func (t *task) settled() {
 	}
 	for i, want := range t.digests {
 		groups, err := t.st.Groups(piece.Index(i))
-		if err != nil || len(t.digests) > 1 && (want == nil || piece.Root(groups) != *want) {
+		if err != nil || !t.single() && (want == nil || piece.Root(groups) != *want) {
 			return
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -32,6 +33,8 @@ type SeedConfig struct {
 	Addrs func() []string
 	// Token is the cluster's; empty sends none.
 	Token string
+	// TLS, if not nil, has seeds spoken to in TLS by it; it is not copied.
+	TLS *tls.Config
 	// Log is where failures are reported; nil discards.
 	Log *slog.Logger
 }
@@ -48,7 +51,8 @@ func NewSeeds(cfg SeedConfig) *Seeds {
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	dialer := &net.Dialer{Timeout: 500 * time.Millisecond}
 	return &Seeds{cfg: cfg, queue: make(chan Record, publishQueue),
-		http: &http.Client{Timeout: askTimeout, Transport: &http.Transport{DialContext: dialer.DialContext, MaxIdleConnsPerHost: 2}}}
+		http: &http.Client{Timeout: askTimeout, Transport: &http.Transport{DialContext: dialer.DialContext, TLSClientConfig: cfg.TLS,
+			MaxIdleConnsPerHost: 2}}}
 }
 
 // Publish implements Cluster. When too much waits already, the record is not told: that only matters while the origin is down.
@@ -127,7 +131,11 @@ func (s *Seeds) ask(ctx context.Context, addr string, q Query) (Record, error) {
 }
 
 func (s *Seeds) do(ctx context.Context, method, addr string, query url.Values, body []byte) (*http.Response, error) {
-	target := url.URL{Scheme: "http", Host: addr, Path: recordsPath, RawQuery: query.Encode()}
+	scheme := "http"
+	if s.cfg.TLS != nil {
+		scheme = "https"
+	}
+	target := url.URL{Scheme: scheme, Host: addr, Path: recordsPath, RawQuery: query.Encode()}
 	req, err := http.NewRequestWithContext(ctx, method, target.String(), bytes.NewReader(body))
 	if err != nil {
 		return nil, err

@@ -187,6 +187,8 @@ func valuesOf(flag string) []string {
 		return []string{"zstd", "lz4_block", "none"}
 	case "log-level":
 		return []string{"debug", "info", "warn", "error"}
+	case "role":
+		return []string{"node", "scheduler"}
 	case "platform":
 		return []string{"linux/amd64", "linux/arm64"}
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -57,7 +58,8 @@ func stopSignals() []os.Signal {
 
 // run executes the command line and chooses the exit code, in this one place.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	err := newApp(stdout, stderr).RunContext(ctx, args)
+	app := newApp(stdout, stderr)
+	err := app.RunContext(ctx, interspersed(app, args))
 	if err == nil {
 		return exitOK
 	}
@@ -109,10 +111,14 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			copyCommand(),
 			pushCommand(),
 			pullCommand(),
+			getCommand(),
+			preheatCommand(),
+			statusCommand(),
 			nodeCommand(),
 			schedulerCommand(),
 			limitsCommand(),
 			mirrorCommand(),
+			certsCommand(),
 			completionCommand(),
 			completeCommand(),
 			helpCommand(),
@@ -120,6 +126,32 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			versionCommand(),
 		},
 	}
+}
+
+// interspersed puts the flags of a command before its arguments, for those commands that people type as they do curl: the flag package
+// takes flags only there. What stands behind -- stays as it is.
+func interspersed(app *cli.App, args []string) []string {
+	if len(args) < 3 || !slices.Contains([]string{"get", "preheat", "status"}, args[1]) {
+		return args
+	}
+	flags, rest := slices.Clone(args[:2]), []string(nil)
+	for i := 2; i < len(args); i++ {
+		word := args[i]
+		if word == "--" {
+			rest = append(rest, args[i:]...)
+			break
+		}
+		if len(word) < 2 || !strings.HasPrefix(word, "-") {
+			rest = append(rest, word)
+			continue
+		}
+		flags = append(flags, word)
+		if f := flagOf(find(app.Commands, args[1]).Flags, word); f != nil && takesValue(f) && !strings.Contains(word, "=") && i+1 < len(args) {
+			i++
+			flags = append(flags, args[i])
+		}
+	}
+	return append(flags, rest...)
 }
 
 // unknownCommand is the action of a command that only has subcommands.

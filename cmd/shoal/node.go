@@ -22,8 +22,9 @@ Everything can be set in a YAML file; the flags below override it. An unknown ke
    peer: {listen: 0.0.0.0:7702, advertise: "", zone: "", rack: ""}
    admin: {listen: 127.0.0.1:7703}          # /healthz, /metrics, /limits and /pins
    seed: false                              # a seed reads origins for the others
-   schedulers: []                           # http://HOST:7700
-   cluster: {token_file: "", insecure: false}
+   schedulers: []                           # http://HOST:7700; https:// with cluster.tls
+   peers: []                                # instead of schedulers: HOST:7702 of all nodes, the same list on each
+   cluster: {token_file: "", tls: {ca_file: "", cert_file: "", key_file: ""}, insecure: false}
    registries: {}                           # HOST: {plain_http: true, ca_file: FILE}
    store: {max_bytes: 0, max_percent: 80}   # of what other files leave of the disk
    limits:                                  # bytes a second, like 100MiB; 0 is none; see shoal limits
@@ -47,6 +48,7 @@ EXAMPLES:
 			&cli.StringFlag{Name: "admin-listen", Usage: "serve /healthz and /metrics at `HOST:PORT`"},
 			&cli.StringFlag{Name: "zone", Usage: "this host is in `ZONE`"},
 			&cli.StringSliceFlag{Name: "scheduler", Usage: "use the scheduler at `URL`; may be repeated"},
+			&cli.StringSliceFlag{Name: "peer", Usage: "without a scheduler: a node of the cluster is at `HOST:PORT`; once for each of them"},
 			&cli.BoolFlag{Name: "seed", Usage: "read origins for the other nodes"},
 			&cli.StringFlag{Name: "token-file", Usage: "the cluster's secret is in `FILE`"},
 			&cli.BoolFlag{Name: "insecure", Usage: "do without a secret"},
@@ -80,6 +82,9 @@ func overrideNode(c *cli.Context, cfg *config.Node) {
 	if c.IsSet("scheduler") {
 		cfg.Schedulers = c.StringSlice("scheduler")
 	}
+	if c.IsSet("peer") {
+		cfg.Peers = c.StringSlice("peer")
+	}
 	if c.IsSet("seed") {
 		cfg.Seed = c.Bool("seed")
 	}
@@ -100,6 +105,6 @@ func overrideCluster(c *cli.Context, cluster *config.Cluster) {
 	}
 	if c.IsSet("insecure") {
 		cluster.Insecure = c.Bool("insecure")
-		cluster.TokenFile = ""
+		cluster.TokenFile, cluster.TLS = "", config.TLS{}
 	}
 }

@@ -20,7 +20,8 @@ peers they know. Several schedulers share the tasks when every node names all of
 Everything can be set in a YAML file; the flags below override it. An unknown key is an error. Defaults:
 
    listen: 0.0.0.0:7700                     # hosts, /healthz, /metrics and /limits
-   cluster: {token_file: "", insecure: false}
+   admin: {listen: ""}                      # HOST:PORT: /healthz and /metrics there instead
+   cluster: {token_file: "", tls: {ca_file: "", cert_file: "", key_file: ""}, insecure: false}
    limits: {source: 0}                      # bytes a second all hosts together read from origins, like 500MiB
    log: {level: info, format: text}
 
@@ -30,6 +31,7 @@ EXAMPLES:
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "config", Aliases: []string{"c"}, Usage: "read the configuration from `FILE`"},
 			&cli.StringFlag{Name: "listen", Usage: "serve hosts at `HOST:PORT`"},
+			&cli.StringFlag{Name: "admin-listen", Usage: "serve /healthz and /metrics at `HOST:PORT` instead"},
 			&cli.StringFlag{Name: "token-file", Usage: "the cluster's secret is in `FILE`"},
 			&cli.BoolFlag{Name: "insecure", Usage: "do without a secret"},
 			&cli.StringFlag{Name: "log-level", Usage: "debug, info, warn or error"},
@@ -41,6 +43,9 @@ EXAMPLES:
 			}
 			if c.IsSet("listen") {
 				cfg.Listen = c.String("listen")
+			}
+			if c.IsSet("admin-listen") {
+				cfg.Admin.Listen = c.String("admin-listen")
 			}
 			if c.IsSet("log-level") {
 				cfg.Log.Level = c.String("log-level")

@@ -34,7 +34,7 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata/script",
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"freeport": freePort, "waithttp": waitHTTP, "occupy": occupy, "exits": exits,
-			"registry": startRegistry, "baseimage": baseImage, "sign": sign, "damage": damage,
+			"website": website, "registry": startRegistry, "baseimage": baseImage, "sign": sign, "damage": damage,
 		},
 	})
 }
@@ -101,6 +101,13 @@ func startRegistry(ts *testscript.TestScript, _ bool, names []string) {
 		ts.Defer(s.Close)
 		ts.Setenv(name, strings.TrimPrefix(s.URL, "http://"))
 	}
+}
+
+// website NAME FOLDER: sets the variable to the URL of a web server that has the folder's files.
+func website(ts *testscript.TestScript, _ bool, args []string) {
+	s := httptest.NewServer(http.FileServer(http.Dir(ts.MkAbs(args[1]))))
+	ts.Defer(s.Close)
+	ts.Setenv(args[0], s.URL)
 }
 
 // baseimage TAR FOLDER: writes an image with one layer, the archive, into an OCI layout under the tag v1.

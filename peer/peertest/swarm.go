@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -30,9 +32,10 @@ import (
 	"github.com/shoal-project/shoal/scheduler/server"
 )
 
-// Origin is a registry in memory. Its fields may be changed between reads under Lock.
+// Origin is a registry in memory, and reads URLs as a host does. Its fields may be changed between reads under Lock.
 type Origin struct {
 	sync.Mutex
+	web   *source.Source
 	blobs map[digest.Digest][]byte
 	// Served counts the bytes read of each blob.
 	Served map[digest.Digest]int64
@@ -100,7 +103,10 @@ func (o *Origin) Copies(b peer.Blob) float64 {
 }
 
 // Fetch implements peer.Source.
-func (o *Origin) Fetch(ctx context.Context, b source.Blob, off, length int64, _ string) (io.ReadCloser, error) {
+func (o *Origin) Fetch(ctx context.Context, b source.Blob, off, length int64, authorization string) (io.ReadCloser, error) {
+	if b.Web != nil {
+		return o.web.Fetch(ctx, b, off, length, authorization)
+	}
 	o.Lock()
 	defer o.Unlock()
 	if o.Err != nil {
@@ -179,6 +185,16 @@ func (p *Process) Kill() { p.kill() }
 // NewSwarm starts a scheduler and an origin, both until the test ends.
 func NewSwarm(t testing.TB) *Swarm {
 	s := &Swarm{t: t, Origin: NewOrigin()}
+	// Of the whole of source only URLs are read, at servers of the test.
+	endpoints, err := source.NewEndpoints(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(endpoints.Close)
+	s.Origin.web, err = source.New(source.Config{Patience: 2 * time.Second, Web: func(host string, _ bool) *http.Client { return endpoints.Web(host, false) }})
+	if err != nil {
+		t.Fatal(err)
+	}
 	srv := server.New(server.Config{})
 	s.Server = srv
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
@@ -217,6 +233,7 @@ type hostConfig struct {
 	dir   string
 	wrap  func(http.Handler) http.Handler
 	quota int64
+	on    net.Listener // nil for one of its own
 }
 
 // Seed makes the host a seed.
@@ -224,6 +241,25 @@ func Seed(c *hostConfig) { c.peer.Host.Seed = true }
 
 // Lone starts the host without a scheduler.
 func Lone(c *hostConfig) { c.lone = true }
+
+// Listed starts hosts that know each other by a list, without a scheduler.
+func (s *Swarm) Listed(n int, options ...Option) []*Host {
+	s.t.Helper()
+	var listeners []net.Listener
+	var addrs []string
+	for range n {
+		l, err := new(net.ListenConfig).Listen(s.t.Context(), "tcp", "127.0.0.1:0")
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		listeners, addrs = append(listeners, l), append(addrs, l.Addr().String())
+	}
+	hosts := make([]*Host, 0, n)
+	for _, l := range listeners {
+		hosts = append(hosts, s.Host(append(slices.Clone(options), Lone, func(c *hostConfig) { c.on, c.peer.Peers = l, addrs })...))
+	}
+	return hosts
+}
 
 // Dir starts the host over an existing store.
 func Dir(dir string) Option { return func(c *hostConfig) { c.dir = dir } }
@@ -239,6 +275,20 @@ func SelfAfter(d time.Duration) Option { return func(c *hostConfig) { c.peer.Sel
 
 // Wrap puts a handler around what the host serves to others.
 func Wrap(f func(http.Handler) http.Handler) Option { return func(c *hostConfig) { c.wrap = f } }
+
+// place settles the host's id and address, and returns the latter.
+func (c *hostConfig) place(web *httptest.Server, id string) string {
+	if c.on != nil {
+		_ = web.Listener.Close() // unused
+		web.Listener = c.on
+	}
+	addr := web.Listener.Addr().String()
+	if len(c.peer.Peers) > 0 {
+		id = addr
+	}
+	c.peer.Host.ID, c.peer.Host.Addr = id, addr
+	return addr
+}
 
 // Host starts a peer and waits until it has a session.
 func (s *Swarm) Host(options ...Option) *Host {
@@ -265,8 +315,7 @@ func (s *Swarm) Host(options ...Option) *Host {
 	must(err)
 	handler := http.NotFoundHandler()
 	web := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { handler.ServeHTTP(w, r) }))
-	h.Addr = web.Listener.Addr().String()
-	c.peer.Host.ID, c.peer.Host.Addr = fmt.Sprint("host-", s.hosts), h.Addr
+	h.Addr = c.place(web, fmt.Sprint("host-", s.hosts))
 	c.peer.Registerer = h.registry
 	var schedulers []*api.Client
 	if !c.lone {

@@ -10,7 +10,10 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"syscall"
 	"time"
+
+	"github.com/shoal-project/shoal/peer/piece"
 )
 
 const (
@@ -29,6 +32,8 @@ type RegistryConfig struct {
 	PlainHTTP bool
 	// CAFile is a PEM file of certificates to trust besides the system's.
 	CAFile string
+	// Local lets other hosts of the cluster have URLs at this host read although it is a loopback or link-local address.
+	Local bool
 }
 
 // Endpoints knows how to reach registries. It is safe for concurrent use.
@@ -36,6 +41,7 @@ type Endpoints struct {
 	configs   map[string]RegistryConfig
 	clients   map[string]*http.Client
 	system    *http.Client
+	guarded   *http.Client // for URLs that other hosts named
 	transport []*http.Transport
 }
 
@@ -43,7 +49,8 @@ type Endpoints struct {
 // zero RegistryConfig. The error tells of every CA file that cannot be used.
 func NewEndpoints(configs map[string]RegistryConfig) (*Endpoints, error) {
 	e := &Endpoints{configs: configs, clients: map[string]*http.Client{}}
-	e.system = e.newClient(nil)
+	e.system, e.guarded = e.newClient(nil), e.newClient(nil)
+	e.transport[1].DialContext = (&net.Dialer{Timeout: dialTimeout, Control: refuseLocal}).DialContext
 	var errs []error
 	for host, c := range configs {
 		if c.CAFile == "" {
@@ -114,6 +121,52 @@ func (e *Endpoints) Resolve(registry string) (*url.URL, *http.Client) {
 		return base, c
 	}
 	return base, e.system
+}
+
+// Web returns the client for URLs at a host, which may be one of the configured ones. The client for foreign URLs, those that another
+// host of the cluster named, refuses addresses of this machine and of its link: behind those are services that trust whoever is
+// here, such as a cloud's metadata.
+func (e *Endpoints) Web(host string, foreign bool) *http.Client {
+	client := e.system
+	if c := e.clients[host]; c != nil {
+		client = c
+	} else if foreign && !e.configs[host].Local {
+		client = e.guarded
+	}
+	return &http.Client{Transport: client.Transport, CheckRedirect: dropHeaders}
+}
+
+// refuseLocal is the Control of a dialer.
+func refuseLocal(_, address string, _ syscall.RawConn) error {
+	addr, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return fmt.Errorf("address %q: %w", address, err)
+	}
+	if ip := addr.Addr().Unmap(); ip.IsLoopback() || ip.IsLinkLocalUnicast() || ip.IsUnspecified() || ip.IsMulticast() {
+		return fmt.Errorf("%s is an address of this machine or its link, which no other host may have read: %w", ip, piece.ErrDenied)
+	}
+	return nil
+}
+
+// dropHeaders keeps all that a reader had sent from every host but the one it was meant for, and TLS from being left.
+func dropHeaders(req *http.Request, via []*http.Request) error {
+	if len(via) >= maxRedirects {
+		return fmt.Errorf("stopped after %d redirects", maxRedirects)
+	}
+	first := via[0]
+	if first.URL.Scheme == "https" && req.URL.Scheme != "https" {
+		return fmt.Errorf("it leads from https to http, at %s", req.URL.Host)
+	}
+	if req.URL.Host != first.URL.Host || req.URL.Scheme != first.URL.Scheme {
+		kept := http.Header{}
+		for _, name := range []string{"Range", "Accept-Encoding", "If-Match", "If-Unmodified-Since"} {
+			if v := first.Header.Values(name); len(v) > 0 {
+				kept[name] = v
+			}
+		}
+		req.Header = kept
+	}
+	return nil
 }
 
 // Close closes the connections that are kept for the next request.

@@ -1,6 +1,7 @@
 package source
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/http"
@@ -11,22 +12,23 @@ import (
 )
 
 var (
-	// ErrStalled means that the registry sent nothing for the stall time. It is piece.ErrTransient.
-	ErrStalled = fmt.Errorf("registry stalled: %w", piece.ErrTransient)
-	// ErrRangeIgnored means that the registry answers a range behind the blob's start with the whole blob. Only Fetch from 0 works
+	// ErrStalled means that the origin sent nothing for the stall time. It is piece.ErrTransient.
+	ErrStalled = fmt.Errorf("origin stalled: %w", piece.ErrTransient)
+	// ErrRangeIgnored means that the origin answers a range behind the blob's start with the whole blob. Only Fetch from 0 works
 	// there. It is piece.ErrTransient.
-	ErrRangeIgnored = fmt.Errorf("registry ignores ranges: %w", piece.ErrTransient)
+	ErrRangeIgnored = fmt.Errorf("origin ignores ranges: %w", piece.ErrTransient)
 )
 
-// StatusError is a refusal by the registry. It answers errors.Is for the class its status stands for.
+// StatusError is a refusal by the origin. It answers errors.Is for the class its status stands for.
 type StatusError struct {
+	Who        string        // refused: "registry", which is what empty means too, or a URL's host
 	Status     int           // of HTTP
 	RetryAfter time.Duration // as the registry asked, or 0
 	Text       string        // what it said, cut short; may be empty
 }
 
 func (e *StatusError) Error() string {
-	text := fmt.Sprintf("registry answered %d %s", e.Status, http.StatusText(e.Status))
+	text := fmt.Sprintf("%s answered %d %s", cmp.Or(e.Who, "registry"), e.Status, http.StatusText(e.Status))
 	if e.Text != "" {
 		text += ": " + e.Text
 	}

@@ -30,6 +30,9 @@ const (
 type Config struct {
 	// Resolve returns how a registry is reached; Endpoints.Resolve is one. Nil is that of no configuration at all.
 	Resolve func(registry string) (*url.URL, *http.Client)
+	// Web returns the client for URLs at a host; foreign ones were named by another host of the cluster. Endpoints.Web is one. Nil
+	// is that of no configuration at all.
+	Web func(host string, foreign bool) *http.Client
 	// Keychain has the credentials for callers who bring none; authn.DefaultKeychain reads those of docker login. Nil is
 	// anonymous access.
 	Keychain authn.Keychain
@@ -55,10 +58,17 @@ type Blob struct {
 	Repository string
 	Digest     digest.Digest
 	Size       int64 // in bytes; 0 when not known
+	// Web is set for what a URL has instead of a registry; Size is known then.
+	Web *Web
 }
 
-// String returns the blob's name as REGISTRY/REPOSITORY@DIGEST.
-func (b Blob) String() string { return b.Registry + "/" + b.Repository + "@" + b.Digest.String() }
+// String returns the blob's name as REGISTRY/REPOSITORY@DIGEST, or its URL without what may be secret.
+func (b Blob) String() string {
+	if b.Web != nil {
+		return Redact(b.Web.URL)
+	}
+	return b.Registry + "/" + b.Repository + "@" + b.Digest.String()
+}
 
 // Source reads blobs from registries. It is safe for concurrent use.
 type Source struct {
@@ -72,12 +82,17 @@ func New(cfg Config) (*Source, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	if cfg.Resolve == nil {
+	if cfg.Resolve == nil || cfg.Web == nil {
 		endpoints, err := NewEndpoints(nil)
 		if err != nil {
 			return nil, err
 		}
-		cfg.Resolve = endpoints.Resolve
+		if cfg.Resolve == nil {
+			cfg.Resolve = endpoints.Resolve
+		}
+		if cfg.Web == nil {
+			cfg.Web = endpoints.Web
+		}
 	}
 	if cfg.Keychain == nil {
 		cfg.Keychain = authn.NewMultiKeychain() // resolves to anonymous
@@ -102,6 +117,9 @@ func (s *Source) Fetch(ctx context.Context, b Blob, off, length int64, authoriza
 func (s *Source) fetch(ctx context.Context, b Blob, off, length int64, authorization string) (io.ReadCloser, error) {
 	if off < 0 || length <= 0 || b.Size > 0 && off > b.Size-length {
 		return nil, fmt.Errorf("range is not within the blob of %d bytes", b.Size)
+	}
+	if b.Web != nil {
+		return s.fetchWeb(ctx, b, off, length)
 	}
 	base, client := s.cfg.Resolve(b.Registry)
 	target, err := blobURL(base, b)
@@ -217,8 +235,14 @@ func (r request) check(resp *http.Response) error {
 		}
 		return nil
 	}
+	return refusal(resp, "registry")
+}
+
+// refusal is the error for an answer that is none.
+func refusal(resp *http.Response, who string) error {
 	text, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorText)) // only for the message
 	return &StatusError{
+		Who:        who,
 		Status:     resp.StatusCode,
 		RetryAfter: parseRetryAfter(resp.Header.Get("Retry-After"), time.Now()),
 		Text:       strings.Join(strings.Fields(string(text)), " "),
@@ -247,10 +271,11 @@ type reader struct {
 	source   *Source
 	request  request
 	body     io.ReadCloser
-	left     int64
+	left     int64 // negative when the origin did not tell
 	watchdog *time.Timer
 	cancel   context.CancelCauseFunc
 	cause    func(error) error // classifies a failure of body
+	confirm  func() error      // if not nil, has to agree before the last byte goes out
 }
 
 // Read implements io.Reader.
@@ -259,8 +284,16 @@ func (r *reader) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	r.watchdog.Reset(r.source.cfg.Stall)
+	if r.left < 0 {
+		return r.readUnknown(p)
+	}
 	n, err := r.body.Read(p[:min(int64(len(p)), r.left)])
 	r.watchdog.Stop()
+	if n > 0 && int64(n) == r.left && r.confirm != nil {
+		if err := r.confirm(); err != nil {
+			return 0, fmt.Errorf("%s, at its end: %w", r.request, err)
+		}
+	}
 	r.left -= int64(n)
 	r.source.metrics.fetched.Add(float64(n))
 	if err == nil || r.left == 0 {
@@ -270,6 +303,17 @@ func (r *reader) Read(p []byte) (int, error) {
 		err = io.ErrUnexpectedEOF
 	}
 	return n, fmt.Errorf("%s, %d bytes before the end of the range: %w", r.request, r.left, r.cause(err))
+}
+
+// readUnknown is Read without a length to hold the origin to.
+func (r *reader) readUnknown(p []byte) (int, error) {
+	n, err := r.body.Read(p)
+	r.watchdog.Stop()
+	r.source.metrics.fetched.Add(float64(n))
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = fmt.Errorf("%s: %w", r.request, r.cause(err))
+	}
+	return n, err
 }
 
 // Close ends the transfer; after the last byte the connection is kept for the next request.

@@ -29,7 +29,7 @@ func folderName(d digest.Digest) string { return d.Algorithm().String() + "-" + 
 func folderDigest(name string) (digest.Digest, bool) {
 	algorithm, encoded, ok := strings.Cut(name, "-")
 	d := digest.NewDigestFromEncoded(digest.Algorithm(algorithm), encoded)
-	return d, ok && d.Validate() == nil
+	return d, ok && piece.CheckID(d) == nil
 }
 
 // load sweeps what interrupted operations left and finds the blobs. It runs before anybody else knows the store.

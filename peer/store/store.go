@@ -171,7 +171,7 @@ func (s *Store) Get(d digest.Digest) (*Blob, error) {
 // Create returns the blob, reserving it when the store has none, with a reference as Get does. The error is ErrSize when
 // the blob is stored with another size, and ErrNoSpace when it cannot get room.
 func (s *Store) Create(d digest.Digest, size int64) (*Blob, error) {
-	if err := d.Validate(); err != nil {
+	if err := piece.CheckID(d); err != nil {
 		return nil, fmt.Errorf("digest %q: %w", d, err)
 	}
 	if size < 0 || size > maxBlobSize {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -49,6 +50,8 @@ var (
 type ClientConfig struct {
 	// Token is the cluster's; empty sends none.
 	Token string
+	// TLS, if not nil, has peers spoken to in TLS by it; it is not copied.
+	TLS *tls.Config
 	// DialTimeout bounds connecting. Zero is DefaultDialTimeout.
 	DialTimeout time.Duration
 	// Stall is how long a peer may send nothing, before or within an answer. Zero is DefaultStall.
@@ -96,6 +99,8 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	}
 	transport := &http.Transport{
 		DialContext:         cfg.Dial,
+		TLSClientConfig:     cfg.TLS,
+		TLSHandshakeTimeout: cfg.Stall,
 		MaxIdleConnsPerHost: idleConnections,
 		IdleConnTimeout:     time.Minute,
 		DisableCompression:  true,
@@ -290,7 +295,11 @@ func (c *Client) do(ctx context.Context, r call, read func(resp *http.Response, 
 }
 
 func (c *Client) exchange(ctx context.Context, r call, read func(*http.Response) error) error {
-	req, err := http.NewRequestWithContext(ctx, r.method, "http://"+r.addr+r.path, bytes.NewReader(r.body))
+	scheme := "http://"
+	if c.cfg.TLS != nil {
+		scheme = "https://"
+	}
+	req, err := http.NewRequestWithContext(ctx, r.method, scheme+r.addr+r.path, bytes.NewReader(r.body))
 	if err != nil {
 		return err
 	}

@@ -83,6 +83,8 @@ type Config struct {
 	HavesInterval time.Duration
 	// Pacer holds back what is sent. Nil sends as fast as the network takes it.
 	Pacer Pacer
+	// Uploaded, if not nil, is told who, HOST:PORT, got how many bytes of what.
+	Uploaded func(remote string, d digest.Digest, n int64)
 	// Log receives failures of the own disk. Nil discards it.
 	Log *slog.Logger
 	// Registerer receives the metrics. Nil keeps them out of sight.
@@ -154,7 +156,7 @@ func RequireToken(token string, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		got := sha256.Sum256([]byte(r.Header.Get("Authorization")))
 		if subtle.ConstantTimeCompare(want[:], got[:]) != 1 {
-			http.Error(w, "this peer belongs to another cluster: the token differs", http.StatusUnauthorized)
+			http.Error(w, "this host belongs to another cluster: the token differs", http.StatusUnauthorized)
 			return
 		}
 		next.ServeHTTP(w, r)
@@ -195,6 +197,9 @@ func (h *handler) serveBlob(w http.ResponseWriter, r *http.Request) {
 	if errors.Is(u.err, unix.EIO) { // the disk's, a socket has none: the piece is lost, and nobody else would find out
 		h.log.Error("blob cannot be read from the disk", "digest", d, "error", u.err)
 		_ = h.blobs.Suspect(d, pieceAt(f, off+u.sent)) // what cannot be read is dropped; it is logged there
+	}
+	if h.cfg.Uploaded != nil {
+		h.cfg.Uploaded(r.RemoteAddr, d, u.sent)
 	}
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Time{}) // the connection's next request starts afresh
 }
@@ -360,7 +365,8 @@ func (h *handler) fail(w http.ResponseWriter, d digest.Digest, err error) {
 }
 
 func parseDigest(w http.ResponseWriter, r *http.Request) (digest.Digest, bool) {
-	d, err := digest.Parse(r.PathValue("digest"))
+	d := digest.Digest(r.PathValue("digest"))
+	err := piece.CheckID(d)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 	}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -34,12 +35,22 @@ type Client struct {
 	http  *http.Client
 }
 
+// Option changes how a client speaks.
+type Option func(*http.Transport)
+
+// WithTLS has an https URL spoken to by this configuration, which is not copied.
+func WithTLS(cfg *tls.Config) Option { return func(t *http.Transport) { t.TLSClientConfig = cfg } }
+
 // NewClient returns a client of the scheduler at url, such as http://10.0.0.1:7700.
-func NewClient(url, token string) *Client {
+func NewClient(url, token string, options ...Option) *Client {
 	dialer := &net.Dialer{Timeout: time.Second}
-	return &Client{url: strings.TrimSuffix(url, "/"), token: token, http: &http.Client{Transport: &http.Transport{
-		DialContext: dialer.DialContext, MaxIdleConnsPerHost: 2, ResponseHeaderTimeout: silence,
-	}}}
+	t := &http.Transport{DialContext: dialer.DialContext, TLSHandshakeTimeout: silence, MaxIdleConnsPerHost: 2, ResponseHeaderTimeout: silence}
+	for _, o := range options {
+		o(t)
+	}
+	// A scheduler never redirects, and nobody else gets the token.
+	return &Client{url: strings.TrimSuffix(url, "/"), token: token, http: &http.Client{Transport: t,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}}
 }
 
 // URL returns the address the client was made with.

@@ -20,6 +20,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/shoal-project/shoal/peer/limits"
+	"github.com/shoal-project/shoal/scheduler/identity"
 )
 
 // Log is where and how a daemon reports.
@@ -30,15 +31,43 @@ type Log struct {
 
 // Cluster is what the hosts of one cluster share.
 type Cluster struct {
-	// TokenFile holds the secret by which hosts know each other.
+	// TokenFile holds the secret by which hosts know each other. Without it the environment's SHOAL_CLUSTER_TOKEN is one.
 	TokenFile string `yaml:"token_file"`
+	// TLS has hosts and schedulers know each other by certificates.
+	TLS TLS `yaml:"tls"`
 	// Insecure does without: whoever reaches the ports may read what the cluster holds.
 	Insecure bool `yaml:"insecure"`
 }
 
+// TLS names the files of a host's certificate, in PEM form. All or none are set.
+type TLS struct {
+	CAFile   string `yaml:"ca_file"`
+	CertFile string `yaml:"cert_file"`
+	KeyFile  string `yaml:"key_file"`
+}
+
+// Set reports whether certificates are used.
+func (t TLS) Set() bool { return t != TLS{} }
+
+// Identity reads the files; nil without any.
+func (t TLS) Identity(role identity.Role, log *slog.Logger) (*identity.Identity, error) {
+	if !t.Set() {
+		return nil, nil
+	}
+	id, err := identity.Load(identity.Files{CA: t.CAFile, Cert: t.CertFile, Key: t.KeyFile}, role, log)
+	if err != nil {
+		return nil, fmt.Errorf("cluster.tls: %w; make certificates with shoal certs", err)
+	}
+	return id, nil
+}
+
+// TokenVariable is the environment's variable with the cluster's secret.
+const TokenVariable = "SHOAL_CLUSTER_TOKEN"
+
 // Scheduler configures shoal scheduler.
 type Scheduler struct {
 	Listen  string        `yaml:"listen"`
+	Admin   Admin         `yaml:"admin"` // apart from Listen, if set
 	Cluster Cluster       `yaml:"cluster"`
 	Limits  ClusterLimits `yaml:"limits"`
 	Log     Log           `yaml:"log"`
@@ -61,6 +90,7 @@ type Node struct {
 	Admin      Admin               `yaml:"admin"`
 	Seed       bool                `yaml:"seed"`
 	Schedulers []string            `yaml:"schedulers"`
+	Peers      []string            `yaml:"peers"` // all hosts, HOST:PORT, of a cluster without a scheduler
 	Cluster    Cluster             `yaml:"cluster"`
 	Registries map[string]Registry `yaml:"registries"`
 	Store      Store               `yaml:"store"`
@@ -158,14 +188,18 @@ func readable(err error) string {
 
 // Validate reports all faults at once.
 func (s Scheduler) Validate() error {
-	return errors.Join(checkAddr("listen", s.Listen), s.Cluster.validate(true), s.Limits.Validate(), s.Log.validate())
+	errs := []error{checkAddr("listen", s.Listen), s.Cluster.validate(true), s.Limits.Validate(), s.Log.validate()}
+	if s.Admin.Listen != "" {
+		errs = append(errs, checkAddr("admin.listen", s.Admin.Listen))
+	}
+	return errors.Join(errs...)
 }
 
 // Validate reports all faults at once.
 func (n Node) Validate() error {
 	errs := []error{checkAddr("mirror.listen", n.Mirror.Listen), checkAddr("peer.listen", n.Peer.Listen),
 		checkAddr("admin.listen", n.Admin.Listen), n.Log.validate(), n.Limits.Validate(),
-		n.Cluster.validate(len(n.Schedulers) > 0)}
+		n.Cluster.validate(len(n.Schedulers)+len(n.Peers) > 0)}
 	if n.Name == "" {
 		errs = append(errs, errors.New("name is empty: give the host a name that no other host of the cluster has"))
 	}
@@ -175,12 +209,28 @@ func (n Node) Validate() error {
 	if n.Peer.Advertise != "" {
 		errs = append(errs, checkAddr("peer.advertise", n.Peer.Advertise))
 	}
+	scheme := "http"
+	if n.Cluster.TLS.Set() {
+		scheme = "https"
+	}
 	for _, s := range n.Schedulers {
-		if u, err := url.Parse(s); err != nil || u.Scheme != "http" || u.Host == "" || strings.Trim(u.Path, "/") != "" {
-			errs = append(errs, fmt.Errorf("schedulers: %q is not of the form http://HOST:PORT", s))
+		u, err := url.Parse(s)
+		switch {
+		case err == nil && u.Scheme == "https" && scheme == "http":
+			errs = append(errs, fmt.Errorf("schedulers: %q wants TLS; set cluster.tls, or write http://", s))
+		case err != nil || u.Scheme != scheme || u.Host == "" || strings.Trim(u.Path, "/") != "":
+			errs = append(errs, fmt.Errorf("schedulers: %q is not of the form %s://HOST:PORT", s, scheme))
 		}
 	}
-	if n.Seed && len(n.Schedulers) == 0 {
+	for _, p := range n.Peers {
+		errs = append(errs, checkAddr("peers", p))
+	}
+	if len(n.Peers) > 0 && len(n.Schedulers) > 0 {
+		errs = append(errs, errors.New("peers is for clusters without a scheduler; set either peers or schedulers"))
+	}
+	if n.Seed && len(n.Peers) > 0 {
+		errs = append(errs, errors.New("seed: with a list of peers every host is the seed of some blobs; leave it out"))
+	} else if n.Seed && len(n.Schedulers) == 0 {
 		errs = append(errs, errors.New("seed: a seed needs a scheduler to hear of tasks; set schedulers"))
 	}
 	if n.Store.MaxBytes < 0 || n.Store.MaxPercent < 0 || n.Store.MaxPercent > 100 {
@@ -225,29 +275,41 @@ func checkCA(registry, file string) error {
 }
 
 func (c Cluster) validate(shared bool) error {
-	switch {
-	case c.TokenFile != "" && c.Insecure:
-		return errors.New("cluster: token_file and insecure exclude each other")
-	case shared && c.TokenFile == "" && !c.Insecure:
+	token, err := c.Token()
+	switch t := c.TLS; {
+	case err != nil:
+		return err
+	case c.Insecure && (token != "" || t.Set()):
+		return errors.New("cluster: insecure excludes token_file, " + TokenVariable + " and tls")
+	case t.Set() && (t.CAFile == "" || t.CertFile == "" || t.KeyFile == ""):
+		return errors.New("cluster.tls: ca_file, cert_file and key_file belong together; make them with shoal certs")
+	case shared && token == "" && !t.Set() && !c.Insecure:
 		return errors.New("cluster.token_file is not set: write a secret into a file (head -c 32 /dev/urandom | base64) " +
-			"and give it to every host and scheduler, or set cluster.insecure: true in a network you trust")
+			"and give it to every host and scheduler, or set cluster.tls, or cluster.insecure: true in a network you trust")
 	}
-	_, err := c.Token()
-	return err
+	return nil
 }
 
-// Token returns the cluster's secret, empty when it is insecure.
+// minToken is the shortest secret, in characters.
+const minToken = 16
+
+// Token returns the cluster's secret, empty when there is none.
 func (c Cluster) Token() (string, error) {
 	if c.TokenFile == "" {
-		return "", nil
+		token := strings.TrimSpace(os.Getenv(TokenVariable))
+		if token != "" && len(token) < minToken {
+			return "", fmt.Errorf("%s: the secret has %d characters, want at least %d", TokenVariable, len(token), minToken)
+		}
+		return token, nil
 	}
 	data, err := os.ReadFile(c.TokenFile)
 	if err != nil {
 		return "", fmt.Errorf("cluster.token_file: %w; name the file with the cluster's secret, one this user may read", err)
 	}
 	token := strings.TrimSpace(string(data))
-	if len(token) < 16 {
-		return "", fmt.Errorf("cluster.token_file: the secret in %s has %d characters, want at least 16; make one with: head -c 32 /dev/urandom | base64", c.TokenFile, len(token))
+	if len(token) < minToken {
+		return "", fmt.Errorf("cluster.token_file: the secret in %s has %d characters, want at least %d; make one with: head -c 32 /dev/urandom | base64",
+			c.TokenFile, len(token), minToken)
 	}
 	return token, nil
 }

@@ -41,18 +41,21 @@ func newAdmin(version string) *admin {
 
 // register adds the administrative routes; profiles only where the listener is for administrators alone.
 func (a *admin) register(mux *http.ServeMux, profiles bool) {
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		if !a.ready.Load() {
-			http.Error(w, "not ready", http.StatusServiceUnavailable)
-			return
-		}
-		_, _ = w.Write([]byte("ok\n")) // the caller may have left
-	})
+	mux.HandleFunc("GET /healthz", a.health)
 	if profiles {
 		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	}
 	mux.Handle("GET /metrics", promhttp.HandlerFor(a.registry, promhttp.HandlerOpts{Registry: a.registry}))
+}
+
+// health answers whether the daemon is ready.
+func (a *admin) health(w http.ResponseWriter, _ *http.Request) {
+	if !a.ready.Load() {
+		http.Error(w, "not ready", http.StatusServiceUnavailable)
+		return
+	}
+	_, _ = w.Write([]byte("ok\n")) // the caller may have left
 }
 
 // listen opens a TCP listener; the error names the configuration key that would change it.

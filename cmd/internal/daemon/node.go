@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -25,6 +26,7 @@ import (
 	mirror "github.com/shoal-project/shoal/registry-mirror"
 	"github.com/shoal-project/shoal/registry-mirror/upstream"
 	"github.com/shoal-project/shoal/scheduler/api"
+	"github.com/shoal-project/shoal/scheduler/identity"
 )
 
 // originStall is how long the origin may say nothing in the middle of an answer: longer than a peer may, since there is nobody else to
@@ -35,12 +37,16 @@ const originStall = 3 * time.Second
 type node struct {
 	cfg       config.Node
 	log       *slog.Logger
+	version   string
 	admin     *admin
 	token     string
 	limits    *limits.Limits
+	identity  *identity.Identity // nil without certificates
 	store     *store.Store
 	records   *mirror.Records
+	uploads   *uploads
 	endpoints *source.Endpoints
+	origin    *source.Source
 	wire      *transfer.Client
 	peer      *peer.Peer
 	seeds     *mirror.Seeds
@@ -52,7 +58,7 @@ type node struct {
 
 // RunNode runs the daemon of a node until ctx ends. It logs to w.
 func RunNode(ctx context.Context, cfg config.Node, version string, w io.Writer) error {
-	n := &node{cfg: cfg, log: cfg.Log.Logger(w), admin: newAdmin(version)}
+	n := &node{cfg: cfg, version: version, log: cfg.Log.Logger(w), admin: newAdmin(version)}
 	defer n.close()
 	limitMemory(n.log)
 	if err := n.open(ctx); err != nil {
@@ -72,13 +78,16 @@ func (n *node) open(ctx context.Context) error {
 	if n.token, err = n.cfg.Cluster.Token(); err != nil {
 		return err
 	}
+	if n.identity, err = n.cfg.Cluster.TLS.Identity(identity.Node, n.component("identity")); err != nil {
+		return err
+	}
 	if n.mirrorListener, err = listen(ctx, "mirror.listen", n.cfg.Mirror.Listen); err != nil {
 		return err
 	}
 	if n.adminListener, err = listen(ctx, "admin.listen", n.cfg.Admin.Listen); err != nil {
 		return err
 	}
-	if len(n.cfg.Schedulers) > 0 { // a lone host has nobody to serve
+	if len(n.cfg.Schedulers)+len(n.cfg.Peers) > 0 { // a lone host has nobody to serve
 		if n.pieceListener, err = listen(ctx, "peer.listen", n.cfg.Peer.Listen); err != nil {
 			return err
 		}
@@ -131,21 +140,29 @@ func (n *node) build() error {
 	if n.endpoints, err = source.NewEndpoints(registries); err != nil {
 		return fmt.Errorf("registries: %w", err)
 	}
-	origin, err := source.New(source.Config{Resolve: n.endpoints.Resolve, Keychain: authn.DefaultKeychain, Stall: originStall,
-		Registerer: n.admin.registry})
+	n.origin, err = source.New(source.Config{Resolve: n.endpoints.Resolve, Web: n.endpoints.Web, Keychain: authn.DefaultKeychain,
+		Stall: originStall, Registerer: n.admin.registry})
 	if err != nil {
 		return err
 	}
-	n.wire, err = transfer.NewClient(transfer.ClientConfig{Token: n.token, Pacer: n.limits.FromPeer(), Registerer: n.admin.registry})
-	if err != nil {
+	if n.wire, err = transfer.NewClient(transfer.ClientConfig{Token: n.token, TLS: clientTLS(n.identity, identity.Node),
+		Pacer: n.limits.FromPeer(), Registerer: n.admin.registry}); err != nil {
 		return err
 	}
 	schedulers := make([]*api.Client, 0, len(n.cfg.Schedulers))
 	for _, u := range n.cfg.Schedulers {
-		schedulers = append(schedulers, api.NewClient(u, n.token))
+		schedulers = append(schedulers, api.NewClient(u, n.token, api.WithTLS(clientTLS(n.identity, identity.Scheduler))))
 	}
-	n.peer, err = peer.New(peer.Config{Host: api.Host{ID: n.cfg.Name, Addr: n.cfg.Peer.Advertise, Zone: n.cfg.Peer.Zone,
-		Rack: n.cfg.Peer.Rack, Seed: n.cfg.Seed}, Limits: n.limits, Log: n.component("peer"), Registerer: n.admin.registry}, n.store, n.wire, origin, schedulers)
+	id := n.cfg.Name
+	if len(n.cfg.Peers) > 0 && !slices.Contains(n.cfg.Peers, n.cfg.Peer.Advertise) {
+		n.log.Warn("this node is not in peers under the address it tells, so that others read the origin besides it; add it there, or set peer.advertise",
+			"advertise", n.cfg.Peer.Advertise)
+	}
+	if len(n.cfg.Peers) > 0 {
+		id = n.cfg.Peer.Advertise // what the others' list calls it
+	}
+	n.peer, err = peer.New(peer.Config{Peers: n.cfg.Peers, Host: api.Host{ID: id, Addr: n.cfg.Peer.Advertise, Zone: n.cfg.Peer.Zone,
+		Rack: n.cfg.Peer.Rack, Seed: n.cfg.Seed}, Limits: n.limits, Log: n.component("peer"), Registerer: n.admin.registry}, n.store, n.wire, n.origin, schedulers)
 	if err != nil {
 		return err
 	}
@@ -157,10 +174,13 @@ func (n *node) buildHandlers() error {
 	if err != nil {
 		return err
 	}
-	n.seeds = mirror.NewSeeds(mirror.SeedConfig{Addrs: n.peer.Seeds, Token: n.token, Log: n.component("mirror")})
+	n.seeds = mirror.NewSeeds(mirror.SeedConfig{Addrs: n.peer.Seeds, Token: n.token, TLS: clientTLS(n.identity, identity.Node),
+		Log: n.component("mirror")})
 	n.mirror = mirror.New(mirror.Config{DefaultRegistry: n.cfg.Mirror.DefaultRegistry, Log: n.component("mirror"),
 		Registerer: n.admin.registry}, n.records, manifests, blobs{n.peer}, n.seeds)
-	serving := transfer.Config{Token: n.token, Pacer: n.limits.Upload(), Log: n.component("transfer"), Registerer: n.admin.registry}
+	n.uploads = newUploads()
+	serving := transfer.Config{Token: n.token, Pacer: n.limits.Upload(), Uploaded: n.uploads.add, Log: n.component("transfer"),
+		Registerer: n.admin.registry}
 	if !n.cfg.Seed {
 		serving.Spacing = -1 // what a seed has just read is rare; what others have is not
 	}
@@ -170,8 +190,8 @@ func (n *node) buildHandlers() error {
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/", pieces)
-	mux.Handle("/v1/manifests", transfer.RequireToken(n.token, mirror.ServeRecords(n.records)))
-	n.piece = mux
+	mux.Handle("/v1/manifests", mirror.ServeRecords(n.records))
+	n.piece = transfer.RequireToken(n.token, mux) // around all, so that what is added is not forgotten
 	return nil
 }
 
@@ -185,14 +205,12 @@ func (n *node) run(ctx context.Context) error {
 	below.Go(func() error { return n.peer.Run(belowCtx) })
 	below.Go(func() error { return n.seeds.Run(belowCtx) })
 	if n.pieceListener != nil {
-		below.Go(func() error { return serveEndless(belowCtx, n.pieceListener, n.piece, n.component("transfer")) })
+		l := serverTLS(n.pieceListener, n.identity)
+		below.Go(func() error { return serveEndless(belowCtx, l, n.piece, n.component("transfer")) })
 	}
 	adm := http.NewServeMux()
 	n.admin.register(adm, true)
-	pins := servePins(n.store)
-	adm.Handle("/pins", pins)
-	adm.Handle("/pins/", pins)
-	adm.Handle(limitsPath, serveSettings(n.limits.Rates, setLimits(n.limits, n.log)))
+	n.registerLocal(adm)
 	below.Go(func() error { return serve(belowCtx, n.adminListener, adm, n.log) })
 
 	front, frontCtx := errgroup.WithContext(ctx)
@@ -253,13 +271,13 @@ func advertised(ctx context.Context, cfg config.Node, bound net.Addr) (string, e
 	if ip := net.ParseIP(host); ip != nil && !ip.IsUnspecified() {
 		return bound.String(), nil
 	}
-	u, err := url.Parse(cfg.Schedulers[0])
+	other, err := anotherHost(cfg)
 	if err != nil {
-		return "", fmt.Errorf("schedulers: %w", err)
+		return "", err
 	}
-	conn, err := new(net.Dialer).DialContext(ctx, "udp", net.JoinHostPort(u.Hostname(), "9")) // sends nothing, only chooses a route
+	conn, err := new(net.Dialer).DialContext(ctx, "udp", net.JoinHostPort(other, "9")) // sends nothing, only chooses a route
 	if err != nil {
-		return "", fmt.Errorf("no route to scheduler %s: %w; set peer.advertise", cfg.Schedulers[0], err)
+		return "", fmt.Errorf("no route to %s: %w; set peer.advertise", other, err)
 	}
 	defer conn.Close()
 	local, _, err := net.SplitHostPort(conn.LocalAddr().String())
@@ -267,6 +285,19 @@ func advertised(ctx context.Context, cfg config.Node, bound net.Addr) (string, e
 		return "", err
 	}
 	return net.JoinHostPort(local, port), nil
+}
+
+// anotherHost returns the name or address of a host of the cluster, the first scheduler or the first peer.
+func anotherHost(cfg config.Node) (string, error) {
+	if len(cfg.Schedulers) == 0 {
+		host, _, err := net.SplitHostPort(cfg.Peers[0])
+		return host, err
+	}
+	u, err := url.Parse(cfg.Schedulers[0])
+	if err != nil {
+		return "", fmt.Errorf("schedulers: %w", err)
+	}
+	return u.Hostname(), nil
 }
 
 // blobs lets the mirror open blobs of the peer.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/shoal-project/shoal/cmd/internal/config"
 	"github.com/shoal-project/shoal/peer/transfer"
+	"github.com/shoal-project/shoal/scheduler/identity"
 	"github.com/shoal-project/shoal/scheduler/server"
 )
 
@@ -19,6 +20,10 @@ func RunScheduler(ctx context.Context, cfg config.Scheduler, version string, w i
 		return err
 	}
 	log := cfg.Log.Logger(w)
+	id, err := cfg.Cluster.TLS.Identity(identity.Scheduler, log.With("component", "identity"))
+	if err != nil {
+		return err
+	}
 	l, err := listen(ctx, "listen", cfg.Listen)
 	if err != nil {
 		return err
@@ -30,16 +35,38 @@ func RunScheduler(ctx context.Context, cfg config.Scheduler, version string, w i
 	if err := rate.set(cfg.Limits); err != nil {
 		return err
 	}
-	mux := http.NewServeMux()
-	adm.register(mux, false)
-	mux.Handle("/v1/", s.Handler())
-	mux.Handle(limitsPath, transfer.RequireToken(token, serveSettings(rate.get, rate.set)))
-	log.Info("scheduler ready", "listen", l.Addr().String(), "version", version)
-	adm.ready.Store(true)
 	group, ctx := errgroup.WithContext(ctx)
+	if cfg.Admin.Listen != "" {
+		al, err := listen(ctx, "admin.listen", cfg.Admin.Listen)
+		if err != nil {
+			_ = l.Close() // nothing is served yet
+			return err
+		}
+		own := http.NewServeMux()
+		adm.register(own, false)
+		group.Go(func() error { return serve(ctx, al, own, log) })
+	}
+	log.Info("scheduler ready", "listen", l.Addr().String(), "tls", id != nil, "version", version)
+	adm.ready.Store(true)
 	group.Go(func() error { return s.Run(ctx) }) // ends the sessions, so that serve can drain
-	group.Go(func() error { return serve(ctx, l, mux, log) })
+	group.Go(func() error {
+		return serve(ctx, serverTLS(l, id), schedulerHandler(s, adm, serveSettings(rate.get, rate.set), token, cfg.Admin.Listen == ""), log)
+	})
 	err = group.Wait()
 	log.Info("scheduler stopped")
 	return err
+}
+
+// schedulerHandler is what the scheduler's port serves: nothing but /healthz to whoever has not the token.
+func schedulerHandler(s *server.Server, adm *admin, limits http.Handler, token string, administered bool) http.Handler {
+	inner := http.NewServeMux()
+	inner.Handle("/v1/", s.Handler())
+	inner.Handle(limitsPath, limits)
+	outer := http.NewServeMux()
+	if administered {
+		adm.register(inner, false)
+		outer.HandleFunc("GET /healthz", adm.health)
+	}
+	outer.Handle("/", transfer.RequireToken(token, inner))
+	return outer
 }

@@ -1,0 +1,33 @@
+package local
+
+import (
+	"net"
+	"net/http"
+	"net/netip"
+)
+
+// Guard passes on the requests of users of this machine and answers 403 to all others.
+func Guard(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		remote, err := netip.ParseAddrPort(r.RemoteAddr)
+		switch {
+		case err != nil || !remote.Addr().Unmap().IsLoopback():
+			refuse(w, http.StatusForbidden, &Error{CodeDenied, "this is for users of the node's own machine, over its loopback address"})
+		case !isLoopbackHost(r.Host):
+			refuse(w, http.StatusForbidden, &Error{CodeDenied, "the request names a host that is not this machine's loopback address"})
+		case r.Header.Get("Origin") != "" || r.Header.Get("Sec-Fetch-Site") != "":
+			refuse(w, http.StatusForbidden, &Error{CodeDenied, "web pages are not served"})
+		default:
+			next.ServeHTTP(w, r)
+		}
+	})
+}
+
+// isLoopbackHost reads a Host header.
+func isLoopbackHost(host string) bool {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	addr, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && addr.IsLoopback()
+}

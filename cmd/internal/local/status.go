@@ -1,0 +1,68 @@
+package local
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-project/shoal/peer"
+)
+
+// Status is the state of a node.
+type Status struct {
+	Name       string            `json:"name"`
+	Version    string            `json:"version"`
+	Seed       bool              `json:"seed"`
+	Addr       string            `json:"addr,omitempty"` // of its piece server; empty when it has none
+	Schedulers []peer.LinkStatus `json:"schedulers"`
+	Peers      []string          `json:"peers"` // known without a scheduler, or the seeds it named
+	Store      StoreStatus       `json:"store"`
+	Tasks      []peer.TaskStatus `json:"tasks"`
+	Uploads    []Upload          `json:"uploads"`
+}
+
+// StoreStatus is what a node keeps, in bytes.
+type StoreStatus struct {
+	Blobs    int   `json:"blobs"`
+	Held     int64 `json:"held"`
+	Reserved int64 `json:"reserved"` // sizes of all that is kept, complete or not
+	MaxBytes int64 `json:"max_bytes,omitempty"`
+	// MaxPercent is of what other files leave of the disk.
+	MaxPercent int `json:"max_percent,omitempty"`
+}
+
+// Upload is what a node gave to another host.
+type Upload struct {
+	ID    digest.Digest `json:"id"`
+	Host  string        `json:"host"` // its address, without a port
+	Bytes int64         `json:"bytes"`
+}
+
+// ServeStatus serves GET /v1/status.
+func ServeStatus(status func(context.Context) Status) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(status(r.Context())) // the caller may have left
+	})
+}
+
+// Status asks for the node's state. The error is ErrNoNode or tells of a broken connection.
+func (c *Client) Status(ctx context.Context) (*Status, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+c.address+"/v1/status", nil)
+	if err != nil {
+		return nil, fmt.Errorf("address %q of the node: want HOST:PORT", c.address)
+	}
+	resp, err := c.do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	var s Status
+	if err := json.NewDecoder(resp.Body).Decode(&s); err != nil {
+		return nil, fmt.Errorf("what answers at %s is no shoal node of this version: %w", c.address, err)
+	}
+	return &s, nil
+}

@@ -1,0 +1,93 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/shoal-project/shoal/cmd/internal/local"
+)
+
+const statusHelp = `Shows what the node of this machine does: its schedulers and seeds, its store, the tasks that run with the hosts it gets pieces
+from, and what it gave to others since it began.
+
+EXAMPLES:
+   shoal status
+   shoal status --output json | jq '.tasks[] | {id, held, size}'`
+
+func statusCommand() *cli.Command {
+	return command(&cli.Command{
+		Name: "status", Usage: "show what the node of this machine does", Description: statusHelp,
+		Flags: []cli.Flag{nodeFlag(), &cli.StringFlag{Name: "output", Value: "text", Usage: "`FORMAT` on standard output: text or json"}},
+		Action: func(ctx *cli.Context) error {
+			asJSON, err := checkOutput(ctx)
+			if err != nil {
+				return err
+			}
+			client := local.NewClient(ctx.String("node"))
+			defer client.Close()
+			s, err := client.Status(ctx.Context)
+			switch {
+			case err != nil:
+				return fmt.Errorf("status: %w", err)
+			case asJSON:
+				return writeJSON(ctx.App.Writer, s)
+			}
+			_, err = io.WriteString(ctx.App.Writer, statusText(s))
+			return err
+		},
+	}, nodeEnvironment()...)
+}
+
+func statusText(s *local.Status) string {
+	var b strings.Builder
+	kind := "node"
+	if s.Seed {
+		kind = "seed"
+	}
+	fmt.Fprintf(&b, "%s %s, version %s\n", kind, printable(s.Name), printable(s.Version))
+	if s.Addr != "" {
+		fmt.Fprintf(&b, "  serves     %s\n", s.Addr)
+	}
+	for _, l := range s.Schedulers {
+		state := "no session"
+		if l.Live {
+			state = "in session"
+		}
+		fmt.Fprintf(&b, "  scheduler  %s, %s\n", printable(l.URL), state)
+	}
+	for _, p := range s.Peers {
+		fmt.Fprintf(&b, "  peer       %s\n", printable(p))
+	}
+	fmt.Fprintf(&b, "  store      %s, %s of %s held", count(s.Store.Blobs, "blob"), bytesText(s.Store.Held), bytesText(s.Store.Reserved))
+	if s.Store.MaxBytes > 0 {
+		fmt.Fprintf(&b, ", at most %s", bytesText(s.Store.MaxBytes))
+	}
+	if s.Store.MaxPercent > 0 {
+		fmt.Fprintf(&b, ", at most %d%% of what others leave of the disk", s.Store.MaxPercent)
+	}
+	b.WriteString("\n")
+	if len(s.Tasks) > 0 {
+		rows := [][]string{{"TASK", "HELD", "OF", "READERS", "FROM", "BYTES"}}
+		for _, t := range s.Tasks {
+			first := []string{string(t.ID)[:min(len(t.ID), 19)], bytesText(t.Held), bytesText(t.Size), fmt.Sprint(t.Readers)}
+			rows = append(rows, append(first, "origin", bytesText(t.Origin)))
+			for _, p := range t.Parents {
+				rows = append(rows, []string{"", "", "", "", p.Addr, bytesText(p.Bytes)})
+			}
+		}
+		b.WriteString("\n")
+		table(&b, rows)
+	}
+	if len(s.Uploads) > 0 {
+		rows := [][]string{{"GIVEN TO", "BYTES", "TASK"}}
+		for _, u := range s.Uploads {
+			rows = append(rows, []string{u.Host, bytesText(u.Bytes), string(u.ID)[:min(len(u.ID), 19)]})
+		}
+		b.WriteString("\n")
+		table(&b, rows)
+	}
+	return b.String()
+}

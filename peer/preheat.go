@@ -1,0 +1,78 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/shoal-project/shoal/peer/piece"
+	"github.com/shoal-project/shoal/peer/transfer"
+)
+
+// errWarm ends the watch of a host that has everything.
+var errWarm = errors.New("everything is held")
+
+// Preheat has the host at addr fetch the blob and returns when it holds all of it. told hears how many bytes it holds, whenever that
+// changes. A host that gains nothing for the patience is an error; so is a blob that only readers' own hosts can read.
+func (p *Peer) Preheat(ctx context.Context, addr string, b Blob, patience time.Duration, told func(held int64)) error {
+	if err := b.validate(); err != nil {
+		return err
+	}
+	if b.Origin.none() {
+		return fmt.Errorf("reading it takes a secret, which no other host is told: %w", piece.ErrDenied)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	watchdog := time.AfterFunc(patience, func() { cancel(fmt.Errorf("nothing came there for %v", patience)) })
+	defer watchdog.Stop()
+	layout, last := piece.NewLayout(b.Size), int64(-1)
+	for {
+		held := piece.NewSet(layout.Count())
+		err := p.wire.Watch(ctx, addr, b.Digest, b.ask("", true), func(h transfer.Have) error {
+			if h.All != nil && h.All.Len() == held.Len() {
+				held = h.All.Clone()
+			}
+			for _, i := range h.Added {
+				if int(i) < held.Len() {
+					held.Add(i)
+				}
+			}
+			for _, i := range h.Removed {
+				if int(i) < held.Len() {
+					held.Remove(i)
+				}
+			}
+			if n := heldBytes(layout, held); n != last {
+				last = n
+				watchdog.Reset(patience)
+				told(n)
+			}
+			if held.Full() {
+				return errWarm
+			}
+			return nil
+		})
+		switch {
+		case errors.Is(err, errWarm):
+			return nil
+		case ctx.Err() != nil:
+			return fmt.Errorf("host %s: %w", addr, context.Cause(ctx))
+		case errors.Is(err, piece.ErrDenied):
+			return err
+		}
+		select { // the host may restart
+		case <-time.After(500 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("host %s: %w, after: %w", addr, context.Cause(ctx), err)
+		}
+	}
+}
+
+func heldBytes(l piece.Layout, held *piece.Set) (n int64) {
+	for i := range held.All() {
+		_, length := l.Range(i)
+		n += length
+	}
+	return n
+}
