@@ -56,17 +56,26 @@ EXAMPLES:
 			&cli.StringFlag{Name: "log-level", Usage: "debug, info, warn or error"},
 		},
 		Action: func(c *cli.Context) error {
-			cfg := config.DefaultNode()
-			if err := config.Load(c.String("config"), &cfg); err != nil {
-				return usageError(err)
-			}
-			overrideNode(c, &cfg)
-			if err := cfg.Validate(); err != nil {
-				return usageError(oneLine(err))
+			cfg, err := nodeConfig(c)
+			if err != nil {
+				return err
 			}
 			return daemon.RunNode(c.Context, cfg, buildVersion(), c.App.ErrWriter)
 		},
 	})
+}
+
+// nodeConfig reads the configuration; its errors are those of usage.
+func nodeConfig(c *cli.Context) (config.Node, error) {
+	cfg := config.DefaultNode()
+	if err := config.Load(c.String("config"), &cfg); err != nil {
+		return cfg, usageError(err)
+	}
+	overrideNode(c, &cfg)
+	if err := cfg.Validate(); err != nil {
+		return cfg, usageError(oneLine(err))
+	}
+	return cfg, nil
 }
 
 // overrideNode lets flags win over the file.

@@ -112,7 +112,7 @@ func TestRootEverybodyGetsTheRightBytesWhateverFails(t *testing.T) {
 	for _, m := range mishaps() {
 		t.Run(m.name, func(t *testing.T) {
 			ctx, shoal := prepare(t, "ip", "tc", "docker-registry", "losetup", "mkfs.ext4")
-			r := measure(ctx, shoal, t.Output(), m, 1, true)
+			r := faults{shoal: shoal, converted: true, runs: 1, log: t.Output()}.measure(ctx, m)
 			if !r.OK {
 				t.Errorf("%s: %s", m.what, r.Error)
 			}

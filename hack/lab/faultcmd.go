@@ -97,7 +97,7 @@ func (f faults) run(ctx context.Context, only []string) error {
 		}
 		found++
 		fmt.Fprintf(f.log, "%s: %s\n", m.name, m.what)
-		r := measure(ctx, f.shoal, f.log, m, f.runs, f.converted)
+		r := f.measure(ctx, m)
 		if !r.OK {
 			failed = append(failed, m.name)
 		}

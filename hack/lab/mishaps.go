@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -301,12 +300,12 @@ type measured struct {
 	RejectedPieces float64   `json:"rejected_pieces"`
 }
 
-// measure runs a mishap several times, each in a cluster of its own, in which another blob was read in peace before.
-func measure(ctx context.Context, shoal string, log io.Writer, m mishap, runs int, converted bool) measured {
-	r := measured{Case: m.name, What: m.what, Converted: converted, OK: true, BoundSeconds: m.bound.Seconds()}
+// measure runs a mishap f.runs times, each in a cluster of its own, in which another blob was read in peace before.
+func (f faults) measure(ctx context.Context, m mishap) measured {
+	r := measured{Case: m.name, What: m.what, Converted: f.converted, OK: true, BoundSeconds: m.bound.Seconds()}
 	var calm, copies []float64
-	for range runs {
-		err := withTrial(ctx, shoal, log, converted, func(t *trial) error {
+	for range f.runs {
+		err := withTrial(ctx, f.shoal, f.log, f.converted, func(t *trial) error {
 			one, err := t.suffer(ctx, m)
 			if err != nil {
 				return err
