@@ -97,6 +97,9 @@ func (s *sim) people() {
 		if sc.zones > 1 && !h.seed {
 			h.zone = i * sc.zones / n
 		}
+		if sc.late && i == n-1 {
+			h.joinAt = 2 * full
+		}
 		if sc.arrive > 0 && !h.seed {
 			h.joinAt = within(sc.arrive)
 		}
@@ -113,9 +116,6 @@ func (s *sim) people() {
 		}
 		s.hosts = append(s.hosts, h)
 		s.at(h.joinAt, func() { s.arrive(h) })
-	}
-	if sc.late {
-		s.hosts[n-1].joinAt = 2 * full
 	}
 	if sc.seedLoss && s.cfg.seeds > 1 {
 		s.hosts[0].doomed = true

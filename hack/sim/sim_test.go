@@ -23,6 +23,9 @@ func TestScenariosStayNearTheBound(t *testing.T) {
 			if ratio := cmp.Or(r.LateRatio, r.Ratio); ratio > limit.ratio {
 				t.Errorf("ratio %.3f, want at most %.3f", ratio, limit.ratio)
 			}
+			if sc.late && r.LateRatio < 1 {
+				t.Errorf("the late host took %.3f of the least time", r.LateRatio)
+			}
 			if r.OriginCopies > limit.copies+1e-6 {
 				t.Errorf("%.4f copies left the origin, want at most %.4f", r.OriginCopies, limit.copies)
 			}
