@@ -3,7 +3,7 @@ package peer
 import "testing"
 
 func TestVisitorsTellWhereTheyCanBeAsked(t *testing.T) {
-	raw := Blob{Size: 5}.encodeFrom("10.0.0.7:7702")
+	raw := Blob{Size: 5}.ask("10.0.0.7:7702", false)
 	if addr, ok := decodeVisitor(raw); !ok || addr != "10.0.0.7:7702" {
 		t.Errorf("got %q, %v", addr, ok)
 	}

@@ -66,7 +66,7 @@ type Config struct {
 	// The event OriginRate changes it.
 	OriginRate int64
 	// Handover is how long a task that another machine governed before gets no lease: the hosts that read under the other one's leases
-	// join meanwhile. Default 500 ms.
+	// join meanwhile. Default 250 ms.
 	Handover time.Duration
 }
 
@@ -78,7 +78,7 @@ func (c Config) withDefaults() Config {
 	c.Leases = cmp.Or(c.Leases, 8)
 	c.LeaseSilence = cmp.Or(c.LeaseSilence, 3*time.Second)
 	c.RetryAfter = cmp.Or(c.RetryAfter, time.Second)
-	c.Handover = cmp.Or(c.Handover, 500*time.Millisecond)
+	c.Handover = cmp.Or(c.Handover, 250*time.Millisecond)
 	return c
 }
 

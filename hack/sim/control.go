@@ -60,12 +60,17 @@ func (h *host) open() {
 
 // join announces the task.
 func (h *host) join() {
+	moved := h.begun
 	h.begun, h.dirty = true, true
 	if !h.session {
 		return
 	}
+	ev := scheduler.TaskJoined{Host: h.name, Task: h.sim.task(), Have: runs(slices.Collect(h.have.All())), Wants: !h.have.Full(), Moved: moved}
+	for _, r := range h.planner.Leased() {
+		ev.Reading = append(ev.Reading, scheduler.Run{First: int(r.First), End: int(r.End)})
+	}
 	h.joined, h.gained, h.reportedAt = true, nil, h.sim.now
-	h.send(scheduler.TaskJoined{Host: h.name, Task: h.sim.task(), Have: runs(slices.Collect(h.have.All())), Wants: !h.have.Full()})
+	h.send(ev)
 }
 
 // send queues an event for the scheduler; events leave in batches.

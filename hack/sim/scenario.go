@@ -54,7 +54,7 @@ func pick(names string) ([]scenario, error) {
 		return all, nil
 	}
 	var out []scenario
-	for _, name := range strings.Split(names, ",") {
+	for name := range strings.SplitSeq(names, ",") {
 		i := slices.IndexFunc(all, func(s scenario) bool { return s.name == name })
 		if i < 0 {
 			return nil, fmt.Errorf("unknown scenario %q; --list names them", name)

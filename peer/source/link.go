@@ -75,7 +75,7 @@ func (l Link) Private() bool { return l.Shared == "" }
 // splitQuery removes the parameters to be ignored, keeping the others as they are written and in their order.
 func splitQuery(raw string, ignore []string) (rest string, dropped, secret bool) {
 	var kept []string
-	for _, part := range strings.Split(raw, "&") {
+	for part := range strings.SplitSeq(raw, "&") {
 		key, _, _ := strings.Cut(part, "=")
 		if name, err := url.QueryUnescape(key); err == nil {
 			key = name
