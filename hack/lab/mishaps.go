@@ -129,27 +129,26 @@ func originMishaps() []mishap {
 			before: set(cluster.Fault{Kind: cluster.WrongLength, Times: 4})},
 		{name: "origin-wrong-bytes", what: "the registry changes a byte, for a second", bound: 4 * time.Second,
 			before: set(cluster.Fault{Kind: cluster.Flip, At: trialSize / 2}),
-			during: func(ctx context.Context, t *trial) error {
-				if err := sleep(ctx, time.Second); err != nil {
-					return err
-				}
-				t.registry.Proxy.Set(cluster.Fault{Kind: cluster.Slow, BytesPerSecond: 1 << 30, Times: 1})
-				return nil
-			}},
+			during: func(ctx context.Context, t *trial) error { return t.healOrigin(ctx, time.Second) }},
 		{name: "origin-down", what: "the registry dies when the cluster holds half", bound: 0,
 			during: func(ctx context.Context, t *trial) error {
 				t.registry.Proxy.Set(cluster.Fault{Kind: cluster.Unavailable})
-				if err := sleep(ctx, 2*time.Second); err != nil {
-					return err
-				}
-				t.registry.Proxy.Set(cluster.Fault{})
-				return nil
+				return t.healOrigin(ctx, 2*time.Second)
 			}},
 	}
 	for i := range all[:6] {
 		all[i].after = struck
 	}
 	return all
+}
+
+// healOrigin ends the registry's fault after a while.
+func (t *trial) healOrigin(ctx context.Context, after time.Duration) error {
+	if err := sleep(ctx, after); err != nil {
+		return err
+	}
+	t.registry.Proxy.Set(cluster.Fault{})
+	return nil
 }
 
 func schedulerMishaps() []mishap {
