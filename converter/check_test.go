@@ -234,7 +234,7 @@ func TestCheckFindsWrongChunks(t *testing.T) {
 	check(t, err)
 	repo, err := name.NewRepository(host + "/ml/tiny")
 	check(t, err)
-	wrong := forge(t, repo, made, func(m *chunkmap.Map) { m.Chunks[0].Digest[0] ^= 1 })
+	wrong := forge(t, repo, made, func(m *chunkmap.Map) { m.Chunks[0].ID[0] ^= 1 })
 	_, err = converter.Check(t.Context(), converter.CheckConfig{Image: wrong, Deep: true, Access: once()})
 	wantError(t, err, converter.ErrVerify, "chunk map")
 	right := forge(t, repo, made, func(*chunkmap.Map) {})

@@ -32,7 +32,7 @@ func TestChunkMapsThatReadersDoNotTakeLoseTheirChunks(t *testing.T) {
 		maps[m.Blob] = m
 		total += m.EncodedSize()
 	}
-	const chunk = 36
+	const chunk = 20
 	for _, tc := range []struct {
 		limit int
 		want  string // chunks of each

@@ -18,6 +18,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
+	"github.com/shoal-project/shoal/peer/chunkmap"
 )
 
 const chunkSize = 8192
@@ -159,13 +160,13 @@ func TestFileIsOneRunOfChunksOfTheMap(t *testing.T) {
 	data := noise(7, 100_000)
 	one, _ := build(t, []Entry{fileEntry("a", data)})
 	two, _ := build(t, []Entry{fileEntry("other", noise(8, 5000)), fileEntry("renamed", data)})
-	seen := map[string]bool{}
+	seen := map[chunkmap.ID]bool{}
 	for _, c := range one.Map.Chunks {
-		seen[c.Digest.String()] = true
+		seen[c.ID] = true
 	}
 	shared := int64(0)
 	for _, c := range two.Map.Chunks {
-		if seen[c.Digest.String()] {
+		if seen[c.ID] {
 			shared += int64(c.Length)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/shoal-project/shoal/peer/piece"
 	"github.com/zeebo/blake3"
+	"github.com/zeebo/xxh3"
 )
 
 // Builder computes the chunk map of the bytes written to it, cut where its caller says: it replays the cuts of another
@@ -70,22 +71,22 @@ func (g *groupHash) end() []piece.Digest {
 	return g.list
 }
 
-// chunkHash digests the chunks of a stream.
+// chunkHash cuts a stream into chunks and names them.
 type chunkHash struct {
 	list   []Chunk
-	hash   *blake3.Hasher
+	hash   *xxh3.Hasher
 	start  int64 // where the chunk begun begins, in bytes from the blob's start
 	length int   // of the chunk begun, in bytes
 }
 
-func newChunkHash() chunkHash { return chunkHash{hash: blake3.New()} }
+func newChunkHash() chunkHash { return chunkHash{hash: xxh3.New()} }
 
 func (c *chunkHash) size() int64 { return c.start + int64(c.length) }
 
 // write adds bytes to the chunk begun, which must stay within MaxChunk, and ends it if last is set.
 func (c *chunkHash) write(p []byte, last bool) {
 	if last && c.length == 0 && len(p) > 0 { // a chunk that lies in one piece is hashed where it lies
-		c.add(len(p), blake3.Sum256(p))
+		c.add(len(p), xxh3.Hash128(p))
 		return
 	}
 	_, _ = c.hash.Write(p) // a hash never fails to write
@@ -107,12 +108,13 @@ func (c *chunkHash) upToMax(p []byte) {
 // cut ends the chunk begun, if there is one.
 func (c *chunkHash) cut() {
 	if c.length > 0 {
-		c.add(c.length, sum(c.hash))
+		c.add(c.length, c.hash.Sum128())
+		c.hash.Reset()
 	}
 }
 
-func (c *chunkHash) add(length int, digest piece.Digest) {
-	c.list = append(c.list, Chunk{Length: uint32(length), Digest: digest})
+func (c *chunkHash) add(length int, sum xxh3.Uint128) {
+	c.list = append(c.list, Chunk{Length: uint32(length), ID: sum.Bytes()})
 	c.start, c.length = c.start+int64(length), 0
 }
 

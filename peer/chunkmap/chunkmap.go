@@ -14,14 +14,15 @@
 //
 //	offset  bytes  value
 //	0       8      "shoalmap"
-//	8       4      version, 1
+//	8       4      version, 2
 //	12      4      length D of the blob's digest as text
 //	16      8      size of the blob in bytes
 //	24      4      number of groups G, which is size / 256 KiB rounded up
 //	28      4      number of chunks C
 //	32      D      digest of the blob, "sha256:…"
 //	32+D    32·G   BLAKE3-256 digests of the groups in order
-//	…       36·C   chunks in order: length in bytes (4, never 0), BLAKE3-256 digest (32); their lengths sum up to size
+//	…       20·C   chunks in order: length in bytes (4, never 0), XXH3-128 of the bytes (16, high half first); their lengths
+//	               sum up to size
 //
 // # Where chunks are cut
 //
@@ -58,7 +59,7 @@
 // a file was given. Where the rules meet, each cut begins a new chunk, and the length counts anew.
 //
 // A map that would have more than 64 MiB, which no reader takes, loses its chunks. A blob of 500 GB has 119,000 chunks of
-// 4 MiB and may have 49,000 more; opaque ones lose them above some 430 GB.
+// 4 MiB and may have 180,000 more; opaque ones lose them above some 480 GB.
 //
 // The package does no I/O of its own. No goroutine outlives the call that started it.
 package chunkmap
@@ -85,10 +86,10 @@ const MaxChunk = 4 << 20
 
 const (
 	magic      = "shoalmap"
-	version    = 1
+	version    = 2
 	headerSize = 32
 	groupSize  = len(piece.Digest{})
-	chunkSize  = 4 + len(piece.Digest{})
+	chunkSize  = 4 + len(ID{})
 	// maxDigest bounds the digest's text; sha512 with its prefix has 135 bytes.
 	maxDigest = 256
 )
@@ -101,11 +102,15 @@ type Map struct {
 	Chunks []Chunk        // cover the blob without gaps, or there are none
 }
 
-// Chunk is one unit of dedup: a run of bytes and its digest.
+// Chunk is one unit of dedup: a run of bytes and its name.
 type Chunk struct {
-	Length uint32       // in bytes, never 0
-	Digest piece.Digest // BLAKE3-256 of the bytes
+	Length uint32 // in bytes, never 0
+	ID     ID
 }
+
+// ID names the bytes of a chunk: their XXH3-128, high half first. It tells where equal bytes may be found, and nothing more: whoever
+// wants to can make others with the same ID, so what is found by it is verified by groups before it is used.
+type ID [16]byte
 
 // PieceDigest returns the digest of piece i. The layout must be one of this blob and i below its count.
 func (m *Map) PieceDigest(l piece.Layout, i piece.Index) piece.Digest {
@@ -157,7 +162,7 @@ func (m *Map) AppendBinary(out []byte) ([]byte, error) {
 	}
 	for i := range m.Chunks {
 		out = le.AppendUint32(out, m.Chunks[i].Length)
-		out = append(out, m.Chunks[i].Digest[:]...)
+		out = append(out, m.Chunks[i].ID[:]...)
 	}
 	return out, nil
 }
@@ -223,7 +228,7 @@ func Decode(data []byte) (*Map, error) {
 	for i := range m.Chunks {
 		raw := data[h.chunksAt+chunkSize*i:]
 		c := Chunk{Length: binary.LittleEndian.Uint32(raw)}
-		copy(c.Digest[:], raw[4:])
+		copy(c.ID[:], raw[4:])
 		if c.Length == 0 {
 			return nil, fmt.Errorf("%w: chunk %d is empty", ErrInvalid, i)
 		}

@@ -13,7 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
 	"github.com/shoal-project/shoal/peer/piece"
-	"github.com/zeebo/blake3"
+	"github.com/zeebo/xxh3"
 )
 
 func randomBytes(seed uint64, n int) []byte {
@@ -71,8 +71,8 @@ func TestBuilderCutsWhereAskedAndAtMostEvery4MiB(t *testing.T) {
 			}
 			off := 0
 			for i, c := range m.Chunks {
-				if want := piece.Digest(blake3.Sum256(data[off : off+int(c.Length)])); c.Digest != want {
-					t.Errorf("chunk %d: digest of other bytes", i)
+				if want := ID(xxh3.Hash128(data[off : off+int(c.Length)]).Bytes()); c.ID != want {
+					t.Errorf("chunk %d: ID of other bytes", i)
 				}
 				off += int(c.Length)
 			}
@@ -127,12 +127,16 @@ func TestVerifyNamesTheFirstBadGroup(t *testing.T) {
 func TestEncodingIsStable(t *testing.T) {
 	m := build([]byte("shoal"), 2)
 	enc := m.Encode()
-	head := "73686f616c6d6170" + "01000000" + "47000000" + "0500000000000000" + "01000000" + "02000000"
+	head := "73686f616c6d6170" + "02000000" + "47000000" + "0500000000000000" + "01000000" + "02000000"
 	if diff := cmp.Diff(head, digestHex(enc[:32])); diff != "" {
 		t.Errorf("header (-want +got):\n%s", diff)
 	}
-	if want := 32 + 71 + 32 + 2*36; len(enc) != want {
+	if want := 32 + 71 + 32 + 2*20; len(enc) != want {
 		t.Errorf("length: want %d, got %d", want, len(enc))
+	}
+	// The value the authors of XXH3 give for no bytes, in their canonical order.
+	if none := xxh3.Hash128(nil).Bytes(); digestHex(none[:]) != "99aa06d3014798d86001c324468d497f" {
+		t.Errorf("XXH3-128 of nothing: %x", none)
 	}
 	got, err := Decode(enc)
 	if err != nil {
@@ -161,7 +165,8 @@ func TestDecodeRefuses(t *testing.T) {
 	}{
 		{"nothing", func([]byte) []byte { return nil }, ErrInvalid},
 		{"other magic", func(e []byte) []byte { e[0]++; return e }, ErrInvalid},
-		{"later version", func(e []byte) []byte { e[8] = 2; return e }, ErrUnsupported},
+		{"first version", func(e []byte) []byte { e[8] = 1; return e }, ErrUnsupported},
+		{"later version", func(e []byte) []byte { e[8] = 3; return e }, ErrUnsupported},
 		{"a byte less", func(e []byte) []byte { return e[:len(e)-1] }, ErrInvalid},
 		{"a byte more", func(e []byte) []byte { return append(e, 0) }, ErrInvalid},
 		{"huge digest", func(e []byte) []byte { le.PutUint32(e[12:], 1<<31); return e }, ErrInvalid},
@@ -169,9 +174,9 @@ func TestDecodeRefuses(t *testing.T) {
 		{"more groups than the size has", func(e []byte) []byte { le.PutUint32(e[24:], 1<<31); return e }, ErrInvalid},
 		{"more chunks than bytes", func(e []byte) []byte { le.PutUint32(e[28:], 1<<32-1); return e }, ErrInvalid},
 		{"no digest", func(e []byte) []byte { copy(e[32:], "SHA256"); return e }, ErrInvalid},
-		{"empty chunk", func(e []byte) []byte { le.PutUint32(e[len(e)-36:], 0); return e }, ErrInvalid},
-		{"chunk too long", func(e []byte) []byte { le.PutUint32(e[len(e)-36:], 1<<20); return e }, ErrInvalid},
-		{"chunk too short", func(e []byte) []byte { le.PutUint32(e[len(e)-36:], 1); return e }, ErrInvalid},
+		{"empty chunk", func(e []byte) []byte { le.PutUint32(e[len(e)-20:], 0); return e }, ErrInvalid},
+		{"chunk too long", func(e []byte) []byte { le.PutUint32(e[len(e)-20:], 1<<20); return e }, ErrInvalid},
+		{"chunk too short", func(e []byte) []byte { le.PutUint32(e[len(e)-20:], 1); return e }, ErrInvalid},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			if _, err := Decode(tc.mutate(build([]byte("shoal"), 2).Encode())); !errors.Is(err, tc.want) {

@@ -27,7 +27,7 @@ type Assembly struct {
 // Reuse returns how the pieces of the blob of m that are not in have can be put together out of the chunks whose places are known, in
 // the order of the pieces. A piece with a byte in another chunk is left out: it has to be fetched, and comes as a whole. What the
 // places hold is not known to be right; the piece is to be verified like a fetched one.
-func Reuse(m *Map, l piece.Layout, have *piece.Set, places map[piece.Digest]Place) []Assembly {
+func Reuse(m *Map, l piece.Layout, have *piece.Set, places map[ID]Place) []Assembly {
 	var out []Assembly
 	chunk, start := 0, int64(0) // the first chunk that reaches into the piece, and where it begins
 	for i := range piece.Index(l.Count()) {
@@ -47,14 +47,14 @@ func Reuse(m *Map, l piece.Layout, have *piece.Set, places map[piece.Digest]Plac
 }
 
 // parts covers the bytes [off, end) beginning with the chunk at start; nil when one of the chunks has no place.
-func (m *Map) parts(chunk int, start, off, end int64, places map[piece.Digest]Place) []Part {
+func (m *Map) parts(chunk int, start, off, end int64, places map[ID]Place) []Part {
 	var parts []Part
 	for off < end {
 		if chunk == len(m.Chunks) {
 			return nil // a map without chunks
 		}
 		c := &m.Chunks[chunk]
-		place, ok := places[c.Digest]
+		place, ok := places[c.ID]
 		if !ok {
 			return nil
 		}

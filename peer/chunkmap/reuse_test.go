@@ -30,10 +30,10 @@ func cutMap(name string, parts ...[]byte) *chunkmap.Map {
 }
 
 // placesOf lists where the chunks of a blob are.
-func placesOf(m *chunkmap.Map, places map[piece.Digest]chunkmap.Place) {
+func placesOf(m *chunkmap.Map, places map[chunkmap.ID]chunkmap.Place) {
 	off := int64(0)
 	for _, c := range m.Chunks {
-		places[c.Digest] = chunkmap.Place{Blob: m.Blob, Off: off}
+		places[c.ID] = chunkmap.Place{Blob: m.Blob, Off: off}
 		off += int64(c.Length)
 	}
 }
@@ -55,7 +55,7 @@ func TestReuseFindsExactlyThePiecesOfKnownChunks(t *testing.T) {
 		}
 		data, oldData := bytes.Join(parts, nil), bytes.Join(old, nil)
 		m := cutMap("new", parts...)
-		places := map[piece.Digest]chunkmap.Place{}
+		places := map[chunkmap.ID]chunkmap.Place{}
 		placesOf(cutMap("old", old...), places)
 		l := piece.NewLayout(int64(len(data)))
 		have := piece.NewSet(l.Count())
@@ -98,7 +98,7 @@ func TestReuseOfAMapWithoutChunksFindsNothing(t *testing.T) {
 func TestNeighbouringChunksAreCopiedAtOnce(t *testing.T) {
 	a, b := randomBytes(1, 100), randomBytes(2, 200)
 	m, old := cutMap("new", a, b), cutMap("old", []byte("x"), a, b)
-	places := map[piece.Digest]chunkmap.Place{}
+	places := map[chunkmap.ID]chunkmap.Place{}
 	placesOf(old, places)
 	got := chunkmap.Reuse(m, piece.NewLayout(m.Size), piece.NewSet(1), places)
 	want := chunkmap.Part{Blob: old.Blob, Off: 1, Length: 300}

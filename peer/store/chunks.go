@@ -20,17 +20,17 @@ import (
 // all other times, and nothing can disagree with the disk. The file, little endian:
 //
 //	 0   8  magic "SHOALCNK"
-//	 8   4  version, 1
+//	 8   4  version, 2
 //	12   4  number of chunks
-//	16   …  for each chunk its length in bytes (4) and its digest (32), in order from the blob's start
+//	16   …  for each chunk its length in bytes (4) and its ID (16), in order from the blob's start
 //
 // It is not checked further: what it claims is only where to look, and what is copied from there is verified.
 const (
 	chunksName       = "chunks"
 	chunksMagic      = "SHOALCNK"
-	chunksVersion    = 1
+	chunksVersion    = 2
 	chunksHeaderSize = 16
-	chunkEntrySize   = 4 + digestSize
+	chunkEntrySize   = 4 + len(chunkmap.ID{})
 )
 
 // SetChunks keeps the chunks of the blob, from its start on, so that their bytes are found for other blobs. Later ones replace them.
@@ -53,7 +53,7 @@ func encodeChunks(chunks []chunkmap.Chunk) []byte {
 	out = binary.LittleEndian.AppendUint32(out, uint32(len(chunks)))
 	for i := range chunks {
 		out = binary.LittleEndian.AppendUint32(out, chunks[i].Length)
-		out = append(out, chunks[i].Digest[:]...)
+		out = append(out, chunks[i].ID[:]...)
 	}
 	return out
 }
@@ -72,7 +72,7 @@ func decodeChunks(r io.Reader, visit func(c chunkmap.Chunk) bool) error {
 		if _, err := io.ReadFull(r, entry[:]); err != nil {
 			return fmt.Errorf("%w: chunks: %w", errFormat, err)
 		}
-		if !visit(chunkmap.Chunk{Length: binary.LittleEndian.Uint32(entry[:]), Digest: piece.Digest(entry[4:])}) {
+		if !visit(chunkmap.Chunk{Length: binary.LittleEndian.Uint32(entry[:]), ID: chunkmap.ID(entry[4:])}) {
 			return nil
 		}
 	}
@@ -81,12 +81,12 @@ func decodeChunks(r io.Reader, visit func(c chunkmap.Chunk) bool) error {
 
 // FindChunks returns where the wanted chunks are held, of each the first place found in another blob than not. All bytes of a place are
 // held; they are not verified anew, and the blob may be gone when the caller looks.
-func (s *Store) FindChunks(want []chunkmap.Chunk, not digest.Digest) map[piece.Digest]chunkmap.Place {
-	open := make(map[piece.Digest]uint32, len(want))
+func (s *Store) FindChunks(want []chunkmap.Chunk, not digest.Digest) map[chunkmap.ID]chunkmap.Place {
+	open := make(map[chunkmap.ID]uint32, len(want))
 	for i := range want {
-		open[want[i].Digest] = want[i].Length
+		open[want[i].ID] = want[i].Length
 	}
-	found := map[piece.Digest]chunkmap.Place{}
+	found := map[chunkmap.ID]chunkmap.Place{}
 	for _, info := range s.List() {
 		if info.Digest == not || info.Held == 0 || len(open) == 0 {
 			continue
@@ -99,7 +99,7 @@ func (s *Store) FindChunks(want []chunkmap.Chunk, not digest.Digest) map[piece.D
 }
 
 // findIn moves what one blob holds from open to found.
-func (s *Store) findIn(info Info, open map[piece.Digest]uint32, found map[piece.Digest]chunkmap.Place) error {
+func (s *Store) findIn(info Info, open map[chunkmap.ID]uint32, found map[chunkmap.ID]chunkmap.Place) error {
 	f, err := s.root.Open(path.Join(folderName(info.Digest), chunksName))
 	if err != nil {
 		return err
@@ -113,10 +113,10 @@ func (s *Store) findIn(info Info, open map[piece.Digest]uint32, found map[piece.
 	}
 	have, off := e.have(), int64(0)
 	return decodeChunks(bufio.NewReaderSize(f, 64<<10), func(c chunkmap.Chunk) bool {
-		if length, wanted := open[c.Digest]; wanted && length == c.Length && off+int64(length) <= info.Layout.Size &&
+		if length, wanted := open[c.ID]; wanted && length == c.Length && off+int64(length) <= info.Layout.Size &&
 			holdsAll(have, info.Layout, off, int64(length)) {
-			found[c.Digest] = chunkmap.Place{Blob: info.Digest, Off: off}
-			delete(open, c.Digest)
+			found[c.ID] = chunkmap.Place{Blob: info.Digest, Off: off}
+			delete(open, c.ID)
 		}
 		off += int64(c.Length)
 		return len(open) > 0

@@ -159,7 +159,7 @@ func TestPieceThatCannotBeReadIsDroppedAndFetchedAgain(t *testing.T) {
 
 func FuzzChunks(f *testing.F) {
 	f.Add(encodeChunks(nil))
-	f.Add(encodeChunks([]chunkmap.Chunk{{Length: 1, Digest: piece.Digest{1}}, {Length: 1 << 31}}))
+	f.Add(encodeChunks([]chunkmap.Chunk{{Length: 1, ID: chunkmap.ID{1}}, {Length: 1 << 31}}))
 	f.Add([]byte(chunksMagic))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var chunks []chunkmap.Chunk

@@ -188,7 +188,7 @@ func (m *model) setChunks(rt *rapid.T) {
 		rt.Fatal(err)
 	}
 	for i, c := range chunksOf(m.data[n], piece.GroupSize) {
-		place, ok := m.s.FindChunks([]chunkmap.Chunk{c}, "")[c.Digest]
+		place, ok := m.s.FindChunks([]chunkmap.Chunk{c}, "")[c.ID]
 		if ok && !m.held[place.Blob][piece.Index(place.Off/piece.GroupSize)] || !ok && m.held[d][piece.Index(i)] {
 			rt.Fatalf("chunk %d of blob %d: found %v at %+v", i, n, ok, place)
 		}

@@ -58,10 +58,10 @@ func TestChunksAreFoundWhereAllTheirBytesAreHeld(t *testing.T) {
 	_ = s.Close()
 	s = open(t, dir, store.Config{}) // the index is on the disk
 	chunks := chunksOf(data, chunk)
-	unknown := chunkmap.Chunk{Length: 5, Digest: piece.Digest{1}}
+	unknown := chunkmap.Chunk{Length: 5, ID: chunkmap.ID{1}}
 	found := s.FindChunks(append(chunks, unknown), digest.FromString("another"))
 	for i, c := range chunks {
-		place, ok := found[c.Digest]
+		place, ok := found[c.ID]
 		if want := i < 5 || i > 7; ok != want || ok && place != (chunkmap.Place{Blob: d, Off: int64(i * chunk)}) {
 			t.Errorf("chunk %d: found %v at %+v, want %v", i, ok, place, want)
 		}
@@ -278,7 +278,7 @@ func manyChunks(tb testing.TB, dir string, blobs, chunksEach int) []chunkmap.Chu
 		}
 		last = make([]chunkmap.Chunk, chunksEach)
 		for j := range last {
-			last[j] = chunkmap.Chunk{Length: piece.GroupSize, Digest: piece.Digest{byte(i), byte(j), byte(j >> 8), byte(i >> 8)}}
+			last[j] = chunkmap.Chunk{Length: piece.GroupSize, ID: chunkmap.ID{byte(i), byte(j), byte(j >> 8), byte(i >> 8)}}
 		}
 		if err := b.SetChunks(last); err != nil {
 			tb.Fatal(err)
