@@ -18,8 +18,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // backend is a scheduler that says it is alive and counts events.
 type backend struct{ events, batches, largest atomic.Int64 }
 
-func (b *backend) Open(context.Context, Host) (string, <-chan Command, func(), error) {
-	return "s", make(chan Command), func() {}, nil
+func (b *backend) Open(context.Context, Host) (string, *Queue, func(), error) {
+	return "s", NewQueue(), func() {}, nil
 }
 
 func (b *backend) Events(_ string, events []Event) error {

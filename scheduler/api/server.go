@@ -22,9 +22,9 @@ var ErrNoSession = errors.New("no such session")
 
 // Backend is what a Handler serves.
 type Backend interface {
-	// Open begins a session. The channel carries its commands; it is closed by the backend when it ends the session. The
+	// Open begins a session. The queue carries its commands; the backend ends it when it ends the session. The
 	// handler calls closed exactly once when the host is gone. ctx bounds the session.
-	Open(ctx context.Context, h Host) (session string, commands <-chan Command, closed func(), err error)
+	Open(ctx context.Context, h Host) (session string, commands *Queue, closed func(), err error)
 	// Events takes a batch in order, or answers ErrNoSession.
 	Events(session string, events []Event) error
 }
@@ -73,8 +73,9 @@ func (h *handler) open(w http.ResponseWriter, r *http.Request) {
 	defer beat.Stop()
 	for {
 		select {
-		case c, ok := <-commands:
-			if !ok || out.write(c) != nil {
+		case <-commands.Wake():
+			batch, ended := commands.Take()
+			if out.write(batch...) != nil || ended {
 				return
 			}
 		case <-beat.C:
@@ -87,19 +88,21 @@ func (h *handler) open(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// lineWriter writes one command a line and gives up on a host that does not read.
+// lineWriter writes commands, one a line, and gives up on a host that does not read.
 type lineWriter struct {
 	w   http.ResponseWriter
 	rc  *http.ResponseController
 	enc *json.Encoder
 }
 
-func (l *lineWriter) write(c Command) error {
+func (l *lineWriter) write(commands ...Command) error {
 	if err := l.rc.SetWriteDeadline(time.Now().Add(10 * Beat)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return err
 	}
-	if err := l.enc.Encode(c); err != nil {
-		return err
+	for _, c := range commands {
+		if err := l.enc.Encode(c); err != nil {
+			return err
+		}
 	}
 	return l.rc.Flush()
 }

@@ -11,6 +11,7 @@ type metrics struct {
 	events, commands prometheus.Counter
 	hosts, seeds     prometheus.Gauge
 	tasks, leased    prometheus.Gauge
+	step             prometheus.Histogram
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -27,6 +28,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		seeds:  gauge("seeds", "Seeds with a live session."),
 		tasks:  gauge("tasks", "Tasks with at least one member."),
 		leased: gauge("leased_pieces", "Pieces that are being read from the origin."),
+		step: f.NewHistogram(prometheus.HistogramOpts{Name: "shoal_scheduler_step_seconds",
+			Help: "Time the state machine takes over one event.", Buckets: prometheus.ExponentialBuckets(1e-6, 2, 20)}),
 	}
 }
 

@@ -36,9 +36,6 @@ type Config struct {
 	Registerer prometheus.Registerer
 }
 
-// queueLength is how many commands may wait for a host before it counts as stuck.
-const queueLength = 4096
-
 // Server is a scheduler. Handler and Run may be used concurrently; Run must be running for leases to move in time.
 type Server struct {
 	cfg     Config
@@ -55,7 +52,7 @@ type session struct {
 	id       string
 	host     scheduler.HostID
 	addr     string
-	commands chan api.Command
+	commands *api.Queue
 	heard    time.Time
 	ended    bool
 }
@@ -115,11 +112,11 @@ func (s *Server) SetOriginRate(rate int64) {
 }
 
 // Open implements api.Backend.
-func (s *Server) Open(_ context.Context, h api.Host) (string, <-chan api.Command, func(), error) {
+func (s *Server) Open(_ context.Context, h api.Host) (string, *api.Queue, func(), error) {
 	if h.ID == "" || h.Addr == "" {
 		return "", nil, nil, errors.New("a host needs an id and an address")
 	}
-	ses := &session{id: rand.Text(), host: scheduler.HostID(h.ID), addr: h.Addr, commands: make(chan api.Command, queueLength)}
+	ses := &session{id: rand.Text(), host: scheduler.HostID(h.ID), addr: h.Addr, commands: api.NewQueue()}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
@@ -162,7 +159,7 @@ func (s *Server) endLocked(ses *session) {
 	}
 	ses.ended = true
 	delete(s.sessions, ses.id)
-	close(ses.commands)
+	ses.commands.End()
 }
 
 // Events implements api.Backend.
@@ -186,15 +183,16 @@ func (s *Server) Events(id string, events []api.Event) error {
 }
 
 func (s *Server) stepLocked(now time.Time, ev scheduler.Event) {
-	for _, cmd := range s.machine.Step(now, ev) {
+	began := time.Now()
+	commands := s.machine.Step(now, ev)
+	s.metrics.step.Observe(time.Since(began).Seconds())
+	for _, cmd := range commands {
 		ses := s.byHost[cmd.To]
 		if ses == nil || ses.ended {
 			continue
 		}
 		s.metrics.commands.Inc()
-		select {
-		case ses.commands <- toCommand(cmd.Body):
-		default:
+		if !ses.commands.Push(toCommand(cmd.Body)) {
 			s.log.Warn("host does not read its commands", "host", ses.host)
 			s.endLocked(ses) // its stream ends, gone reports the rest
 			delete(s.byHost, ses.host)

@@ -3,14 +3,17 @@ package server
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 
+	"github.com/shoal-project/shoal/scheduler"
 	"github.com/shoal-project/shoal/scheduler/api"
 )
 
@@ -112,9 +115,11 @@ func TestSilentHostLosesItsSession(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.tick(time.Now())
-	await(t, commands, "list of seeds", whatever)
+	if said, ended := commands.Take(); len(said) != 1 || said[0].Seeds == nil || ended {
+		t.Errorf("said %v, ended %v; want the list of seeds", said, ended)
+	}
 	s.tick(time.Now().Add(2 * time.Second))
-	if _, open := <-commands; open {
+	if _, ended := commands.Take(); !ended {
 		t.Error("the session of a silent host is still open")
 	}
 	closed()
@@ -155,5 +160,29 @@ func TestSecondHostOfTheSameNameIsReported(t *testing.T) {
 	}
 	if !strings.Contains(log.String(), "a name of its own") {
 		t.Errorf("the log does not tell of the second host:\n%s", log.String())
+	}
+}
+
+// TestHostThatDoesNotReadLosesItsSession lets a task grow for a host whose queue nobody empties.
+func TestHostThatDoesNotReadLosesItsSession(t *testing.T) {
+	s := New(Config{})
+	_, commands, closed, err := s.Open(t.Context(), api.Host{ID: "deaf", Addr: "h:1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closed()
+	deaf := func() bool {
+		return slices.ContainsFunc(s.machine.Snapshot().Hosts, func(h scheduler.Host) bool { return h.ID == "deaf" })
+	}
+	for i := 0; i < 10_000 && deaf(); i++ { // every seed that comes or goes is told to all
+		id := fmt.Sprint("seed", i%2)
+		_, _, gone, err := s.Open(t.Context(), api.Host{ID: id, Addr: id + ":1", Seed: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		gone()
+	}
+	if _, ended := commands.Take(); deaf() || !ended {
+		t.Errorf("the queue of a host that does not read has no bound: host there %v, queue ended %v", deaf(), ended)
 	}
 }

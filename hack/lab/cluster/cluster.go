@@ -205,6 +205,16 @@ func (c *Cluster) tokenFile() (string, error) {
 	return path, os.WriteFile(path, []byte(rand.Text()+"\n"), 0o600)
 }
 
+// Token returns the cluster's shared token.
+func (c *Cluster) Token() (string, error) {
+	path, err := c.tokenFile()
+	if err != nil {
+		return "", err
+	}
+	data, err := os.ReadFile(path)
+	return strings.TrimSpace(string(data)), err
+}
+
 // Detach leaves the cluster running: the programs go on after this process ends, and Leftovers finds them. The cluster
 // must not be used any more.
 func (c *Cluster) Detach() error {

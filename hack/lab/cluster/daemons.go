@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -158,17 +159,33 @@ func (n *Node) ConfigureMirror(ctx context.Context, c *Containerd, r *Registry) 
 
 // Metrics reads what the node says of itself.
 func (n *Node) Metrics(ctx context.Context) (Metrics, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:"+adminPort+"/metrics", nil)
+	return n.host.metrics(ctx, "http://127.0.0.1:"+adminPort, "")
+}
+
+// Metrics reads what the scheduler says of itself.
+func (s *Scheduler) Metrics(ctx context.Context) (Metrics, error) {
+	token, err := s.host.c.Token()
 	if err != nil {
 		return nil, err
 	}
-	resp, err := n.host.client.Do(req)
+	return s.host.metrics(ctx, s.URL(), token)
+}
+
+func (h *Host) metrics(ctx context.Context, base, token string) (Metrics, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"/metrics", nil)
 	if err != nil {
-		return nil, fmt.Errorf("metrics of %s: %w", n.Name(), err)
+		return nil, err
+	}
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	resp, err := h.client.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("metrics of %s: %w", h.Name, err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("metrics of %s: %s", n.Name(), resp.Status)
+		return nil, fmt.Errorf("metrics of %s: %s", h.Name, resp.Status)
 	}
 	return parseMetrics(resp.Body)
 }
@@ -208,7 +225,26 @@ samples:
 	return sum
 }
 
-// parseMetrics reads Prometheus's text format as far as counters and gauges need it.
+// Quantile returns the least bound of a histogram's buckets that a share q of its observations does not exceed; +Inf above the last, 0
+// without observations.
+func (m Metrics) Quantile(name string, q float64) float64 {
+	count, least := m.Sum(name+"_count"), math.Inf(1)
+	if count == 0 {
+		return 0
+	}
+	for sample, value := range m {
+		rest, ok := strings.CutPrefix(sample, name+`_bucket{le="`)
+		if !ok || value < q*count {
+			continue
+		}
+		if bound, err := strconv.ParseFloat(strings.TrimSuffix(rest, `"}`), 64); err == nil {
+			least = min(least, bound)
+		}
+	}
+	return least
+}
+
+// parseMetrics reads Prometheus's text format as far as counters, gauges and histograms without labels need it.
 func parseMetrics(r io.Reader) (Metrics, error) {
 	m := Metrics{}
 	scanner := bufio.NewScanner(r)
