@@ -121,7 +121,7 @@ func runPeer(ctx context.Context, t *testing.T, origin *peertest.Origin, schedul
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = st.Close() })
-	p, err := peer.New(peer.Config{Host: api.Host{ID: "h", Addr: "127.0.0.1:1"}}, st, nil, origin, []*api.Client{scheduler})
+	p, err := peer.New(peer.Config{Host: api.Host{ID: "h", Addr: "127.0.0.1:1"}}, st, nil, origin, peertest.Fixed{scheduler})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,8 +2,10 @@ package peer
 
 import (
 	"context"
+	"errors"
 	"hash/fnv"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,29 +18,83 @@ import (
 	"github.com/shoal-project/shoal/scheduler/api"
 )
 
-// link keeps a session with one scheduler, for as long as the peer runs.
+var errNoScheduler = errors.New("it is no scheduler of the cluster any more")
+
+// link keeps a session with one scheduler, for as long as it is one.
 type link struct {
 	peer   *Peer
 	client *api.Client
+	cancel context.CancelCauseFunc // ends run
 
 	mu      sync.Mutex // guards session
 	session *api.Session
 }
 
-func (l *link) run(ctx context.Context) error {
+// keepLinks has one link for each scheduler there is.
+func (p *Peer) keepLinks(ctx context.Context) error {
+	var running sync.WaitGroup
+	defer running.Wait()
+	return p.schedulers.Watch(ctx, func(clients []*api.Client) {
+		var links []*link
+		for _, c := range clients {
+			l := p.linkTo(c)
+			if l == nil {
+				linkCtx, cancel := context.WithCancelCause(ctx)
+				l = &link{peer: p, client: c, cancel: cancel}
+				running.Go(func() { l.run(linkCtx) })
+			}
+			links = append(links, l)
+		}
+		p.mu.Lock()
+		before := p.links
+		p.links = links
+		p.mu.Unlock()
+		for _, l := range before {
+			if !slices.Contains(links, l) {
+				l.cancel(errNoScheduler)
+			}
+		}
+	})
+}
+
+// linkTo returns the link with the scheduler of a client, or nil.
+func (p *Peer) linkTo(c *api.Client) *link {
+	for _, l := range p.linked() {
+		if l.client == c {
+			return l
+		}
+	}
+	return nil
+}
+
+// linked returns the links there are.
+func (p *Peer) linked() []*link {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.links
+}
+
+// run returns when ctx ends: the peer's, or because the scheduler is none any more. The tasks find another one then.
+func (l *link) run(ctx context.Context) {
+	defer l.cancel(nil)
 	wait := 100 * time.Millisecond
 	for ctx.Err() == nil {
 		began := time.Now()
 		err := l.client.Run(ctx, l.peer.cfg.Host, l)
 		l.set(nil)
-		if ctx.Err() != nil {
-			return nil
+		gone := errors.Is(context.Cause(ctx), errNoScheduler)
+		if ctx.Err() != nil && !gone {
+			return
 		}
-		l.peer.metrics.sessionsLost.Inc()
-		l.peer.log.Warn("no session with scheduler", "scheduler", l.client.URL(), "error", err)
 		for _, t := range l.peer.all() {
 			t.post(t.rehome)
 		}
+		if gone {
+			l.peer.cfg.Limits.ShareSource(l.client.URL(), 0)
+			return
+		}
+		l.peer.metrics.sessionsLost.Inc()
+		l.peer.log.Warn("no session with scheduler", "scheduler", l.client.URL(), "error", err)
 		if time.Since(began) > 10*time.Second {
 			wait = 100 * time.Millisecond
 		}
@@ -48,7 +104,6 @@ func (l *link) run(ctx context.Context) error {
 		}
 		wait = min(2*wait, 2*time.Second)
 	}
-	return nil
 }
 
 func (l *link) set(s *api.Session) {
@@ -116,7 +171,7 @@ func (p *Peer) home(task string) *api.Session {
 		best  *api.Session
 		score uint64
 	)
-	for _, l := range p.links {
+	for _, l := range p.linked() {
 		s := l.live()
 		if s == nil {
 			continue
@@ -192,12 +247,13 @@ func toRun(r api.Run) dispatch.Run {
 	return dispatch.Run{First: piece.Index(r[0]), End: piece.Index(r[1])}
 }
 
-// Connected reports whether the peer has a session with every scheduler it was given.
+// Connected reports whether the peer has a session with every scheduler there is.
 func (p *Peer) Connected() bool {
-	for _, l := range p.links {
+	links := p.linked()
+	for _, l := range links {
 		if l.live() == nil {
 			return false
 		}
 	}
-	return true
+	return p.schedulers == nil || len(links) > 0
 }

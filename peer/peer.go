@@ -43,6 +43,12 @@ type Source interface {
 	Fetch(ctx context.Context, b source.Blob, off, length int64, authorization string) (io.ReadCloser, error)
 }
 
+// Schedulers is the list of the cluster's schedulers. *api.Members is one.
+type Schedulers interface {
+	// Watch calls set with all of them, and again whenever they are others, until ctx ends. A client stays the same while its scheduler stays.
+	Watch(ctx context.Context, set func([]*api.Client)) error
+}
+
 // Config configures a Peer. The zero value of each duration means its default.
 type Config struct {
 	// Host is how this host announces itself to schedulers. ID and Addr are needed when there is any scheduler.
@@ -87,43 +93,42 @@ type Peer struct {
 	store   *store.Store
 	wire    Wire
 	source  Source
-	links   []*link
-	maps    *mapCache
-	starts  chan *task
-	stopped chan struct{} // closed when no task is begun any more
-	buffers buffers
+	// schedulers is nil where there are none.
+	schedulers Schedulers
+	maps       *mapCache
+	starts     chan *task
+	stopped    chan struct{} // closed when no task is begun any more
+	buffers    buffers
 
 	mu     sync.Mutex // guards all below
 	tasks  map[digest.Digest]*task
 	seeds  []api.Host           // as last told by a scheduler
 	silent map[string]time.Time // addresses that did not answer, and when
+	links  []*link              // in the order of the schedulers; not changed, but replaced
 }
 
-// New returns a peer over an open store. schedulers may be empty: then every task reads the origin itself.
-func New(cfg Config, st *store.Store, wire Wire, src Source, schedulers []*api.Client) (*Peer, error) {
-	if len(cfg.Peers) > 0 && (len(schedulers) > 0 || cfg.Host.ID != cfg.Host.Addr) {
+// New returns a peer over an open store. schedulers may be nil: then every task reads the origin itself.
+func New(cfg Config, st *store.Store, wire Wire, src Source, schedulers Schedulers) (*Peer, error) {
+	if len(cfg.Peers) > 0 && (schedulers != nil || cfg.Host.ID != cfg.Host.Addr) {
 		return nil, errors.New("peer: with a list of peers there is no scheduler, and the host's id is its address")
 	}
-	if len(schedulers)+len(cfg.Peers) > 0 && (cfg.Host.ID == "" || cfg.Host.Addr == "") {
+	if (schedulers != nil || len(cfg.Peers) > 0) && (cfg.Host.ID == "" || cfg.Host.Addr == "") {
 		return nil, errors.New("peer: with a scheduler or a list of peers the host needs an id and an address other hosts can reach")
 	}
-	p := &Peer{cfg: cfg.withDefaults(), store: st, wire: wire, source: src, tasks: map[digest.Digest]*task{},
+	p := &Peer{cfg: cfg.withDefaults(), store: st, wire: wire, source: src, schedulers: schedulers, tasks: map[digest.Digest]*task{},
 		starts: make(chan *task), stopped: make(chan struct{}), silent: map[string]time.Time{}}
 	p.log = p.cfg.Log
 	p.metrics = newMetrics(cfg.Registerer)
 	p.maps = newMapCache()
 	p.seeds = listed(cfg)
-	for _, c := range schedulers {
-		p.links = append(p.links, &link{peer: p, client: c})
-	}
 	return p, nil
 }
 
 // Run serves tasks and keeps the sessions with the schedulers until ctx ends. When it returns, all it started has ended.
 func (p *Peer) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	for _, l := range p.links {
-		group.Go(func() error { return l.run(ctx) })
+	if p.schedulers != nil {
+		group.Go(func() error { return p.keepLinks(ctx) })
 	}
 	for {
 		select {

@@ -57,7 +57,7 @@ func (p *Peer) Tasks(ctx context.Context) []TaskStatus {
 // Links returns the schedulers in the order they were given.
 func (p *Peer) Links() []LinkStatus {
 	var out []LinkStatus
-	for _, l := range p.links {
+	for _, l := range p.linked() {
 		out = append(out, LinkStatus{URL: l.client.URL(), Live: l.live() != nil})
 	}
 	return out
@@ -70,7 +70,7 @@ func (t *task) status() TaskStatus {
 	t.peer.mu.Unlock()
 	s := TaskStatus{ID: t.blob.Digest, Size: t.blob.Size, Held: t.st.Held(), Readers: refs, Waiting: len(t.readers), Origin: t.fromSource,
 		Parents: []ParentStatus{}}
-	for _, l := range t.peer.links {
+	for _, l := range t.peer.linked() {
 		if live := l.live(); live != nil && live == t.session {
 			s.Scheduler = l.client.URL()
 		}

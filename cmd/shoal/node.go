@@ -22,7 +22,7 @@ Everything can be set in a YAML file; the flags below override it. An unknown ke
    peer: {listen: 0.0.0.0:7702, advertise: "", zone: "", rack: ""}
    admin: {listen: 127.0.0.1:7703}          # /healthz, /metrics, /limits and /pins
    seed: false                              # a seed reads origins for the others
-   schedulers: []                           # http://HOST:7700; https:// with cluster.tls
+   schedulers: []                           # http://HOST:7700, or dns+http://NAME:7700 for all addresses of NAME; https:// with cluster.tls
    peers: []                                # instead of schedulers: HOST:7702 of all nodes, the same list on each
    cluster: {token_file: "", tls: {ca_file: "", cert_file: "", key_file: ""}, insecure: false}
    registries: {}                           # HOST: {plain_http: true, ca_file: FILE}

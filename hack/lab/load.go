@@ -217,7 +217,7 @@ func (c *crowd) run(ctx context.Context, client *api.Client) error {
 		sessions.Go(func() error { defer done.Done(); return h.gain(ctx) })
 	}
 	go func() { done.Wait(); stop(errLoaded) }() // ends at the latest with ctx
-	_ = sessions.Wait()                         // hosts end with ctx alone
+	_ = sessions.Wait()                          // hosts end with ctx alone
 	if err := context.Cause(ctx); !errors.Is(err, errLoaded) || c.incomplete() {
 		return err
 	}

@@ -317,9 +317,9 @@ func (s *Swarm) Host(options ...Option) *Host {
 	web := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { handler.ServeHTTP(w, r) }))
 	h.Addr = c.place(web, fmt.Sprint("host-", s.hosts))
 	c.peer.Registerer = h.registry
-	var schedulers []*api.Client
+	var schedulers peer.Schedulers
 	if !c.lone {
-		schedulers = append(schedulers, api.NewClient(s.url, ""))
+		schedulers = Fixed{api.NewClient(s.url, "")}
 	}
 	h.Peer, err = peer.New(c.peer, h.Store, wire, s.Origin, schedulers)
 	must(err)
@@ -396,4 +396,14 @@ func hasLabel(m *dto.Metric, value string) bool {
 		}
 	}
 	return false
+}
+
+// Fixed is a list of schedulers that never changes.
+type Fixed []*api.Client
+
+// Watch implements peer.Schedulers.
+func (f Fixed) Watch(ctx context.Context, set func([]*api.Client)) error {
+	set(f)
+	<-ctx.Done()
+	return nil
 }

@@ -83,12 +83,13 @@ func (l ClusterLimits) Validate() error { return limits.Rates{Source: l.Source}.
 
 // Node configures shoal node.
 type Node struct {
-	Name       string              `yaml:"name"`
-	DataDir    string              `yaml:"data_dir"`
-	Mirror     Mirror              `yaml:"mirror"`
-	Peer       Peer                `yaml:"peer"`
-	Admin      Admin               `yaml:"admin"`
-	Seed       bool                `yaml:"seed"`
+	Name    string `yaml:"name"`
+	DataDir string `yaml:"data_dir"`
+	Mirror  Mirror `yaml:"mirror"`
+	Peer    Peer   `yaml:"peer"`
+	Admin   Admin  `yaml:"admin"`
+	Seed    bool   `yaml:"seed"`
+	// Schedulers are URLs; dns+http:// stands for all addresses of a name.
 	Schedulers []string            `yaml:"schedulers"`
 	Peers      []string            `yaml:"peers"` // all hosts, HOST:PORT, of a cluster without a scheduler
 	Cluster    Cluster             `yaml:"cluster"`
@@ -214,12 +215,12 @@ func (n Node) Validate() error {
 		scheme = "https"
 	}
 	for _, s := range n.Schedulers {
-		u, err := url.Parse(s)
+		u, err := url.Parse(strings.TrimPrefix(s, "dns+"))
 		switch {
 		case err == nil && u.Scheme == "https" && scheme == "http":
 			errs = append(errs, fmt.Errorf("schedulers: %q wants TLS; set cluster.tls, or write http://", s))
 		case err != nil || u.Scheme != scheme || u.Host == "" || strings.Trim(u.Path, "/") != "":
-			errs = append(errs, fmt.Errorf("schedulers: %q is not of the form %s://HOST:PORT", s, scheme))
+			errs = append(errs, fmt.Errorf("schedulers: %q is not of the form %s://HOST:PORT, or dns+%s://NAME:PORT for all addresses of a name", s, scheme, scheme))
 		}
 	}
 	for _, p := range n.Peers {

@@ -149,9 +149,11 @@ func (n *node) build() error {
 		Pacer: n.limits.FromPeer(), Registerer: n.admin.registry}); err != nil {
 		return err
 	}
-	schedulers := make([]*api.Client, 0, len(n.cfg.Schedulers))
-	for _, u := range n.cfg.Schedulers {
-		schedulers = append(schedulers, api.NewClient(u, n.token, api.WithTLS(clientTLS(n.identity, identity.Scheduler))))
+	var schedulers peer.Schedulers
+	if len(n.cfg.Schedulers) > 0 {
+		schedulers = api.NewMembers(n.cfg.Schedulers, func(u string) *api.Client {
+			return api.NewClient(u, n.token, api.WithTLS(clientTLS(n.identity, identity.Scheduler)))
+		}, nil, n.component("peer"))
 	}
 	id := n.cfg.Name
 	if len(n.cfg.Peers) > 0 && !slices.Contains(n.cfg.Peers, n.cfg.Peer.Advertise) {
