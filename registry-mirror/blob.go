@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -39,7 +40,7 @@ func (h *Handler) serveBlob(w http.ResponseWriter, r *http.Request, req request)
 		h.refuse(w, http.StatusRequestedRangeNotSatisfiable, "RANGE_INVALID", err.Error())
 		return
 	}
-	if r.Header.Get("If-None-Match") == `"`+dgst.String()+`"` {
+	if sameETag(r.Header.Get("If-None-Match"), dgst) {
 		w.WriteHeader(http.StatusNotModified)
 		return
 	}
@@ -49,6 +50,17 @@ func (h *Handler) serveBlob(w http.ResponseWriter, r *http.Request, req request)
 		return
 	}
 	h.stream(w, r, req, ref, span{off, length, partial})
+}
+
+// sameETag reports whether If-None-Match names the content with the digest: its ETag is the digest in quotes.
+func sameETag(header string, d digest.Digest) bool {
+	for tag := range strings.SplitSeq(header, ",") {
+		tag = strings.TrimPrefix(strings.TrimSpace(tag), "W/")
+		if tag == "*" || tag == `"`+d.String()+`"` {
+			return true
+		}
+	}
+	return false
 }
 
 // span is the part of a blob to be served.
@@ -68,7 +80,7 @@ func (h *Handler) blobRef(ctx context.Context, req request, d digest.Digest, siz
 				return BlobRef{}, err
 			}
 			if resp.Status != http.StatusOK {
-				return BlobRef{}, fromOrigin(resp)
+				return BlobRef{}, fromOrigin("blobs", resp)
 			}
 			if resp.Size < 0 {
 				return BlobRef{}, &answerError{status: http.StatusNotFound, code: "BLOB_UNKNOWN", text: "the origin does not tell the blob's size"}

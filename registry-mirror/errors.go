@@ -32,8 +32,8 @@ type answerError struct {
 
 func (e *answerError) Error() string { return e.text }
 
-// fromOrigin turns the origin's refusal into ours. 429 becomes 503, since containerd would only repeat it.
-func fromOrigin(resp *upstream.Response) *answerError {
+// fromOrigin turns the origin's refusal of a request of a kind into ours. 429 becomes 503, since containerd would only repeat it.
+func fromOrigin(kind string, resp *upstream.Response) *answerError {
 	e := &answerError{status: resp.Status, header: resp.Header, text: "the origin answered " + http.StatusText(resp.Status)}
 	switch resp.Status {
 	case http.StatusUnauthorized:
@@ -42,6 +42,14 @@ func fromOrigin(resp *upstream.Response) *answerError {
 		e.code = "DENIED"
 	case http.StatusNotFound:
 		e.code = "MANIFEST_UNKNOWN"
+		switch kind {
+		case "blobs":
+			e.code = "BLOB_UNKNOWN"
+		case "tags":
+			e.code = "NAME_UNKNOWN"
+		}
+	case http.StatusBadRequest:
+		e.code = "UNSUPPORTED"
 	default:
 		e.code, e.status = "UNAVAILABLE", http.StatusServiceUnavailable
 	}

@@ -28,6 +28,11 @@ func (h *Handler) serveManifest(w http.ResponseWriter, r *http.Request, req requ
 		w.Header().Set("Warning", `110 shoal "the origin is down, this is `+age.Round(time.Second).String()+` old"`)
 	}
 	h.metrics.manifests.Inc()
+	if sameETag(r.Header.Get("If-None-Match"), rec.Digest) {
+		w.Header().Del("Content-Length")
+		w.WriteHeader(http.StatusNotModified)
+		return
+	}
 	if req.method == http.MethodGet {
 		_, _ = w.Write(rec.Body) // the caller may have left
 	}
@@ -95,7 +100,7 @@ func (h *Handler) askOrigin(ctx context.Context, q Query, header http.Header) (R
 	if resp.Status == http.StatusUnauthorized || resp.Status == http.StatusForbidden {
 		h.revoke(q.Registry, q.Repository, q.Credential)
 	}
-	return Record{}, fromOrigin(resp)
+	return Record{}, fromOrigin("manifests", resp)
 }
 
 // keep stores a record. A full disk costs the memory of it, never the answer.
@@ -147,7 +152,7 @@ func (h *Handler) bridge(ctx context.Context, q Query, resp *upstream.Response, 
 		}
 	}
 	if cause == nil {
-		cause = fromOrigin(resp)
+		cause = fromOrigin("manifests", resp)
 		h.log.Warn("the origin cannot answer", "image", q.ref(), "error", cause)
 		return Record{}, cause
 	}
@@ -190,5 +195,5 @@ func (h *Handler) permitted(ctx context.Context, req request) (size int64, err e
 	if resp.Status == http.StatusUnauthorized || resp.Status == http.StatusForbidden {
 		h.revoke(req.Registry, req.Repository, cred)
 	}
-	return 0, fromOrigin(resp)
+	return 0, fromOrigin("blobs", resp)
 }

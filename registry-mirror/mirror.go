@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,6 +28,9 @@ type Origin interface {
 	Manifest(ctx context.Context, ref upstream.Ref, method string, header http.Header) (*upstream.Response, error)
 	// Blob returns its answer to HEAD of a blob.
 	Blob(ctx context.Context, ref upstream.Ref, header http.Header) (*upstream.Response, error)
+	// Tags and Referrers return its answers to GET of the lists.
+	Tags(ctx context.Context, ref upstream.Ref, query url.Values, header http.Header) (*upstream.Response, error)
+	Referrers(ctx context.Context, ref upstream.Ref, query url.Values, header http.Header) (*upstream.Response, error)
 }
 
 // BlobRef names a blob, its place, and, if known, where its chunk map is.
@@ -61,7 +66,7 @@ type Cluster interface {
 	Lookup(ctx context.Context, q Query) (Record, error)
 }
 
-// Config configures a Handler. The zero value of each field means its default.
+// Config configures a Handler. The zero value of each field means its default; a negative time believes nothing.
 type Config struct {
 	// DefaultRegistry is the origin of requests that name none with ?ns=. Empty refuses those.
 	DefaultRegistry string
@@ -125,7 +130,8 @@ func New(cfg Config, records *Records, origin Origin, blobs Blobs, cluster Clust
 // request is a parsed request.
 type request struct {
 	upstream.Ref
-	kind   string // manifests or blobs
+	kind   string // manifests, blobs, tags or referrers
+	query  url.Values
 	method string
 	header http.Header
 }
@@ -148,16 +154,19 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.refuse(w, http.StatusNotFound, "NAME_UNKNOWN", err.Error())
 		return
 	}
-	if req.kind == "manifests" {
+	switch req.kind {
+	case "manifests":
 		h.serveManifest(w, r, req)
-	} else {
+	case "blobs":
 		h.serveBlob(w, r, req)
+	default:
+		h.serveList(w, r, req)
 	}
 }
 
-// parse reads /v2/NAME/manifests/REF?ns=REGISTRY and the same for blobs.
+// parse reads /v2/NAME/manifests/REF?ns=REGISTRY and the same for blobs, tags (list) and referrers.
 func (h *Handler) parse(r *http.Request) (request, error) {
-	req := request{method: r.Method, header: r.Header}
+	req := request{method: r.Method, header: r.Header, query: r.URL.Query()}
 	path, ok := strings.CutPrefix(r.URL.Path, "/v2/")
 	if !ok {
 		return req, errors.New("not a path of the distribution API")
@@ -167,10 +176,10 @@ func (h *Handler) parse(r *http.Request) (request, error) {
 		return req, errors.New("not a path of the distribution API")
 	}
 	name, kind, ok := cutLast(rest)
-	if !ok || (kind != "manifests" && kind != "blobs") {
+	if !ok || !slices.Contains([]string{"manifests", "blobs", "tags", "referrers"}, kind) || (kind == "tags" && reference != "list") {
 		return req, fmt.Errorf("%s is not served here; ask the origin", r.URL.Path)
 	}
-	registry := cmp.Or(r.URL.Query().Get("ns"), h.cfg.DefaultRegistry)
+	registry := cmp.Or(req.query.Get("ns"), h.cfg.DefaultRegistry)
 	if registry == "" {
 		return req, errors.New("the request names no registry: add ?ns=REGISTRY or set mirror.default_registry")
 	}
@@ -179,7 +188,7 @@ func (h *Handler) parse(r *http.Request) (request, error) {
 	}
 	req.kind = kind
 	req.Ref = upstream.Ref{Registry: registry, Repository: name, Reference: reference}
-	if kind == "blobs" || strings.Contains(reference, ":") {
+	if kind == "blobs" || kind == "referrers" || strings.Contains(reference, ":") {
 		if _, err := digest.Parse(reference); err != nil {
 			return req, fmt.Errorf("digest %q: %w", reference, err)
 		}

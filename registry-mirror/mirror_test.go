@@ -320,7 +320,7 @@ func TestBlobWholeAndInRanges(t *testing.T) {
 	}{
 		{"", 200, 0, size}, {"bytes=0-", 200, 0, size}, {"bytes=100-199", 206, 100, 100}, {"bytes=70000-", 206, 70000, size - 70000},
 		{"bytes=-5", 206, size - 5, 5}, {"bytes=0-999999999", 200, 0, size}, {"bytes=299999-999999999", 206, 299999, size - 299999},
-		{"lines=1-2", 200, 0, size}, {"bytes=1-2,5-6", 200, 0, size}, {"bytes=9-3", 200, 0, size},
+		{"lines=1-2", 200, 0, size}, {"bytes=1-2,5-6", 200, 0, size},
 	} {
 		got := f.get(f.blobPath(), "Range", tc.header)
 		if got.status != tc.status || !bytes.Equal(got.body, f.blobs.data[tc.off:tc.off+tc.n]) {
@@ -421,7 +421,7 @@ func TestRefusalsOfTheOriginArePassedOn(t *testing.T) {
 
 func TestBadRequestsAreRefused(t *testing.T) {
 	f := newFixture(t, Config{}, nil)
-	for _, path := range []string{"/v2/a/b/blobs/sha256:zz", "/v2/manifests/v1", "/v2/a/b/tags/list", "/etc/passwd", "/v2/a/b/manifests/sha256:../x"} {
+	for _, path := range []string{"/v2/a/b/blobs/sha256:zz", "/v2/manifests/v1", "/v2/a/b/tags/lists", "/v2/a/b/referrers/v1", "/etc/passwd", "/v2/a/b/manifests/sha256:../x"} {
 		if got := f.get(path); got.status != 404 {
 			t.Errorf("%s: %d", path, got.status)
 		}

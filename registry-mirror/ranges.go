@@ -12,9 +12,10 @@ var errRange = errors.New("range is not within the blob")
 // parseRange reads a Range header for a blob of the given size. partial is false when the whole blob is to be served: without a header,
 // for a form that is not understood, for several ranges, and for one that covers everything.
 func parseRange(header string, size int64) (off, length int64, partial bool, err error) {
-	spec, ok := strings.CutPrefix(header, "bytes=")
-	first, last, dash := strings.Cut(strings.TrimSpace(spec), "-")
-	if !ok || !dash || strings.ContainsRune(spec, ',') {
+	set, ok := strings.CutPrefix(header, "bytes=")
+	spec, only := onlyRange(set)
+	first, last, dash := strings.Cut(spec, "-")
+	if !ok || !only || !dash {
 		return 0, size, false, nil
 	}
 	if first == "" { // the last n bytes
@@ -34,8 +35,11 @@ func parseRange(header string, size int64) (off, length int64, partial bool, err
 	}
 	end := size - 1
 	if last != "" {
-		if end, err = strconv.ParseInt(last, 10, 64); err != nil || end < off {
+		if end, err = strconv.ParseInt(last, 10, 64); err != nil {
 			return 0, size, false, nil
+		}
+		if end < off {
+			return 0, 0, false, errRange // might be ignored too; registries refuse it
 		}
 		end = min(end, size-1)
 	}
@@ -44,4 +48,18 @@ func parseRange(header string, size int64) (off, length int64, partial bool, err
 	}
 	length = end - off + 1
 	return off, length, length < size, nil
+}
+
+// onlyRange returns the one range of a list, whose other elements are empty, as RFC 9110, 5.6.1 has it.
+func onlyRange(set string) (spec string, only bool) {
+	for part := range strings.SplitSeq(set, ",") {
+		switch part = strings.TrimSpace(part); {
+		case part == "":
+		case spec != "":
+			return "", false
+		default:
+			spec = part
+		}
+	}
+	return spec, spec != ""
 }

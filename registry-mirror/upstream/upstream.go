@@ -27,15 +27,15 @@ const (
 	digestHeader = "Docker-Content-Digest"
 )
 
-// ErrTooLarge means that the registry sent more than MaxManifest bytes for a manifest.
-var ErrTooLarge = errors.New("manifest is larger than 4 MiB")
+// ErrTooLarge means that the registry sent more than MaxManifest bytes for a manifest or a list.
+var ErrTooLarge = errors.New("manifest or list is larger than 4 MiB")
 
 // passed returns the caller's headers that mean the same to the origin as to the mirror.
 func passed() []string { return []string{"Accept", "Authorization", "User-Agent"} }
 
 // kept returns the headers of an answer that a caller needs to go on.
 func kept() []string {
-	return []string{"WWW-Authenticate", "Retry-After", "Docker-Distribution-Api-Version"}
+	return []string{"WWW-Authenticate", "Retry-After", "Docker-Distribution-Api-Version", "Link", "OCI-Filters-Applied"}
 }
 
 // Config describes a Client.
@@ -95,7 +95,7 @@ type Response struct {
 	Digest    digest.Digest // computed from Body for a GET, else as the registry says; may be empty after a HEAD
 	Size      int64         // in bytes; -1 when a HEAD did not tell
 	Body      []byte        // of a GET; the start of the error's text for other statuses than 200
-	Header    http.Header   // WWW-Authenticate, Retry-After and Docker-Distribution-Api-Version, where present
+	Header    http.Header   // WWW-Authenticate, Retry-After, Docker-Distribution-Api-Version, Link and OCI-Filters-Applied, where present
 }
 
 // Manifest asks for a manifest with method GET or HEAD. Of the caller's header, Accept, Authorization and User-Agent are
@@ -106,7 +106,7 @@ func (c *Client) Manifest(ctx context.Context, ref Ref, method string, header ht
 	if method != http.MethodGet && method != http.MethodHead {
 		return nil, fmt.Errorf("manifest %s: method %s is neither GET nor HEAD", ref, method)
 	}
-	resp, err := c.do(ctx, ref, "manifests", method, header)
+	resp, err := c.do(ctx, call{ref: ref, kind: "manifests", method: method, header: header})
 	if err != nil {
 		return nil, fmt.Errorf("manifest %s: %w", ref, err)
 	}
@@ -119,27 +119,59 @@ func (c *Client) Blob(ctx context.Context, ref Ref, header http.Header) (*Respon
 	if _, err := digest.Parse(ref.Reference); err != nil {
 		return nil, fmt.Errorf("blob %s: %w", ref, err)
 	}
-	resp, err := c.do(ctx, ref, "blobs", http.MethodHead, header)
+	resp, err := c.do(ctx, call{ref: ref, kind: "blobs", method: http.MethodHead, header: header})
 	if err != nil {
 		return nil, fmt.Errorf("blob %s: %w", ref, err)
 	}
 	return resp, nil
 }
 
-func (c *Client) do(ctx context.Context, ref Ref, kind, method string, header http.Header) (*Response, error) {
-	base, client := c.cfg.Resolve(ref.Registry)
-	target, err := join(base, ref, kind)
+// Tags asks for the repository's tags; query may have n and last. The answer is passed on as it is, and has no digest. The headers and
+// errors are those of Manifest.
+func (c *Client) Tags(ctx context.Context, ref Ref, query url.Values, header http.Header) (*Response, error) {
+	ref.Reference = "list"
+	resp, err := c.do(ctx, call{ref: ref, kind: "tags", method: http.MethodGet, query: query, header: header})
+	if err != nil {
+		return nil, fmt.Errorf("tags of %s/%s: %w", ref.Registry, ref.Repository, err)
+	}
+	return resp, nil
+}
+
+// Referrers asks for what refers to the manifest with the digest ref.Reference; query may have artifactType. The answer is like that of Tags.
+func (c *Client) Referrers(ctx context.Context, ref Ref, query url.Values, header http.Header) (*Response, error) {
+	resp, err := c.do(ctx, call{ref: ref, kind: "referrers", method: http.MethodGet, query: query, header: header})
+	if err != nil {
+		return nil, fmt.Errorf("referrers of %s: %w", ref, err)
+	}
+	return resp, nil
+}
+
+// call is one request to a registry.
+type call struct {
+	ref          Ref
+	kind, method string
+	query        url.Values
+	header       http.Header
+}
+
+// named reports whether the answer has the digest that the reference says, if it is one.
+func (c call) named() bool { return c.kind == "manifests" || c.kind == "blobs" }
+
+func (c *Client) do(ctx context.Context, call call) (*Response, error) {
+	base, client := c.cfg.Resolve(call.ref.Registry)
+	target, err := join(base, call.ref, call.kind)
 	if err != nil {
 		return nil, err
 	}
+	target.RawQuery = call.query.Encode()
 	limited, cancel := context.WithTimeoutCause(ctx, c.cfg.Timeout, fmt.Errorf("no answer within %s", c.cfg.Timeout))
 	defer cancel()
-	req, err := http.NewRequestWithContext(limited, method, target.String(), nil)
+	req, err := http.NewRequestWithContext(limited, call.method, target.String(), nil)
 	if err != nil {
 		return nil, err
 	}
 	for _, key := range passed() {
-		if values := header.Values(key); len(values) > 0 {
+		if values := call.header.Values(key); len(values) > 0 {
 			req.Header[key] = values
 		}
 	}
@@ -149,7 +181,7 @@ func (c *Client) do(ctx context.Context, ref Ref, kind, method string, header ht
 		return nil, classify(ctx, limited, err)
 	}
 	defer resp.Body.Close()
-	out, err := read(resp, ref, kind)
+	out, err := read(resp, call)
 	if err != nil {
 		return nil, classify(ctx, limited, err)
 	}
@@ -182,7 +214,7 @@ func classify(outer, limited context.Context, err error) error {
 	return fmt.Errorf("%w: %w", piece.ErrTransient, err)
 }
 
-func read(resp *http.Response, ref Ref, kind string) (*Response, error) {
+func read(resp *http.Response, call call) (*Response, error) {
 	out := &Response{Status: resp.StatusCode, Size: -1, Header: http.Header{}}
 	for _, key := range kept() {
 		if values := resp.Header.Values(key); len(values) > 0 {
@@ -195,6 +227,9 @@ func read(resp *http.Response, ref Ref, kind string) (*Response, error) {
 	}
 	out.MediaType = mediaType(resp.Header)
 	out.Size = resp.ContentLength
+	if !call.named() {
+		return out, out.readPlain(resp.Body)
+	}
 	if announced := resp.Header.Get(digestHeader); announced != "" {
 		d, err := digest.Parse(announced)
 		if err != nil {
@@ -202,35 +237,43 @@ func read(resp *http.Response, ref Ref, kind string) (*Response, error) {
 		}
 		out.Digest = d
 	}
-	if want, err := digest.Parse(ref.Reference); err == nil {
+	if want, err := digest.Parse(call.ref.Reference); err == nil {
 		if out.Digest != "" && out.Digest.Algorithm() == want.Algorithm() && out.Digest != want {
-			return nil, mismatch(kind, want, out.Digest)
+			return nil, mismatch(call.kind, want, out.Digest)
 		}
 		out.Digest = want
 	}
 	if resp.Request.Method == http.MethodHead {
 		return out, nil
 	}
-	return out, out.readBody(resp.Body, kind)
+	return out, out.readBody(resp.Body, call.kind)
 }
 
 // readBody reads a manifest and checks it against the digest known so far, or computes that.
 func (r *Response) readBody(body io.Reader, kind string) error {
-	data, err := io.ReadAll(io.LimitReader(body, MaxManifest+1))
-	if err != nil {
+	if err := r.readPlain(body); err != nil {
 		return err
-	}
-	if len(data) > MaxManifest {
-		return ErrTooLarge
 	}
 	want := r.Digest
 	algorithm := digest.Canonical
 	if want != "" {
 		algorithm = want.Algorithm()
 	}
-	r.Digest = algorithm.FromBytes(data)
+	r.Digest = algorithm.FromBytes(r.Body)
 	if want != "" && r.Digest != want {
 		return mismatch(kind, want, r.Digest)
+	}
+	return nil
+}
+
+// readPlain reads a body whose digest nobody knows.
+func (r *Response) readPlain(body io.Reader) error {
+	data, err := io.ReadAll(io.LimitReader(body, MaxManifest+1))
+	if err != nil {
+		return err
+	}
+	if len(data) > MaxManifest {
+		return ErrTooLarge
 	}
 	r.Body, r.Size = data, int64(len(data))
 	return nil

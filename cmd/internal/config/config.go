@@ -16,6 +16,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 
@@ -103,6 +104,23 @@ type Node struct {
 type Mirror struct {
 	Listen          string `yaml:"listen"`
 	DefaultRegistry string `yaml:"default_registry"` // for clients that do not add ?ns=
+	// TagTTL is how long a tag is believed without asking the registry.
+	TagTTL time.Duration `yaml:"tag_ttl"`
+	// VerdictTTL is how long credentials are believed that the registry accepted, a minute at the most.
+	VerdictTTL time.Duration `yaml:"verdict_ttl"`
+	// StaleFor is how long tags and verdicts are believed while the registry is down.
+	StaleFor time.Duration `yaml:"stale_for"`
+}
+
+func (m Mirror) validate() error {
+	errs := []error{checkAddr("mirror.listen", m.Listen)}
+	if m.TagTTL < 0 || m.VerdictTTL < 0 || m.StaleFor < 0 {
+		errs = append(errs, errors.New("mirror: tag_ttl, verdict_ttl and stale_for must not be negative; 0 believes nothing"))
+	}
+	if m.VerdictTTL > time.Minute {
+		errs = append(errs, fmt.Errorf("mirror.verdict_ttl is %v, at most 1m: so long may somebody pull who may not any more", m.VerdictTTL))
+	}
+	return errors.Join(errs...)
 }
 
 // Peer is the piece server other hosts ask.
@@ -141,7 +159,7 @@ func DefaultNode() Node {
 	if err != nil {
 		name = "localhost"
 	}
-	return Node{Name: name, DataDir: "/var/lib/shoal", Mirror: Mirror{Listen: "127.0.0.1:7701"},
+	return Node{Name: name, DataDir: "/var/lib/shoal", Mirror: Mirror{Listen: "127.0.0.1:7701", TagTTL: 5 * time.Second, VerdictTTL: time.Minute, StaleFor: 24 * time.Hour},
 		Peer: Peer{Listen: "0.0.0.0:7702"}, Admin: Admin{Listen: "127.0.0.1:7703"}, Store: Store{MaxPercent: 80}, Log: defaultLog()}
 }
 
@@ -198,7 +216,7 @@ func (s Scheduler) Validate() error {
 
 // Validate reports all faults at once.
 func (n Node) Validate() error {
-	errs := []error{checkAddr("mirror.listen", n.Mirror.Listen), checkAddr("peer.listen", n.Peer.Listen),
+	errs := []error{n.Mirror.validate(), checkAddr("peer.listen", n.Peer.Listen),
 		checkAddr("admin.listen", n.Admin.Listen), n.Log.validate(), n.Limits.Validate(),
 		n.Cluster.validate(len(n.Schedulers)+len(n.Peers) > 0)}
 	if n.Name == "" {

@@ -178,7 +178,8 @@ func (n *node) buildHandlers() error {
 	}
 	n.seeds = mirror.NewSeeds(mirror.SeedConfig{Addrs: n.peer.Seeds, Token: n.token, TLS: clientTLS(n.identity, identity.Node),
 		Log: n.component("mirror")})
-	n.mirror = mirror.New(mirror.Config{DefaultRegistry: n.cfg.Mirror.DefaultRegistry, Log: n.component("mirror"),
+	n.mirror = mirror.New(mirror.Config{DefaultRegistry: n.cfg.Mirror.DefaultRegistry, TagTTL: orNever(n.cfg.Mirror.TagTTL),
+		VerdictTTL: orNever(n.cfg.Mirror.VerdictTTL), StaleFor: orNever(n.cfg.Mirror.StaleFor), Log: n.component("mirror"),
 		Registerer: n.admin.registry}, n.records, manifests, blobs{n.peer}, n.seeds)
 	n.uploads = newUploads()
 	serving := transfer.Config{Token: n.token, Pacer: n.limits.Upload(), Uploaded: n.uploads.add, Log: n.component("transfer"),
@@ -300,6 +301,14 @@ func anotherHost(cfg config.Node) (string, error) {
 		return "", fmt.Errorf("schedulers: %w", err)
 	}
 	return u.Hostname(), nil
+}
+
+// orNever turns the configuration's 0, which believes nothing, into the mirror's.
+func orNever(d time.Duration) time.Duration {
+	if d == 0 {
+		return -1
+	}
+	return d
 }
 
 // blobs lets the mirror open blobs of the peer.

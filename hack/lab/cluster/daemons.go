@@ -70,8 +70,9 @@ type NodeConfig struct {
 	Zone       string
 	Schedulers []*Scheduler
 	Registries []*Registry
-	StoreBytes int64 // quota of the store; zero is the default of shoal
-	Proxied    bool  // other hosts reach its pieces through Node.Proxy
+	TagTTL     string // how long the mirror believes a tag; empty is the default of shoal
+	StoreBytes int64  // quota of the store; zero is the default of shoal
+	Proxied    bool   // other hosts reach its pieces through Node.Proxy
 	Bounds     Bounds
 }
 
@@ -99,6 +100,9 @@ func (c *Cluster) StartNode(ctx context.Context, cfg NodeConfig) (*Node, error) 
 	}
 	registries := map[string]any{}
 	mirror := map[string]any{"listen": "127.0.0.1:" + mirrorPort}
+	if cfg.TagTTL != "" {
+		mirror["tag_ttl"] = cfg.TagTTL
+	}
 	for _, r := range cfg.Registries {
 		registries[r.Addr()] = map[string]any{"plain_http": true}
 		if mirror["default_registry"] == nil { // nydusd does not say whose blob it asks for

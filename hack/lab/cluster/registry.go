@@ -19,15 +19,16 @@ const (
 	registryBack = "5001"
 )
 
-// A Registry is docker-registry on a host of its own, with its access log as the judge of who read what.
+// A Registry is docker-registry, or distribution, on a host of its own, with its access log as the judge of who read what.
 type Registry struct {
 	*Process
 
 	// Proxy stands before the registry; nil without one.
 	Proxy *Proxy
 
-	host *Host
-	addr string // where it listens
+	host    *Host
+	program string
+	addr    string // where it listens
 }
 
 const registryConfig = `version: 0.1
@@ -42,24 +43,29 @@ http:
 
 // StartRegistry adds a host called registry and runs docker-registry on it.
 func (c *Cluster) StartRegistry(ctx context.Context) (*Registry, error) {
-	return c.startRegistry(ctx, registryPort)
+	return c.startRegistry(ctx, registryPort, "docker-registry")
+}
+
+// StartDistribution is StartRegistry with version 3 of that program.
+func (c *Cluster) StartDistribution(ctx context.Context) (*Registry, error) {
+	return c.startRegistry(ctx, registryPort, "distribution")
 }
 
 // StartProxiedRegistry is StartRegistry with a Proxy before the registry.
 func (c *Cluster) StartProxiedRegistry(ctx context.Context) (*Registry, error) {
-	r, err := c.startRegistry(ctx, registryBack)
+	r, err := c.startRegistry(ctx, registryBack, "docker-registry")
 	if err == nil {
 		r.Proxy, err = r.host.StartProxy(ctx, registryPort, registryBack)
 	}
 	return r, err
 }
 
-func (c *Cluster) startRegistry(ctx context.Context, port string) (*Registry, error) {
+func (c *Cluster) startRegistry(ctx context.Context, port, program string) (*Registry, error) {
 	host, err := c.AddHost(ctx, "registry")
 	if err != nil {
 		return nil, err
 	}
-	r := &Registry{host: host, addr: host.Addr + ":" + port}
+	r := &Registry{host: host, program: program, addr: host.Addr + ":" + port}
 	config := fmt.Sprintf(registryConfig, filepath.Join(host.Dir, "data"), r.addr)
 	if err := os.WriteFile(filepath.Join(host.Dir, "config.yml"), []byte(config), 0o644); err != nil {
 		return nil, err
@@ -69,7 +75,7 @@ func (c *Cluster) startRegistry(ctx context.Context, port string) (*Registry, er
 
 // Start runs the registry again after its Kill, with what it held.
 func (r *Registry) Start(ctx context.Context) (err error) {
-	argv := []string{"docker-registry", "serve", filepath.Join(r.host.Dir, "config.yml")}
+	argv := []string{r.program, "serve", filepath.Join(r.host.Dir, "config.yml")}
 	if r.Process, err = r.host.Start("registry", argv, nil); err != nil {
 		return err
 	}
