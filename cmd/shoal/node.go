@@ -26,7 +26,7 @@ Everything can be set in a YAML file; the flags below override it. An unknown ke
    schedulers: []                           # http://HOST:7700, or dns+http://NAME:7700 for all addresses of NAME; https:// with cluster.tls
    peers: []                                # instead of schedulers: HOST:7702 of all nodes, the same list on each
    cluster: {token_file: "", tls: {ca_file: "", cert_file: "", key_file: ""}, insecure: false}
-   registries: {}                           # HOST: {plain_http: true, ca_file: FILE}
+   registries: {}                           # HOST: {url: https://MIRROR/PREFIX, plain_http: true, ca_file: FILE}
    store: {max_bytes: 0, max_percent: 80}   # of what other files leave of the disk
    limits:                                  # bytes a second, like 100MiB; 0 is none; see shoal limits
       {upload: 0, upload_per_task: 0, download: 0, download_per_task: 0, source: 0, source_per_task: 0, disk_write: 0}

@@ -28,6 +28,9 @@ const (
 
 // RegistryConfig is how one registry is reached. The zero RegistryConfig is HTTPS with the system's certificates.
 type RegistryConfig struct {
+	// URL is where the registry, or a mirror of it, is reached: its /v2/ is below, http or https. Empty is the registry's own host.
+	// Credentials are those for the registry's name.
+	URL string
 	// PlainHTTP speaks HTTP without TLS. Registries on loopback addresses do so without being told, unless they have a CAFile.
 	PlainHTTP bool
 	// CAFile is a PEM file of certificates to trust besides the system's.
@@ -39,6 +42,7 @@ type RegistryConfig struct {
 // Endpoints knows how to reach registries. It is safe for concurrent use.
 type Endpoints struct {
 	configs   map[string]RegistryConfig
+	bases     map[string]*url.URL // of the registries that have a URL of their own
 	clients   map[string]*http.Client
 	system    *http.Client
 	guarded   *http.Client // for URLs that other hosts named
@@ -46,13 +50,20 @@ type Endpoints struct {
 }
 
 // NewEndpoints returns the endpoints of the registries named by the keys, HOST or HOST:PORT, and of all others with the
-// zero RegistryConfig. The error tells of every CA file that cannot be used.
+// zero RegistryConfig. The error tells of every CA file and URL that cannot be used.
 func NewEndpoints(configs map[string]RegistryConfig) (*Endpoints, error) {
-	e := &Endpoints{configs: configs, clients: map[string]*http.Client{}}
+	e := &Endpoints{configs: configs, bases: map[string]*url.URL{}, clients: map[string]*http.Client{}}
 	e.system, e.guarded = e.newClient(nil), e.newClient(nil)
 	e.transport[1].DialContext = (&net.Dialer{Timeout: dialTimeout, Control: refuseLocal}).DialContext
 	var errs []error
 	for host, c := range configs {
+		if c.URL != "" {
+			base, err := parseBase(c.URL)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("registry %s: %w", host, err))
+			}
+			e.bases[host] = base
+		}
 		if c.CAFile == "" {
 			continue
 		}
@@ -64,6 +75,14 @@ func NewEndpoints(configs map[string]RegistryConfig) (*Endpoints, error) {
 		e.clients[host] = e.newClient(&tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12})
 	}
 	return e, errors.Join(errs...)
+}
+
+func parseBase(raw string) (*url.URL, error) {
+	u, err := url.Parse(raw)
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return nil, fmt.Errorf("url %q is not of the form https://HOST[:PORT][/PREFIX]", raw)
+	}
+	return u, nil
 }
 
 func loadCA(file string) (*x509.CertPool, error) {
@@ -116,6 +135,10 @@ func (e *Endpoints) Resolve(registry string) (*url.URL, *http.Client) {
 	}
 	if registry == dockerHub {
 		base.Host = dockerHubEndpoint
+	}
+	if own := e.bases[registry]; own != nil {
+		copied := *own
+		base = &copied
 	}
 	if c := e.clients[registry]; c != nil {
 		return base, c

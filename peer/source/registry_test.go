@@ -41,8 +41,14 @@ const htpasswd = "reader:$2a$04$Ak9SG1hZ6dTheHxz.U9L7.B2wSvM6O.PTURhUUhC3e2esova
 // dockerRegistry runs Debian's registry on a loopback port until the test ends and returns its HOST:PORT.
 func dockerRegistry(t testing.TB, auth bool) string {
 	t.Helper()
+	return dockerRegistryBelow(t, auth, "/")
+}
+
+// dockerRegistryBelow has it serve below a prefix.
+func dockerRegistryBelow(t testing.TB, auth bool, prefix string) string {
+	t.Helper()
 	program, dir := needTool(t, "docker-registry"), t.TempDir()
-	config := fmt.Sprintf("version: 0.1\nlog: {level: info}\nstorage: {filesystem: {rootdirectory: %s/data}}\nhttp: {addr: 127.0.0.1:0}\n", dir)
+	config := fmt.Sprintf("version: 0.1\nlog: {level: info}\nstorage: {filesystem: {rootdirectory: %s/data}}\nhttp: {addr: 127.0.0.1:0, prefix: %s}\n", dir, prefix)
 	if auth {
 		users := filepath.Join(dir, "htpasswd")
 		if err := os.WriteFile(users, []byte(htpasswd), 0o600); err != nil {
@@ -175,6 +181,21 @@ func TestDockerRegistryWithUsersNeedsCredentials(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestRegistryIsReadFromItsMirrorBelowAPrefix has a registry's name led to another host and path, with the credentials of its name.
+func TestRegistryIsReadFromItsMirrorBelowAPrefix(t *testing.T) {
+	const basic = "Basic cmVhZGVyOnNlY3JldA=="
+	mirror := dockerRegistryBelow(t, true, "/hub/")
+	b := push(t, mirror+"/hub", basic, content)
+	b.Registry = "registry.example"
+	endpoints := newEndpoints(t, map[string]source.RegistryConfig{b.Registry: {URL: "http://" + mirror + "/hub"}})
+	s := newSource(t, source.Config{Resolve: endpoints.Resolve, Keychain: keys{b.Registry: {Username: "reader", Password: "secret"}}})
+	for _, authorization := range []string{basic, ""} {
+		if got, err := fetchAll(t, s, b, [2]int64{100, 1000}, authorization); err != nil || !bytes.Equal(got, content[100:1100]) {
+			t.Errorf("%d bytes, error %v", len(got), err)
+		}
 	}
 }
 

@@ -314,7 +314,8 @@ func TestHostileNamesAreRefused(t *testing.T) {
 }
 
 func TestEndpointsResolve(t *testing.T) {
-	e := newEndpoints(t, map[string]source.RegistryConfig{"10.0.0.1:5000": {PlainHTTP: true}})
+	e := newEndpoints(t, map[string]source.RegistryConfig{"10.0.0.1:5000": {PlainHTTP: true},
+		"ghcr.io": {URL: "https://cache.example:8443/github/"}, "quay.io": {URL: "http://cache.example"}})
 	for host, want := range map[string]string{
 		"registry.example.com": "https://registry.example.com",
 		"10.0.0.1:5000":        "http://10.0.0.1:5000",
@@ -325,9 +326,20 @@ func TestEndpointsResolve(t *testing.T) {
 		"localhost:5000":       "http://localhost:5000",
 		"localhost.evil.com":   "https://localhost.evil.com",
 		"docker.io":            "https://registry-1.docker.io",
+		"ghcr.io":              "https://cache.example:8443/github/",
+		"quay.io":              "http://cache.example",
 	} {
 		if base, client := e.Resolve(host); base.String() != want || client == nil {
 			t.Errorf("%s: %s, want %s", host, base, want)
+		}
+	}
+}
+
+func TestEndpointsRefuseWhatIsNoURLOfARegistry(t *testing.T) {
+	for _, raw := range []string{"cache.example", "ftp://cache.example", "https://", "https://user:pass@cache.example", "https://cache.example/?x=1", ":"} {
+		_, err := source.NewEndpoints(map[string]source.RegistryConfig{"quay.io": {URL: raw}})
+		if err == nil || !strings.Contains(err.Error(), "quay.io") || !strings.Contains(err.Error(), "https://HOST") {
+			t.Errorf("%q: error %v", raw, err)
 		}
 	}
 }

@@ -138,6 +138,7 @@ type Admin struct {
 
 // Registry is how one registry is reached.
 type Registry struct {
+	URL       string `yaml:"url"` // where it, or a mirror of it, is reached; https://HOST by default
 	PlainHTTP bool   `yaml:"plain_http"`
 	CAFile    string `yaml:"ca_file"`
 }
@@ -257,6 +258,9 @@ func (n Node) Validate() error {
 	}
 	for host, r := range n.Registries {
 		errs = append(errs, checkCA(host, r.CAFile))
+		if r.URL != "" && r.PlainHTTP {
+			errs = append(errs, fmt.Errorf("registries: %s: url says by itself whether it is plain HTTP; leave plain_http out", host))
+		}
 		if strings.Contains(host, "/") {
 			errs = append(errs, fmt.Errorf("registries: %q: name HOST or HOST:PORT, without scheme and path", host))
 		}

@@ -131,7 +131,7 @@ func dataDirError(err error) error {
 func (n *node) build() error {
 	registries := map[string]source.RegistryConfig{}
 	for host, r := range n.cfg.Registries {
-		registries[host] = source.RegistryConfig{PlainHTTP: r.PlainHTTP, CAFile: r.CAFile}
+		registries[host] = source.RegistryConfig{URL: r.URL, PlainHTTP: r.PlainHTTP, CAFile: r.CAFile}
 	}
 	var err error
 	if n.limits, err = limits.New(n.cfg.Limits); err != nil {
