@@ -15,22 +15,22 @@ import (
 	"github.com/shoal-project/shoal/registry-mirror/upstream"
 )
 
-// listing is a mirror whose origin answers everything by answer.
-func listing(t *testing.T, answer http.HandlerFunc) func(path string, header ...string) *http.Response {
+// listing returns how to ask a mirror of an origin.
+func listing(t *testing.T, origin http.HandlerFunc) func(path string, header ...string) answer {
 	t.Helper()
-	origin := httptest.NewServer(answer)
-	t.Cleanup(origin.Close)
-	base, err := url.Parse(origin.URL + "/prefix")
+	web := httptest.NewServer(origin)
+	t.Cleanup(web.Close)
+	base, err := url.Parse(web.URL + "/prefix")
 	if err != nil {
 		t.Fatal(err)
 	}
-	up, err := upstream.New(upstream.Config{Resolve: func(string) (*url.URL, *http.Client) { return base, origin.Client() }})
+	up, err := upstream.New(upstream.Config{Resolve: func(string) (*url.URL, *http.Client) { return base, web.Client() }})
 	if err != nil {
 		t.Fatal(err)
 	}
 	mirror := httptest.NewServer(New(Config{}, openRecords(t), up, nil, nil))
 	t.Cleanup(mirror.Close)
-	return func(path string, header ...string) *http.Response {
+	return func(path string, header ...string) answer {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, mirror.URL+path, nil)
 		if err != nil {
 			t.Fatal(err)
@@ -42,8 +42,9 @@ func listing(t *testing.T, answer http.HandlerFunc) func(path string, header ...
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { _ = resp.Body.Close() })
-		return resp
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		return answer{resp.StatusCode, resp.Header, body, err}
 	}
 }
 
@@ -57,12 +58,11 @@ func TestTagsAreThoseOfTheOrigin(t *testing.T) {
 		w.Header().Set("Link", `</prefix/v2/a/b/tags/list?last=v3&n=2>; rel="next"`)
 		_, _ = io.WriteString(w, `{"name":"a/b","tags":["v2","v3"]}`)
 	})
-	resp := get("/v2/a/b/tags/list?ns=origin:5000&n=2&last=v1&other=x", "Authorization", "Basic x")
-	body, _ := io.ReadAll(resp.Body)
-	if resp.StatusCode != 200 || string(body) != `{"name":"a/b","tags":["v2","v3"]}` || resp.Header.Get("Content-Type") != "application/json" {
-		t.Errorf("%s %s %s", resp.Status, resp.Header.Get("Content-Type"), body)
+	got := get("/v2/a/b/tags/list?ns=origin:5000&n=2&last=v1&other=x", "Authorization", "Basic x")
+	if got.status != 200 || string(got.body) != `{"name":"a/b","tags":["v2","v3"]}` || got.header.Get("Content-Type") != "application/json" {
+		t.Errorf("%d %v %s", got.status, got.header, got.body)
 	}
-	if got, want := resp.Header.Get("Link"), `</v2/a/b/tags/list?last=v3&n=2&ns=origin%3A5000>; rel="next"`; got != want {
+	if got, want := got.header.Get("Link"), `</v2/a/b/tags/list?last=v3&n=2&ns=origin%3A5000>; rel="next"`; got != want {
 		t.Errorf("link %s, want %s", got, want)
 	}
 }
@@ -78,10 +78,10 @@ func TestReferrersAreThoseOfTheOrigin(t *testing.T) {
 		w.Header().Set("OCI-Filters-Applied", "artifactType")
 		_, _ = io.WriteString(w, `{}`)
 	})
-	resp := get("/v2/a/b/referrers/" + subject.String() + "?ns=o&artifactType=sbom/x")
-	if resp.StatusCode != 200 || resp.Header.Get("OCI-Filters-Applied") != "artifactType" ||
-		resp.Header.Get("Content-Type") != "application/vnd.oci.image.index.v1+json" {
-		t.Errorf("%s %v", resp.Status, resp.Header)
+	got := get("/v2/a/b/referrers/" + subject.String() + "?ns=o&artifactType=sbom/x")
+	if got.status != 200 || got.header.Get("OCI-Filters-Applied") != "artifactType" ||
+		got.header.Get("Content-Type") != "application/vnd.oci.image.index.v1+json" {
+		t.Errorf("%d %v", got.status, got.header)
 	}
 }
 
@@ -114,15 +114,15 @@ func TestListsThatCannotBeHadAreRefused(t *testing.T) {
 		}, 503, "UNAVAILABLE"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			resp := listing(t, test.answer)("/v2/a/b/tags/list?ns=o")
+			got := listing(t, test.answer)("/v2/a/b/tags/list?ns=o")
 			var body struct{ Errors []struct{ Code string } }
-			if err := json.NewDecoder(resp.Body).Decode(&body); err != nil || len(body.Errors) != 1 {
-				t.Fatalf("%s: no error of the specification: %v", resp.Status, err)
+			if err := json.Unmarshal(got.body, &body); err != nil || len(body.Errors) != 1 {
+				t.Fatalf("%d: no error of the specification: %v", got.status, err)
 			}
-			if resp.StatusCode != test.status || body.Errors[0].Code != test.code {
-				t.Errorf("%s %s, want %d %s", resp.Status, body.Errors[0].Code, test.status, test.code)
+			if got.status != test.status || body.Errors[0].Code != test.code {
+				t.Errorf("%d %s, want %d %s", got.status, body.Errors[0].Code, test.status, test.code)
 			}
-			if test.status == 401 && resp.Header.Get("WWW-Authenticate") == "" {
+			if test.status == 401 && got.header.Get("WWW-Authenticate") == "" {
 				t.Error("the challenge is lost")
 			}
 		})
