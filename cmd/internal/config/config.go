@@ -110,6 +110,8 @@ type Mirror struct {
 	VerdictTTL time.Duration `yaml:"verdict_ttl"`
 	// StaleFor is how long tags and verdicts are believed while the registry is down.
 	StaleFor time.Duration `yaml:"stale_for"`
+	// AccessLog logs a line for each request.
+	AccessLog bool `yaml:"access_log"`
 }
 
 func (m Mirror) validate() error {

@@ -217,7 +217,7 @@ func (n *node) run(ctx context.Context) error {
 	below.Go(func() error { return serve(belowCtx, n.adminListener, adm, n.log) })
 
 	front, frontCtx := errgroup.WithContext(ctx)
-	front.Go(func() error { return serve(frontCtx, n.mirrorListener, n.mirror, n.component("mirror")) })
+	front.Go(func() error { return serve(frontCtx, n.mirrorListener, n.front(), n.component("mirror")) })
 	front.Go(func() error { // what runs below failed: stop the front too
 		select {
 		case <-belowCtx.Done():
@@ -301,6 +301,14 @@ func anotherHost(cfg config.Node) (string, error) {
 		return "", fmt.Errorf("schedulers: %w", err)
 	}
 	return u.Hostname(), nil
+}
+
+// front is what containerd asks.
+func (n *node) front() http.Handler {
+	if n.cfg.Mirror.AccessLog {
+		return mirror.AccessLog(n.mirror, n.component("access"))
+	}
+	return n.mirror
 }
 
 // orNever turns the configuration's 0, which believes nothing, into the mirror's.
