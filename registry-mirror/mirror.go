@@ -164,7 +164,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// parse reads /v2/NAME/manifests/REF?ns=REGISTRY and the same for blobs, tags (list) and referrers.
+// parse reads /v2/NAME/manifests/REF?ns=REGISTRY or /v2/REGISTRY/NAME/manifests/REF, and the same for blobs, tags (list) and referrers.
 func (h *Handler) parse(r *http.Request) (request, error) {
 	req := request{method: r.Method, header: r.Header, query: r.URL.Query()}
 	path, ok := strings.CutPrefix(r.URL.Path, "/v2/")
@@ -179,9 +179,13 @@ func (h *Handler) parse(r *http.Request) (request, error) {
 	if !ok || !slices.Contains([]string{"manifests", "blobs", "tags", "referrers"}, kind) || (kind == "tags" && reference != "list") {
 		return req, fmt.Errorf("%s is not served here; ask the origin", r.URL.Path)
 	}
-	registry := cmp.Or(req.query.Get("ns"), h.cfg.DefaultRegistry)
+	registry := req.query.Get("ns")
+	if first, rest, ok := strings.Cut(name, "/"); ok && registry == "" && isHost(first) {
+		registry, name = first, rest
+	}
+	registry = cmp.Or(registry, h.cfg.DefaultRegistry)
 	if registry == "" {
-		return req, errors.New("the request names no registry: add ?ns=REGISTRY or set mirror.default_registry")
+		return req, errors.New("the request names no registry: add ?ns=REGISTRY, begin the name with it, or set mirror.default_registry")
 	}
 	if strings.ContainsAny(registry, "/@?#% ") {
 		return req, fmt.Errorf("registry %q is not HOST or HOST:PORT", registry)
@@ -195,6 +199,10 @@ func (h *Handler) parse(r *http.Request) (request, error) {
 	}
 	return req, nil
 }
+
+// isHost reports whether the first part of an image's name is a registry, by the rule of image references. Clients that know no ?ns= are
+// given the mirror's address with the registry behind it.
+func isHost(part string) bool { return part == "localhost" || strings.ContainsAny(part, ".:") }
 
 // cutLast splits a path at its last slash; neither side may be empty.
 func cutLast(path string) (before, after string, ok bool) {

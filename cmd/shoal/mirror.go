@@ -14,12 +14,26 @@ import (
 
 const mirrorHelp = `containerd asks the node's mirror first for every image, and the registry itself when the mirror does not answer.
 This writes a marked block into hosts.toml files and leaves the rest of them alone; it takes effect with the next pull,
-and containerd is never restarted. A file that was there before is copied once to hosts.toml.before-shoal.`
+and containerd is never restarted. A file that was there before is copied once to hosts.toml.before-shoal.
+
+--for names other programs:
+   podman   podman, CRI-O, buildah and skopeo: a file of our own in registries.conf.d, for the registries named by --registry
+   docker   dockerd: registry-mirrors in daemon.json, which are for docker.io alone. dockerd does not say so, so the node needs
+            mirror.default_registry: docker.io. It takes effect with systemctl reload docker`
+
+// The values of --for.
+const (
+	forContainerd = "containerd"
+	forPodman     = "podman"
+	forDocker     = "docker"
+)
+
+var errFor = errors.New("--for is containerd, podman or docker")
 
 func mirrorCommand() *cli.Command {
 	return &cli.Command{
 		Name:        "mirror",
-		Usage:       "put the node's mirror into containerd's registry configuration, or take it out",
+		Usage:       "put the node's mirror into the registry configuration of containerd, podman or docker, or take it out",
 		Description: mirrorHelp,
 		Subcommands: []*cli.Command{mirrorConfigureCommand(), mirrorRemoveCommand()},
 		Action: func(ctx *cli.Context) error {
@@ -34,6 +48,10 @@ func mirrorCommand() *cli.Command {
 
 func mirrorFlags(own ...cli.Flag) []cli.Flag {
 	return append([]cli.Flag{
+		&cli.StringFlag{Name: "for", Value: forContainerd, Usage: "the `PROGRAM` that pulls: containerd, podman (also CRI-O, buildah, skopeo) or docker"},
+		&cli.StringFlag{Name: "registries-dir", Value: hosts.DefaultRegistriesDir, Usage: "podman's registries.conf.d, `DIR`"},
+		&cli.StringFlag{Name: "docker-config", Value: hosts.DefaultDockerConfig, Usage: "dockerd's configuration `FILE`"},
+		&cli.StringFlag{Name: "mirror", Value: hosts.DefaultMirror, Usage: "`URL` the mirror listens at"},
 		&cli.StringFlag{Name: "certs-dir", Value: hosts.DefaultCertsDir, Usage: "containerd's config_path, `DIR`"},
 		&cli.BoolFlag{Name: "dry-run", Usage: "show what would change, and change nothing"},
 	}, own...)
@@ -42,10 +60,9 @@ func mirrorFlags(own ...cli.Flag) []cli.Flag {
 func mirrorConfigureCommand() *cli.Command {
 	return command(&cli.Command{
 		Name:        "configure",
-		Usage:       "make the mirror the first host containerd asks",
+		Usage:       "make the mirror the first host that is asked",
 		Description: mirrorHelp,
 		Flags: mirrorFlags(
-			&cli.StringFlag{Name: "mirror", Value: hosts.DefaultMirror, Usage: "`URL` the mirror listens at"},
 			&cli.StringSliceFlag{Name: "registry", Usage: "`HOST` or HOST:PORT to mirror, can be repeated; without it all that have no folder of their own"},
 			&cli.StringSliceFlag{Name: "plain-http", Usage: "like --registry, for a `HOST` that speaks HTTP without TLS"},
 			&cli.StringFlag{Name: "containerd-config", Value: hosts.DefaultContainerdConfig, Usage: "containerd's configuration `FILE`, to tell whether it reads the folder"},
@@ -54,6 +71,24 @@ func mirrorConfigureCommand() *cli.Command {
 			cfg := hosts.Config{CertsDir: ctx.String("certs-dir"), Mirror: ctx.String("mirror"), Registries: mirrorRegistries(ctx)}
 			if err := cfg.Validate(); err != nil {
 				return usageError(err)
+			}
+			switch ctx.String("for") {
+			case forPodman:
+				change, err := hosts.PlanContainers(cfg, ctx.String("registries-dir"))
+				if errors.Is(err, hosts.ErrNeedsRegistries) {
+					return usageError(err)
+				}
+				return applyHosts(ctx, []hosts.Change{change}, err)
+			case forDocker:
+				change, err := hosts.PlanDocker(cfg, ctx.String("docker-config"))
+				if err := applyHosts(ctx, []hosts.Change{change}, err); err != nil || !change.Changed() {
+					return err
+				}
+				fmt.Fprintln(ctx.App.ErrWriter, "note: dockerd reads it after: systemctl reload docker. The node needs mirror: {default_registry: docker.io}")
+				return nil
+			case forContainerd:
+			default:
+				return usageError(errFor)
 			}
 			changes, err := hosts.PlanConfigure(cfg)
 			if err := applyHosts(ctx, changes, err); err != nil {
@@ -67,14 +102,25 @@ func mirrorConfigureCommand() *cli.Command {
 func mirrorRemoveCommand() *cli.Command {
 	return command(&cli.Command{
 		Name:  "remove",
-		Usage: "take the mirror out of containerd's registry configuration",
+		Usage: "take the mirror out of the registry configuration",
 		Flags: mirrorFlags(
 			&cli.StringSliceFlag{Name: "registry", Usage: "`HOST` or HOST:PORT to leave alone from now on, can be repeated; without it all"},
 		),
 		Action: func(ctx *cli.Context) error {
-			cfg := hosts.Config{CertsDir: ctx.String("certs-dir"), Registries: mirrorRegistries(ctx)}
+			cfg := hosts.Config{CertsDir: ctx.String("certs-dir"), Mirror: ctx.String("mirror"), Registries: mirrorRegistries(ctx)}
 			if err := cfg.Validate(); err != nil {
 				return usageError(err)
+			}
+			switch ctx.String("for") {
+			case forPodman:
+				change, err := hosts.PlanContainersRemove(ctx.String("registries-dir"))
+				return applyHosts(ctx, []hosts.Change{change}, err)
+			case forDocker:
+				change, err := hosts.PlanDockerRemove(cfg, ctx.String("docker-config"))
+				return applyHosts(ctx, []hosts.Change{change}, err)
+			case forContainerd:
+			default:
+				return usageError(errFor)
 			}
 			changes, err := hosts.PlanRemove(cfg)
 			if len(changes) == 0 && err == nil {

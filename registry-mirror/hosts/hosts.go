@@ -23,8 +23,9 @@ const (
 	// AllRegistries is the folder for every registry that has none of its own.
 	AllRegistries = "_default"
 
-	fileName   = "hosts.toml"
-	backupName = "hosts.toml.before-shoal"
+	fileName = "hosts.toml"
+	// backupSuffix ends the name of the copy of a file that was there before.
+	backupSuffix = ".before-shoal"
 )
 
 // ErrCertificates means that a folder has certificates that containerd would no longer read once there is a hosts.toml.
@@ -79,6 +80,9 @@ type Change struct {
 	Path          string
 	Before, After []byte
 	Note          string // why nothing is done, when Before and After are equal
+
+	ours      bool // Before has something of ours in it
+	ownFolder bool // the folder is for this file alone
 }
 
 // Changed reports whether Apply would write.
@@ -185,7 +189,7 @@ func planCut(folder string) (Change, error) {
 		change.Note = "not configured"
 		return change, nil
 	}
-	backup, err := os.ReadFile(filepath.Join(filepath.Dir(change.Path), backupName))
+	backup, err := os.ReadFile(change.Path + backupSuffix)
 	switch {
 	case err == nil && bytes.Equal(bytes.TrimRight(backup, "\n"), bytes.TrimRight(change.After, "\n")):
 		change.After = backup // gives back the missing newline at the end, too
@@ -207,7 +211,7 @@ func readChange(folder string) (Change, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && !isNotDir(err) {
 		return Change{Path: path}, err
 	}
-	return Change{Path: path, Before: text, After: text}, nil
+	return Change{Path: path, Before: text, After: text, ours: bytes.Contains(text, []byte(beginMark)), ownFolder: true}, nil
 }
 
 // folder returns where containerd looks for a registry: the name with underscores first, if it is there.
@@ -271,12 +275,14 @@ func Apply(changes []Change) error {
 
 func (c Change) apply() error {
 	folder := filepath.Dir(c.Path)
-	backup := filepath.Join(folder, backupName)
+	backup := c.Path + backupSuffix
 	if c.After == nil {
 		if err := os.Remove(c.Path); err != nil {
 			return err
 		}
-		_ = os.Remove(folder) // only if empty
+		if c.ownFolder {
+			_ = os.Remove(folder) // only if empty
+		}
 		return nil
 	}
 	if err := os.MkdirAll(folder, 0o755); err != nil {
@@ -296,7 +302,7 @@ func (c Change) apply() error {
 
 // keepBackup copies a file that has nothing of ours in it, once.
 func (c Change) keepBackup(backup string) error {
-	if c.Before == nil || bytes.Contains(c.Before, []byte(beginMark)) {
+	if c.Before == nil || c.ours {
 		return nil
 	}
 	if _, err := os.Lstat(backup); err == nil {
