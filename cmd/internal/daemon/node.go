@@ -218,6 +218,7 @@ func (n *node) run(ctx context.Context) error {
 
 	front, frontCtx := errgroup.WithContext(ctx)
 	front.Go(func() error { return serve(frontCtx, n.mirrorListener, n.front(), n.component("mirror")) })
+	front.Go(func() error { return supervise(frontCtx, n.mirrorListener.Addr(), n.log) })
 	front.Go(func() error { // what runs below failed: stop the front too
 		select {
 		case <-belowCtx.Done():
