@@ -41,7 +41,7 @@ type registry struct {
 	asked     atomic.Int64
 }
 
-func newRegistry(t *testing.T) *registry {
+func newRegistry(t testing.TB) *registry {
 	r := &registry{manifests: map[string][]byte{}, types: map[string]string{}, blobSizes: map[string]int{}}
 	r.Server = httptest.NewServer(r)
 	t.Cleanup(r.Close)
@@ -138,7 +138,7 @@ func (b *fakeBlob) Close() error {
 
 // fixture is a mirror over a registry and one blob of 300 KiB.
 type fixture struct {
-	t        *testing.T
+	t        testing.TB
 	origin   *registry
 	blobs    *fakeBlobs
 	records  *Records
@@ -148,7 +148,7 @@ type fixture struct {
 	manifest digest.Digest
 }
 
-func newFixture(t *testing.T, cfg Config, cluster Cluster) *fixture {
+func newFixture(t testing.TB, cfg Config, cluster Cluster) *fixture {
 	t.Helper()
 	f := &fixture{t: t, origin: newRegistry(t)}
 	data := bytes.Repeat([]byte("0123456789abcdef"), 300<<10/16)
@@ -174,7 +174,7 @@ func newFixture(t *testing.T, cfg Config, cluster Cluster) *fixture {
 	return f
 }
 
-func openRecords(t *testing.T) *Records {
+func openRecords(t testing.TB) *Records {
 	t.Helper()
 	r, err := OpenRecords(filepath.Join(t.TempDir(), "mirror.db"))
 	if err != nil {
