@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -29,7 +30,7 @@ func TestRootPodmansLibraryAndDockerPullThroughTheMirror(t *testing.T) {
 	img, err := cluster.RandomImage(t.TempDir(), 1, 100_000, 300_000)
 	check(t, err)
 	check(t, remote.Write(ref, img, remote.WithContext(t.Context())))
-	mirror := startNode(t, hub)
+	mirror, _ := startNode(t, hub)
 
 	t.Run("podman", func(t *testing.T) {
 		etc := t.TempDir()
@@ -58,17 +59,37 @@ func TestRootPodmansLibraryAndDockerPullThroughTheMirror(t *testing.T) {
 	})
 }
 
-// startNode runs a node that reaches docker.io at hub, and returns its mirror's URL.
-func startNode(t *testing.T, hub string) string {
+// TestStatusPageInABrowser looks at a node's page with Chromium, which must have nothing to complain of.
+func TestStatusPageInABrowser(t *testing.T) {
+	cluster.NeedTools(t, "chromium")
+	_, page := startNode(t, "127.0.0.1:1")
+	cmd := exec.CommandContext(t.Context(), "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--user-data-dir="+t.TempDir(),
+		"--enable-logging=stderr", "--timeout=10000", "--dump-dom", page)
+	cmd.Env, cmd.WaitDelay = append(os.Environ(), "HOME="+t.TempDir()), 10*time.Second
+	var talk strings.Builder
+	cmd.Stderr = &talk
+	dom, err := cmd.Output()
+	check(t, err)
+	for _, want := range []string{"<h1>test-node</h1>", "Blobs on their way", "0 blobs", "Given to others"} {
+		if !strings.Contains(string(dom), want) {
+			t.Errorf("no %s in\n%s", want, dom)
+		}
+	}
+	for _, complaint := range []string{"CONSOLE", "Content Security Policy"} {
+		if strings.Contains(talk.String(), complaint) {
+			t.Errorf("the browser complains:\n%s", &talk)
+		}
+	}
+}
+
+// startNode runs a node that reaches docker.io at hub, and returns the URLs of its mirror and of its page.
+func startNode(t *testing.T, hub string) (mirror, page string) {
 	t.Helper()
 	dir := t.TempDir()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	check(t, err)
-	listen := l.Addr().String()
-	check(t, l.Close())
+	listen, admin := freeAddress(t), freeAddress(t)
 	config := filepath.Join(dir, "node.yaml")
-	write(t, config, fmt.Sprintf("data_dir: %s/data\nmirror: {listen: %q, default_registry: docker.io}\nadmin: {listen: \"127.0.0.1:0\"}\nregistries: {docker.io: {url: \"http://%s\"}}\n",
-		dir, listen, hub), 0o600)
+	write(t, config, fmt.Sprintf("name: test-node\ndata_dir: %s/data\nmirror: {listen: %q, default_registry: docker.io}\nadmin: {listen: %q}\nregistries: {docker.io: {url: \"http://%s\"}}\n",
+		dir, listen, admin, hub), 0o600)
 	ended := loopback.Daemon(t, exec.CommandContext(context.WithoutCancel(t.Context()), "shoal", "node", "--config", config))
 	if !loopback.Eventually(t, "shoal node", ended, func(ctx context.Context) bool {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+listen+"/v2/", nil)
@@ -80,7 +101,15 @@ func startNode(t *testing.T, hub string) string {
 	}) {
 		t.Fatal("the node ended")
 	}
-	return "http://" + listen
+	return "http://" + listen, "http://" + admin + "/"
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	check(t, err)
+	defer l.Close()
+	return l.Addr().String()
 }
 
 func shoal(t *testing.T, args ...string) {

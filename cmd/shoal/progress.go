@@ -12,20 +12,12 @@ import (
 	"github.com/shoal-project/shoal/converter"
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
+
+	"github.com/shoal-project/shoal/cmd/internal/local"
 )
 
 // bytesText is a size for people.
-func bytesText(n int64) string {
-	const units = "KMGTPE"
-	if n < 1024 {
-		return fmt.Sprintf("%d B", n)
-	}
-	value, unit := float64(n)/1024, 0
-	for value >= 1024 && unit < len(units)-1 {
-		value, unit = value/1024, unit+1
-	}
-	return fmt.Sprintf("%.1f %ciB", value, units[unit])
-}
+func bytesText(n int64) string { return local.SizeText(n) }
 
 const (
 	// onTerminal and inLog are how often the state is shown.

@@ -4,6 +4,7 @@
 //	POST /v1/content   JSON ContentRequest → 200 or 206 and the bytes, as they come
 //	POST /v1/preheat   JSON PreheatRequest → lines of JSON PreheatState until all is there
 //	GET  /v1/status    → JSON Status
+//	GET  /             the same for people, as a page
 //	GET  /v2/…         the registry mirror
 //
 // Content is given to nobody the origin does not give it to at that moment: each request is preceded by a question to the origin with
