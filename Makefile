@@ -97,6 +97,11 @@ bench-convert: build ## measure shoal convert beside sha256sum, nydus-image, umo
 	hack/setup packages nydus bench
 	go run ./hack/convertbench --shoal bin/shoal --size $(BENCH_SIZE) --rounds 3 $(BENCH_FLAGS)
 
+.PHONY: bench-mirror
+bench-mirror: ## measure pulls through the mirror beside those from the registry, and a held blob beside nginx
+	hack/setup demo
+	go run ./hack/lab mirror $(BENCH_FLAGS)
+
 .PHONY: sim
 sim: ## simulate a broadcast over the real scheduler and planner, in every scenario; SIM_FLAGS, see go run ./hack/sim -h
 	go run ./hack/sim $(SIM_FLAGS)
