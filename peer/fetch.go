@@ -54,14 +54,20 @@ func (t *task) hedge(now time.Time) {
 	}
 }
 
-// leased takes the right to read a run from the origin, as far as the blob reaches.
-func (t *task) leased(run dispatch.Run) {
+// leased takes the right to read a run from the origin, as far as the blob reaches. Unless it is for readers who wait for just that, it
+// means that somebody wants all of the blob.
+func (t *task) leased(run dispatch.Run, demanded bool) {
 	run.First, run.End = max(run.First, 0), min(run.End, piece.Index(t.st.Layout().Count()))
 	if run.First >= run.End {
 		return
 	}
 	t.moved = time.Now()
 	t.unfail()
+	if demanded {
+		t.planner.LeaseFirst(run)
+		return
+	}
+	t.fetchAll()
 	t.planner.Lease(run)
 }
 
@@ -72,7 +78,11 @@ func (t *task) readParent(ctx context.Context, r dispatch.Request, check func([]
 	buf := t.peer.buffers.take(length)
 	defer t.peer.buffers.give(buf)
 	data := (*buf)[:length]
-	err := t.peer.wire.Piece(ctx, string(r.Parent), t.blob.Digest, off, data)
+	ask := t.peer.wire.Piece
+	if r.Demanded {
+		ask = t.peer.wire.Demanded
+	}
+	err := ask(ctx, string(r.Parent), t.blob.Digest, off, data)
 	var storeErr error
 	if err == nil {
 		var groups []piece.Digest

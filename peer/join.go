@@ -26,7 +26,9 @@ func (t *task) rehome() {
 	t.have = t.st.Have()
 	t.reported, t.freshDigests = time.Now(), nil
 	ev := t.peer.join(t.blob, t.st, t.cm == nil, !t.have.Full())
+	ev.Join.Partial = !t.whole
 	ev.Join.Moved, t.governed = t.governed, true
+	t.told = nil
 	for _, r := range t.planner.Leased() {
 		ev.Join.Reading = append(ev.Join.Reading, api.Run{int(r.First), int(r.End)})
 	}
@@ -68,7 +70,7 @@ func (t *task) report(now time.Time) {
 
 // chooseMode decides whether the origin may be read without leases, and whom to ask when no scheduler lives.
 func (t *task) chooseMode(now time.Time) {
-	if t.planner.Missing() == 0 {
+	if !t.planner.Wanting() {
 		t.planner.Self(false)
 		return
 	}

@@ -225,7 +225,7 @@ func (p *Peer) tell(id string, f func(*task)) {
 // lease begins to read the origin for the cluster, for a task this host may not have heard of.
 func (p *Peer) lease(s *api.Session, l *api.Lease) {
 	run := toRun(l.Run)
-	if t := p.lookup(digestOf(l.Task.ID)); t != nil && t.post(func() { t.leased(run) }) {
+	if t := p.lookup(digestOf(l.Task.ID)); t != nil && t.post(func() { t.leased(run, l.Demanded) }) {
 		return
 	}
 	b, err := decodeBlob(l.Task.ID, l.Task.Origin)
@@ -237,7 +237,7 @@ func (p *Peer) lease(s *api.Session, l *api.Lease) {
 	if err != nil {
 		return
 	}
-	t.post(func() { t.leased(run) })
+	t.post(func() { t.leased(run, l.Demanded) })
 	t.release()
 }
 

@@ -28,6 +28,8 @@ import (
 type Wire interface {
 	// Piece fills buf from offset off of the blob, from the peer at addr. The bytes are not verified.
 	Piece(ctx context.Context, addr string, d digest.Digest, off int64, buf []byte) error
+	// Demanded is Piece for what a reader waits for, which the peer sends before all else.
+	Demanded(ctx context.Context, addr string, d digest.Digest, off int64, buf []byte) error
 	// Watch reports what the peer at addr holds until the stream breaks, always with an error.
 	Watch(ctx context.Context, addr string, d digest.Digest, spec json.RawMessage, fn func(transfer.Have) error) error
 	// Groups returns the digests of the groups of piece i, as the peer at addr claims them.
@@ -99,6 +101,7 @@ type Peer struct {
 	starts     chan *task
 	stopped    chan struct{} // closed when no task is begun any more
 	buffers    buffers
+	gate       gate
 
 	mu     sync.Mutex // guards all below
 	tasks  map[digest.Digest]*task
@@ -145,8 +148,8 @@ func (p *Peer) Run(ctx context.Context) error {
 	}
 }
 
-// Open returns a reader of the blob. Bytes begin to arrive at once, from wherever they are to be had. authorization, if not
-// empty, is used should this host have to read the origin. The caller must Close the reader. ctx bounds only Open itself.
+// Open returns a reader of the blob. Bytes begin to arrive when they are waited for, from wherever they are to be had: of short ranges only
+// these, else all of the blob. authorization, if not empty, is used should this host have to read the origin. The caller must Close the reader. ctx bounds only Open itself.
 func (p *Peer) Open(ctx context.Context, b Blob, authorization string) (*Reader, error) {
 	if err := b.validate(); err != nil {
 		return nil, err

@@ -42,7 +42,8 @@ func (r *Reader) Complete() bool { return r.blob.Complete() }
 func (r *Reader) File() (*os.File, error) { return r.blob.File() }
 
 // Await blocks until bytes at off are held and verified and returns how many of [off, off+length) are, at least one. It
-// raises the priority of these pieces, of a long range those ahead of off. It fails when ctx ends, or when nobody can deliver them.
+// raises the priority of these pieces, of a long range those ahead of off. A long range, of more than 8 MiB or the whole blob, has all of the
+// blob fetched. It fails when ctx ends, or when nobody can deliver them.
 func (r *Reader) Await(ctx context.Context, off, length int64) (int64, error) {
 	l := r.blob.Layout()
 	if off < 0 || length <= 0 || off+length > l.Size {
@@ -67,7 +68,8 @@ func (r *Reader) Await(ctx context.Context, off, length int64) (int64, error) {
 		}
 		if !told {
 			first, end := l.Span(off, length)
-			told = r.task.post(func() { r.task.readers[r] = dispatch.Run{First: first, End: end} })
+			w := waited{run: dispatch.Run{First: first, End: end}, short: short(l, length)}
+			told = r.task.post(func() { r.task.waitFor(r, w) })
 		}
 		failing, failed := r.task.failure()
 		if failed != nil {
@@ -144,14 +146,17 @@ func (s *section) Read(p []byte) (int, error) {
 	if s.off >= s.r.Size() {
 		return 0, io.EOF
 	}
-	n, err := s.r.Await(s.ctx, s.off, min(int64(len(p)), s.r.Size()-s.off))
+	n, err := s.r.Await(s.ctx, s.off, s.r.Size()-s.off)
 	if err != nil {
 		return 0, err
 	}
-	m, err := s.r.blob.ReadAt(p[:n], s.off)
+	m, err := s.r.blob.ReadAt(p[:min(n, int64(len(p)))], s.off)
 	s.off += int64(m)
 	return m, err
 }
+
+// Prefetch has all of the blob fetched.
+func (r *Reader) Prefetch() { r.task.post(r.task.fetchAll) }
 
 // Close gives the reader up. The download goes on for a while without it.
 func (r *Reader) Close() error {

@@ -123,6 +123,7 @@ func (s Served) watch(ctx context.Context, d digest.Digest, raw json.RawMessage)
 	if err != nil {
 		return nil, err
 	}
+	r.Prefetch()
 	return followed{r}, nil
 }
 

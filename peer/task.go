@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -52,7 +50,11 @@ type task struct {
 	digests       []*piece.Digest // by piece; only for tasks without chunk map
 	planner       *dispatch.Planner
 	workers       sync.WaitGroup
-	readers       map[*Reader]dispatch.Run
+	readers       map[*Reader]waited
+	whole         bool       // all of it is fetched, not only what readers of ranges wait for
+	told          *piece.Set // pieces the scheduler was told that they are waited for
+	toldAt        time.Time
+	rushing       bool                                    // the gate is closed because of this task
 	neighbours    []api.Host                              // as last named by the scheduler
 	asked         map[piece.Index]context.CancelCauseFunc // requests to parents, by what gives them up
 	visitors      map[dispatch.ParentID]bool              // peers that came to watch this one, until they fall silent
@@ -76,7 +78,7 @@ type task struct {
 
 func newTask(p *Peer, b Blob, authorization string) *task {
 	return &task{peer: p, blob: b, authorization: authorization, ready: make(chan struct{}), wake: make(chan struct{}, 1), ending: make(chan struct{}),
-		failCh: make(chan struct{}), readers: map[*Reader]dispatch.Run{}, watches: map[dispatch.ParentID]context.CancelFunc{},
+		failCh: make(chan struct{}), readers: map[*Reader]waited{}, watches: map[dispatch.ParentID]context.CancelFunc{},
 		asked: map[piece.Index]context.CancelCauseFunc{}, visitors: map[dispatch.ParentID]bool{}, given: map[dispatch.ParentID]int64{}}
 }
 
@@ -186,6 +188,7 @@ func (t *task) run(ctx context.Context) {
 	t.loop(ctx)
 	cancel()
 	t.workers.Wait()
+	t.calm()
 	t.close()
 }
 
@@ -227,11 +230,12 @@ func (t *task) loop(ctx context.Context) {
 		t.chooseMode(now)
 		t.tend(ctx)
 		t.askDigests(ctx)
-		t.planner.Readers(t.spans())
+		t.demand(now)
 		t.hedge(now)
 		for _, r := range t.planner.Next(now) {
 			t.start(ctx, r)
 		}
+		t.rush()
 		t.report(now)
 		timer.Reset(t.wait(now))
 		select {
@@ -350,9 +354,6 @@ func (t *task) offer(b Blob, authorization string, failed bool) {
 		t.rehome()
 	}
 }
-
-// spans returns what each reader waits for.
-func (t *task) spans() []dispatch.Run { return slices.Collect(maps.Values(t.readers)) }
 
 // single reports whether the blob's own digest checks its only piece.
 func (t *task) single() bool { return t.st.Layout().Count() == 1 && !piece.IsURL(t.blob.Digest) }

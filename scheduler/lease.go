@@ -45,7 +45,7 @@ func (m *Machine) progress(now time.Time, ev Progress) {
 // wholeLease returns the member's lease of the whole blob, if it has one: only who reads all of it can vouch for its parts.
 func wholeLease(t *task, me *member) *lease {
 	for _, l := range t.leases {
-		if l.to == me && l.run == (Run{0, t.Pieces}) {
+		if l.to == me && !l.demanded && l.run == (Run{0, t.Pieces}) {
 			return l
 		}
 	}
@@ -62,6 +62,7 @@ func (m *Machine) adopt(now time.Time, t *task, me *member, reading []Run) {
 		}
 		if free {
 			m.takeLease(now, t, me, run)
+			me.leases++
 		}
 	}
 }
@@ -69,11 +70,14 @@ func (m *Machine) adopt(now time.Time, t *task, me *member, reading []Run) {
 // learn takes piece digests from those who may vouch for them, a seed or the holder of the lease, and returns the new ones. The
 // holder's word replaces that of one who did not come to the blob's end, and so never vouched for it as a whole.
 func (m *Machine) learn(t *task, h *host, digests []PieceDigest, l *lease) []PieceDigest {
-	if !t.Sequential || (!h.Seed && l == nil) {
+	if !t.Sequential {
 		return nil
 	}
 	var fresh []PieceDigest
 	for _, d := range digests {
+		if !h.Seed && l == nil && !t.demandedOf(h, d.Piece) {
+			continue
+		}
 		if d.Piece < 0 || d.Piece >= t.Pieces || bytes.Equal(t.digests[d.Piece], d.Digest) ||
 			t.digests[d.Piece] != nil && l == nil {
 			continue
@@ -154,7 +158,9 @@ func (m *Machine) dropLeases(t *task, drop func(*lease) bool) {
 			t.leased.Clear(uint(i))
 		}
 		t.cursor = min(t.cursor, l.run.First)
-		l.to.leases--
+		if !l.demanded {
+			l.to.leases--
+		}
 		return true
 	})
 }
@@ -164,29 +170,45 @@ func (m *Machine) grant(now time.Time, t *task) {
 	if now.Before(t.hold) {
 		return
 	}
-	for t.wanting > 0 && len(t.leases) < m.cfg.Leases {
+	m.grantDemanded(now, t)
+	for t.wanting > 0 && t.bulk() < m.cfg.Leases {
 		run, ok := m.idleRun(t)
 		if !ok {
 			return
 		}
-		to := m.chooseReader(now, t)
+		to := m.chooseReader(now, t, false)
 		if to == nil {
 			return
 		}
-		m.giveLease(now, t, to, run)
+		m.giveLease(now, t, to, Lease{Run: run})
 	}
 }
 
-func (m *Machine) giveLease(now time.Time, t *task, to *member, run Run) {
+// bulk returns how many leases there are of the task as a whole.
+func (t *task) bulk() (n int) {
+	for _, l := range t.leases {
+		if !l.demanded {
+			n++
+		}
+	}
+	return n
+}
+
+// giveLease gives a member the lease of the run in l.
+func (m *Machine) giveLease(now time.Time, t *task, to *member, l Lease) {
 	t.refused = ""
-	m.takeLease(now, t, to, run)
-	m.send(to.host.ID, Lease{Task: t.Task, Run: run})
+	m.takeLease(now, t, to, l.Run)
+	t.leases[len(t.leases)-1].demanded = l.Demanded
+	if !l.Demanded {
+		to.leases++
+	}
+	l.Task = t.Task
+	m.send(to.host.ID, l)
 }
 
 // takeLease notes that a member reads a run, and tells it its share of the origin's rate, before the lease itself.
 func (m *Machine) takeLease(now time.Time, t *task, to *member, run Run) {
 	t.leases = append(t.leases, &lease{to: to, run: run, heard: now})
-	to.leases++
 	for i := run.First; i < run.End; i++ {
 		t.leased.Set(uint(i))
 	}
@@ -204,7 +226,7 @@ func (m *Machine) idleRun(t *task) (Run, bool) {
 		return Run{}, false
 	}
 	if t.whole() {
-		return Run{0, t.Pieces}, len(t.leases) == 0
+		return Run{0, t.Pieces}, t.bulk() == 0
 	}
 	end, most := t.cursor, max(int(m.cfg.LeaseBytes/max(t.PieceSize, 1)), 1)
 	for end < t.Pieces && end-t.cursor < most && idle(end) {
@@ -213,8 +235,9 @@ func (m *Machine) idleRun(t *task) (Run, bool) {
 	return Run{t.cursor, end}, true
 }
 
-// chooseReader picks the host that reads next: a seed, whether or not it is a member yet, else a member.
-func (m *Machine) chooseReader(now time.Time, t *task) *member {
+// chooseReader picks the host that reads next: a seed, whether or not it is a member yet, else a member. What is demanded waits for no
+// other lease of it.
+func (m *Machine) chooseReader(now time.Time, t *task, demanded bool) *member {
 	var candidates []policy.Candidate
 	busy := false // a seed that works at its limit is worth waiting for
 	for i, h := range m.seeds {
@@ -223,7 +246,7 @@ func (m *Machine) chooseReader(now time.Time, t *task) *member {
 		case me == nil:
 			candidates = append(candidates, policy.Candidate{Key: i, Seed: true})
 		case !me.mayRead(now):
-		case me.leases >= m.cfg.LeasesPerHost:
+		case !demanded && me.leases >= m.cfg.LeasesPerHost:
 			busy = true
 		default:
 			candidates = append(candidates, policy.Candidate{Key: i, Seed: true, Load: me.leases})
@@ -233,13 +256,13 @@ func (m *Machine) chooseReader(now time.Time, t *task) *member {
 		if me := t.members[m.seeds[i].ID]; me != nil {
 			return me
 		}
-		return m.draft(t, m.seeds[i])
+		return m.draft(t, m.seeds[i], demanded)
 	}
 	if busy {
 		return nil
 	}
 	for i, me := range t.order {
-		if me.mayRead(now) && me.leases < m.cfg.LeasesPerHost {
+		if me.mayRead(now) && (demanded || me.leases < m.cfg.LeasesPerHost) {
 			candidates = append(candidates, policy.Candidate{Key: i, Load: me.leases})
 		}
 	}
@@ -252,8 +275,9 @@ func (m *Machine) chooseReader(now time.Time, t *task) *member {
 func (me *member) mayRead(now time.Time) bool { return !me.denied && !now.Before(me.notBefore) }
 
 // draft makes a seed a member of a task it has not heard of; the lease that follows tells it.
-func (m *Machine) draft(t *task, h *host) *member {
+func (m *Machine) draft(t *task, h *host, partial bool) *member {
 	me := t.add(h)
+	me.partial = partial
 	t.want(me, true)
 	for _, other := range t.order {
 		if other.wants && other != me {
@@ -302,8 +326,8 @@ func (m *Machine) stuck(now time.Time, ev Stuck) {
 		return
 	}
 	if t.whole() {
-		if len(t.leases) == 0 {
-			m.giveLease(now, t, me, Run{0, t.Pieces})
+		if t.bulk() == 0 {
+			m.giveLease(now, t, me, Lease{Run: Run{0, t.Pieces}})
 		}
 		return
 	}
@@ -314,7 +338,7 @@ func (m *Machine) stuck(now time.Time, ev Stuck) {
 			continue
 		}
 		if run.End != i && run.End > 0 {
-			m.giveLease(now, t, me, run)
+			m.giveLease(now, t, me, Lease{Run: run})
 			run = Run{}
 		}
 		if run.End == 0 {
@@ -323,7 +347,7 @@ func (m *Machine) stuck(now time.Time, ev Stuck) {
 		run.End = i + 1
 	}
 	if run.End > 0 {
-		m.giveLease(now, t, me, run)
+		m.giveLease(now, t, me, Lease{Run: run})
 	}
 }
 

@@ -17,6 +17,8 @@ type TaskJoined struct {
 	Task  Task
 	Have  []Run
 	Wants bool // it is still fetching
+	// Partial is set when it fetches only what it demands, until a Demand says otherwise.
+	Partial bool
 	// Digests are the piece digests the host knows; they count only from a seed, and only for sequential tasks.
 	Digests []PieceDigest
 	// Moved is set when another machine governed the host's part before, and Reading has what it reads under leases of that one.
@@ -76,6 +78,15 @@ type Stuck struct {
 	Runs []Run
 }
 
+// Demand says that readers of a host wait for pieces: these are read from the origin next, if nobody holds them.
+type Demand struct {
+	Host HostID
+	Task TaskID
+	Runs []Run
+	// All is set when the host wants everything from now on.
+	All bool
+}
+
 // OriginRate sets the rate at which all hosts together may read origins, in bytes a second; zero is no bound.
 type OriginRate struct{ Rate int64 }
 
@@ -89,6 +100,7 @@ func (TaskLeft) event()    {}
 func (Progress) event()    {}
 func (LeaseFailed) event() {}
 func (Stuck) event()       {}
+func (Demand) event()      {}
 func (OriginRate) event()  {}
 func (Tick) event()        {}
 
@@ -114,6 +126,8 @@ type Neighbours struct {
 type Lease struct {
 	Task Task
 	Run  Run
+	// Demanded is set when readers wait for it: it comes before all others, and says nothing of the rest of the task.
+	Demanded bool
 }
 
 // Revoked takes back what was leased and not yet read; the pieces were given to somebody else.

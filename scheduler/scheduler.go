@@ -104,7 +104,7 @@ type task struct {
 	Task
 	members map[HostID]*member
 	order   []*member         // the members in the order they came, for output that does not depend on map order
-	wanting int               // members that want pieces
+	wanting int               // members that want everything
 	holders []uint16          // per piece, members that hold it
 	leases  []*lease          // in the order they were given
 	leased  *bitset.BitSet    // pieces under a lease
@@ -113,6 +113,9 @@ type task struct {
 	fresh   map[int]time.Time // pieces that got their first holder lately, and when
 	refused string            // why the last possible reader could not read the origin
 	hold    time.Time         // no lease before: who reads under one of another machine has yet to say so
+	// demanded are the pieces that readers wait for and nobody held when they said so, in that order; urgent has the same ones.
+	demanded []int
+	urgent   map[int]bool
 }
 
 // member is one host's part in one task.
@@ -120,7 +123,8 @@ type member struct {
 	host       *host
 	have       *bitset.BitSet
 	wants      bool
-	leases     int // that it has
+	partial    bool // it wants only what it demands
+	leases     int  // that it has
 	neighbours map[HostID]bool
 	gate       bool      // it was given a neighbour across the border of its zone
 	denied     bool      // the origin refused this host for good
@@ -132,6 +136,8 @@ type lease struct {
 	to    *member
 	run   Run
 	heard time.Time // of the last sign of progress
+	// demanded leases are beside those that read the blob as a whole, and do not count among them.
+	demanded bool
 }
 
 // New returns a machine that draws its random choices from rng.
@@ -158,6 +164,8 @@ func (m *Machine) Step(now time.Time, ev Event) []Command {
 		m.leaseFailed(now, ev)
 	case Stuck:
 		m.stuck(now, ev)
+	case Demand:
+		m.demand(now, ev)
 	case OriginRate:
 		m.originRate(now, ev.Rate)
 	case Tick:
@@ -238,6 +246,8 @@ func (m *Machine) taskJoined(now time.Time, ev TaskJoined) {
 	me.denied, me.notBefore = false, time.Time{}
 	m.lose(t, me, []Run{{0, t.Pieces}}) // what it says now replaces what it said before
 	m.gain(t, me, ev.Have)
+	t.want(me, false)
+	me.partial = ev.Partial
 	t.want(me, ev.Wants)
 	m.adopt(now, t, me, ev.Reading)
 	m.learn(t, h, ev.Digests, nil)
@@ -250,7 +260,7 @@ func (m *Machine) taskJoined(now time.Time, ev TaskJoined) {
 
 func newTask(spec Task) *task {
 	t := &task{Task: spec, members: map[HostID]*member{}, holders: make([]uint16, spec.Pieces),
-		leased: bitset.New(uint(spec.Pieces))}
+		leased: bitset.New(uint(spec.Pieces)), urgent: map[int]bool{}}
 	t.digests = make([][]byte, spec.Pieces)
 	return t
 }
@@ -265,11 +275,11 @@ func (t *task) add(h *host) *member {
 
 // want notes whether a member wants pieces.
 func (t *task) want(me *member, wants bool) {
-	switch {
-	case wants && !me.wants:
-		t.wanting++
-	case !wants && me.wants:
+	if me.wants && !me.partial {
 		t.wanting--
+	}
+	if wants && !me.partial {
+		t.wanting++
 	}
 	me.wants = wants
 }

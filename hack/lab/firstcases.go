@@ -149,15 +149,6 @@ func (s *samples) latencies() []latency {
 	return out
 }
 
-// quantile returns the smallest value that a share q of all does not exceed; 0 of none.
-func quantile(values []float64, q float64) float64 {
-	if len(values) == 0 {
-		return 0
-	}
-	sorted := slices.Sorted(slices.Values(values))
-	return sorted[min(int(q*float64(len(sorted))), len(sorted)-1)]
-}
-
 // smallBlobs reads cold small blobs whole: through a mirror, by shoal get, and from the registry.
 func (m *firstBench) smallBlobs(ctx context.Context) error {
 	m.Logf("small blobs, cold")

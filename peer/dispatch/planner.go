@@ -26,6 +26,8 @@ type Config struct {
 	SourceRuns int
 	// SourceBytes is the length in bytes of one read of the origin that no lease asked for. Default 4 MiB.
 	SourceBytes int64
+	// Demanded bounds the requests to parents, and the reads of the origin, of what is demanded. They come on top of all others. Default 8.
+	Demanded int
 	// Window is how many bytes ahead of a reader count as waited for. Default 8 MiB, at least one piece.
 	Window int64
 	// BusyPause is how long a parent that answered busy is left alone; the pause is random, between half and all of it. Default 10 ms.
@@ -46,6 +48,7 @@ func (c Config) withDefaults() Config {
 	c.Beside = cmp.Or(c.Beside, 6)
 	c.SourceRuns = cmp.Or(c.SourceRuns, 2)
 	c.SourceBytes = cmp.Or(c.SourceBytes, 4<<20)
+	c.Demanded = cmp.Or(c.Demanded, 8)
 	c.Window = cmp.Or(c.Window, 8<<20)
 	c.BusyPause = cmp.Or(c.BusyPause, 10*time.Millisecond)
 	c.SharedPause = cmp.Or(c.SharedPause, 150*time.Millisecond)
@@ -59,6 +62,8 @@ func (c Config) withDefaults() Config {
 type Request struct {
 	Parent ParentID
 	Run    Run
+	// Demanded is set when a reader waits for just this.
+	Demanded bool
 }
 
 // Outcome says how a request ended.
@@ -91,8 +96,13 @@ type Planner struct {
 	idle     []*parent // room for nextPiece
 	avail    []uint16  // per piece, parents that hold it
 	readers  []Run
+	demands  []Run
+	partial  bool // only what is demanded is fetched
+	calm     bool // as in Calm
 	leases   []Run
 	reading  []Run
+	first    []Run      // leases of what is demanded
+	rushing  []Run      // reads of the origin of those
 	local    *piece.Set // pieces that are being put together on this host
 	kept     *piece.Set // those of them that are leased as well
 	self     bool
@@ -107,12 +117,14 @@ type asked struct {
 	of   ParentID
 	at   time.Time
 	late bool // Overdue has reported it
+	rush bool // it is demanded
 }
 
 type parent struct {
 	id       ParentID
 	have     *piece.Set
-	inFlight int
+	inFlight int // requests of what is not demanded
+	rush     int // and of what is
 	notUntil time.Time
 	shared   map[piece.Index]time.Time // not to be asked of it before
 	failures int
@@ -301,6 +313,7 @@ func (p *Planner) Lease(run Run) { p.leases = append(p.leases, run) }
 // Revoke takes back a lease that has not begun.
 func (p *Planner) Revoke(run Run) {
 	p.leases = slices.DeleteFunc(p.leases, func(l Run) bool { return l == run })
+	p.first = slices.DeleteFunc(p.first, func(l Run) bool { return l == run })
 	for i := run.First; i < run.End; i++ {
 		p.kept.Remove(i)
 	}
@@ -308,7 +321,7 @@ func (p *Planner) Revoke(run Run) {
 
 // Leased returns the runs that a lease or Self let be read and that were not reported with Done.
 func (p *Planner) Leased() []Run {
-	out := slices.Concat(p.reading, p.leases)
+	out := slices.Concat(p.rushing, p.first, p.reading, p.leases)
 	for i := range p.kept.All() {
 		out = append(out, Run{i, i + 1})
 	}
@@ -323,7 +336,7 @@ func (p *Planner) Self(on bool) { p.self = on }
 
 // Next returns what to do now. Each request must be reported with Done once.
 func (p *Planner) Next(now time.Time) []Request {
-	var out []Request
+	out := p.nextDemanded(now)
 	for len(p.reading) < p.cfg.SourceRuns {
 		run, ok := p.nextSource(now)
 		if !ok {
@@ -336,7 +349,10 @@ func (p *Planner) Next(now time.Time) []Request {
 	if len(p.reading) > 0 {
 		most = min(most, p.cfg.Beside)
 	}
-	for len(p.inFlight) < most {
+	if p.calm {
+		most = min(most, 1)
+	}
+	for len(p.inFlight)-p.rushes() < most {
 		par, i, ok := p.nextPiece(now)
 		if !ok {
 			break
@@ -370,6 +386,9 @@ func (p *Planner) nextPiece(now time.Time) (*parent, piece.Index, bool) {
 		}
 	}
 	for _, par := range idle {
+		if p.partial {
+			break
+		}
 		if i, ok := p.rarest(now, par, Run{0, piece.Index(p.layout.Count())}); ok {
 			return par, i, true
 		}
@@ -410,7 +429,10 @@ func (p *Planner) rarest(now time.Time, par *parent, run Run) (best piece.Index,
 }
 
 // nextLease takes the next run of leased pieces that are neither held nor being read.
-func (p *Planner) nextLease() (Run, bool) {
+func (p *Planner) nextLease() (Run, bool) { return p.takeLease(&p.leases) }
+
+// takeLease takes the next run out of leases.
+func (p *Planner) takeLease(leases *[]Run) (Run, bool) {
 	idle := func(i piece.Index) bool {
 		if p.local.Has(i) {
 			p.kept.Add(i)
@@ -418,8 +440,8 @@ func (p *Planner) nextLease() (Run, bool) {
 		}
 		return !p.have.Has(i) && !p.isRead(i)
 	}
-	for len(p.leases) > 0 {
-		run := p.leases[0]
+	for len(*leases) > 0 {
+		run := (*leases)[0]
 		for run.First < run.End && !idle(run.First) {
 			run.First++
 		}
@@ -428,9 +450,9 @@ func (p *Planner) nextLease() (Run, bool) {
 			end++
 		}
 		if end < run.End {
-			p.leases[0].First = end
+			(*leases)[0].First = end
 		} else {
-			p.leases = p.leases[1:]
+			*leases = (*leases)[1:]
 		}
 		if run.First < end {
 			return Run{run.First, end}, true
@@ -452,13 +474,13 @@ func (p *Planner) nextSource(now time.Time) (Run, bool) {
 		_, asked := p.inFlight[i]
 		return !p.have.Has(i) && !p.local.Has(i) && !asked && (p.avail[i] == 0 || !p.known.Has(i)) && !p.isRead(i)
 	}
-	for _, from := range p.starts() {
-		for i := from; int(i) < p.layout.Count(); i++ {
+	for _, part := range p.wanted() {
+		for i := part.First; i < part.End; i++ {
 			if !free(i) {
 				continue
 			}
 			end := i + 1
-			for end < i+most && int(end) < p.layout.Count() && free(end) {
+			for end < i+most && end < part.End && free(end) {
 				end++
 			}
 			return Run{i, end}, true
@@ -467,24 +489,32 @@ func (p *Planner) nextSource(now time.Time) (Run, bool) {
 	return Run{}, false
 }
 
-// starts returns where to look for pieces to read from the origin: where readers wait, then from the beginning.
-func (p *Planner) starts() []piece.Index {
-	out := make([]piece.Index, 0, len(p.readers)+1)
-	for _, r := range p.readers {
-		out = append(out, r.First)
+// wanted returns where to look for pieces to read from the origin: where readers wait, then from the beginning.
+func (p *Planner) wanted() []Run {
+	end := piece.Index(p.layout.Count())
+	out := slices.Clone(p.demands)
+	if p.partial {
+		return out
 	}
-	return append(out, 0)
+	for _, r := range p.readers {
+		out = append(out, Run{r.First, end})
+	}
+	return append(out, Run{0, end})
 }
 
 func (p *Planner) isRead(i piece.Index) bool {
-	return slices.ContainsFunc(p.reading, func(r Run) bool { return r.First <= i && i < r.End })
+	return holdsRun(p.reading, i) || holdsRun(p.rushing, i)
 }
 
 // Done reports how a request ended. The pieces of a read of the origin are reported with Got one by one as they come.
 func (p *Planner) Done(now time.Time, r Request, o Outcome) {
 	if r.Parent == "" {
-		if i := slices.Index(p.reading, r.Run); i >= 0 {
-			p.reading = slices.Delete(p.reading, i, i+1)
+		reads := &p.reading
+		if r.Demanded {
+			reads = &p.rushing
+		}
+		if i := slices.Index(*reads, r.Run); i >= 0 {
+			*reads = slices.Delete(*reads, i, i+1)
 		}
 		if o == OK {
 			p.Retry()
@@ -494,7 +524,7 @@ func (p *Planner) Done(now time.Time, r Request, o Outcome) {
 		}
 		return
 	}
-	i := r.Run.First
+	i, rush := r.Run.First, p.inFlight[r.Run.First].rush
 	if took := now.Sub(p.inFlight[i].at); o == OK && p.service == 0 {
 		p.service = took
 	} else if o == OK {
@@ -509,7 +539,11 @@ func (p *Planner) Done(now time.Time, r Request, o Outcome) {
 	if par == nil {
 		return
 	}
-	par.inFlight = max(par.inFlight-1, 0) // the parent may have gone and come back meanwhile
+	if rush {
+		par.rush = max(par.rush-1, 0) // the parent may have gone and come back meanwhile
+	} else {
+		par.inFlight = max(par.inFlight-1, 0)
+	}
 	switch o {
 	case OK:
 		par.failures, p.starved = 0, false

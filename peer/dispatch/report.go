@@ -15,7 +15,7 @@ func (p *Planner) ReportAfter(urgent bool) time.Duration {
 	switch {
 	case p.Missing() == 0:
 		return 0
-	case urgent || len(p.reading)+len(p.leases) > 0:
+	case urgent || len(p.reading)+len(p.leases)+len(p.rushing)+len(p.first) > 0:
 		return reportSoon
 	default:
 		return reportLate

@@ -9,7 +9,7 @@ import (
 // watch notes since when the planner has had nothing to do.
 func (p *Planner) watch(now time.Time) {
 	switch {
-	case p.Missing() == p.local.Count() || len(p.inFlight)+len(p.reading) > 0:
+	case !p.Wanting() || len(p.inFlight)+len(p.reading)+len(p.rushing) > 0:
 		p.idleFrom = time.Time{}
 	case p.idleFrom.IsZero():
 		p.idleFrom = now
@@ -29,8 +29,8 @@ func (p *Planner) Stuck(now time.Time) []Run {
 	most := max(int(p.cfg.SourceBytes/max(p.layout.PieceSize, 1)), 1)
 	var runs []Run
 	seen := map[piece.Index]bool{}
-	for _, from := range p.starts() {
-		for i := from; int(i) < p.layout.Count() && len(seen) < most; i++ {
+	for _, part := range p.wanted() {
+		for i := part.First; i < part.End && len(seen) < most; i++ {
 			if p.have.Has(i) || p.local.Has(i) || seen[i] {
 				continue
 			}

@@ -118,11 +118,21 @@ func (c *Client) Close() { c.close() }
 
 // Piece fills buf with the bytes of the blob from off on, from the peer at addr. On an error buf holds anything.
 func (c *Client) Piece(ctx context.Context, addr string, d digest.Digest, off int64, buf []byte) error {
+	return c.piece(ctx, call{addr: addr, header: http.Header{}}, d, off, buf)
+}
+
+// Demanded is Piece for what a reader waits for: the peer neither refuses it because it is busy nor sends others' pieces first.
+func (c *Client) Demanded(ctx context.Context, addr string, d digest.Digest, off int64, buf []byte) error {
+	return c.piece(ctx, call{addr: addr, header: http.Header{demandHeader: {"1"}}}, d, off, buf)
+}
+
+func (c *Client) piece(ctx context.Context, r call, d digest.Digest, off int64, buf []byte) error {
 	if len(buf) == 0 {
 		return nil
 	}
-	header := http.Header{"Range": {fmt.Sprintf("bytes=%d-%d", off, off+int64(len(buf))-1)}}
-	err := c.do(ctx, call{addr: addr, path: "/v1/blobs/" + d.String(), header: header},
+	r.path = "/v1/blobs/" + d.String()
+	r.header.Set("Range", fmt.Sprintf("bytes=%d-%d", off, off+int64(len(buf))-1))
+	err := c.do(ctx, r,
 		func(resp *http.Response, alarm *alarm) error {
 			if err := checkRange(resp, off, int64(len(buf))); err != nil {
 				return err
@@ -132,7 +142,7 @@ func (c *Client) Piece(ctx context.Context, addr string, d digest.Digest, off in
 			return err
 		})
 	if err != nil {
-		return fmt.Errorf("bytes [%d, %d) of %s from %s: %w", off, off+int64(len(buf)), d, addr, err)
+		return fmt.Errorf("bytes [%d, %d) of %s from %s: %w", off, off+int64(len(buf)), d, r.addr, err)
 	}
 	return nil
 }

@@ -35,11 +35,13 @@ const (
 	// DefaultUploadStall is used when Config.UploadStall is zero.
 	DefaultUploadStall = 10 * time.Second
 
+	demandHeader  = "Shoal-Demanded" // of a request that a reader waits for
 	busyHeader    = "Shoal-Busy"
 	busyHost      = "host"  // its value when no upload slot is free
 	busyPiece     = "piece" // its value when another peer is getting the piece
 	aliveInterval = time.Second
 	maxSpec       = 64 << 10 // bytes of the body of haves
+	demandSlots   = 64       // for what readers wait for, so that nobody opens files without end
 	suspectSlots  = 2        // each reads and hashes up to piece.MaxSize bytes
 )
 
@@ -110,8 +112,9 @@ type handler struct {
 	metrics  *serverMetrics
 	suspects chan struct{}
 
-	mu    sync.Mutex // guards slots
-	slots *Slots[upRange]
+	mu       sync.Mutex // guards what follows
+	slots    *Slots[upRange]
+	demanded int // ranges being sent that readers wait for
 }
 
 // upRange is a range of a blob that is being sent, or was a moment ago.
@@ -173,17 +176,18 @@ func (h *handler) serveBlob(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusRequestedRangeNotSatisfiable)
 		return
 	}
-	if !h.take() {
+	demanded := r.Header.Get(demandHeader) != ""
+	if !h.take(demanded) {
 		h.refuse(w, busyHost, "all upload slots are taken")
 		return
 	}
-	defer h.untake()
+	defer h.untake(demanded)
 	f, release, err := h.blobs.Open(d, off, length)
 	if err != nil {
 		h.fail(w, d, err)
 		return
 	}
-	if !h.begin(upRange{d, off}) {
+	if !demanded && !h.begin(upRange{d, off}) {
 		release()
 		h.refuse(w, busyPiece, "another peer is getting this piece; it will have it in a moment")
 		return
@@ -213,15 +217,27 @@ func pieceAt(f *os.File, off int64) piece.Index {
 	return piece.NewLayout(info.Size()).At(off)
 }
 
-func (h *handler) take() bool {
+// take takes an upload slot: one of its own kind for what a reader waits for.
+func (h *handler) take(demanded bool) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if demanded && h.demanded == demandSlots {
+		return false
+	}
+	if demanded {
+		h.demanded++
+		return true
+	}
 	return h.slots.Take()
 }
 
-func (h *handler) untake() {
+func (h *handler) untake(demanded bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if demanded {
+		h.demanded--
+		return
+	}
 	h.slots.Release()
 }
 

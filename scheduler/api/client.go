@@ -170,6 +170,7 @@ func (s *Session) close() {
 func (s *Session) flush(ctx context.Context) error {
 	beat := time.NewTicker(Beat)
 	defer beat.Stop()
+	var sent time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -177,11 +178,12 @@ func (s *Session) flush(ctx context.Context) error {
 		case <-beat.C:
 		case <-s.wake:
 			select {
-			case <-time.After(batchDelay):
+			case <-time.After(time.Until(sent.Add(batchDelay))):
 			case <-ctx.Done():
 				return ctx.Err()
 			}
 		}
+		sent = time.Now()
 		batches, err := split(s.take())
 		if err != nil {
 			return err

@@ -44,6 +44,7 @@ type Event struct {
 	Progress *Progress    `json:"progress,omitempty"`
 	Failed   *LeaseFailed `json:"failed,omitempty"`
 	Stuck    *Stuck       `json:"stuck,omitempty"`
+	Demand   *Demand      `json:"demand,omitempty"`
 }
 
 // Join announces a task the host holds pieces of or wants.
@@ -51,6 +52,7 @@ type Join struct {
 	Task    Task          `json:"task"`
 	Have    []Run         `json:"have,omitempty"`
 	Wants   bool          `json:"wants,omitempty"`
+	Partial bool          `json:"partial,omitempty"` // only what it demands
 	Digests []PieceDigest `json:"digests,omitempty"` // counts from seeds only
 	// Moved is set when another scheduler, or an earlier life of this one, governed the task before.
 	Moved bool `json:"moved,omitempty"`
@@ -87,6 +89,13 @@ type Stuck struct {
 	Runs []Run  `json:"runs"`
 }
 
+// Demand tells pieces that readers of the host wait for and nobody it knows holds.
+type Demand struct {
+	Task string `json:"task"`
+	Runs []Run  `json:"runs,omitempty"`
+	All  bool   `json:"all,omitempty"` // from now on the host wants everything
+}
+
 // Command is what the scheduler tells; at most one field is set, none is a sign of life.
 type Command struct {
 	Welcome    *Welcome    `json:"welcome,omitempty"`
@@ -117,8 +126,9 @@ type Neighbours struct {
 
 // Lease permits reading a run of pieces from the origin.
 type Lease struct {
-	Task Task `json:"task"`
-	Run  Run  `json:"run"`
+	Task     Task `json:"task"`
+	Run      Run  `json:"run"`
+	Demanded bool `json:"demanded,omitempty"` // readers wait for it: before all others
 }
 
 // Revoked takes a lease back.

@@ -11,7 +11,7 @@ func toEvent(host scheduler.HostID, ev api.Event) (e scheduler.Event, ok bool) {
 	case ev.Join != nil:
 		j := ev.Join
 		return scheduler.TaskJoined{Host: host, Wants: j.Wants, Have: toRuns(j.Have), Digests: toDigests(j.Digests),
-			Moved: j.Moved, Reading: toRuns(j.Reading),
+			Partial: j.Partial, Moved: j.Moved, Reading: toRuns(j.Reading),
 			Task: scheduler.Task{ID: scheduler.TaskID(j.Task.ID), Pieces: j.Task.Pieces, PieceSize: j.Task.PieceSize,
 				Sequential: j.Task.Sequential, Origin: j.Task.Origin}}, true
 	case ev.Leave != nil:
@@ -26,6 +26,8 @@ func toEvent(host scheduler.HostID, ev api.Event) (e scheduler.Event, ok bool) {
 			Failure: scheduler.Failure(f.Failure), Text: f.Text}, true
 	case ev.Stuck != nil:
 		return scheduler.Stuck{Host: host, Task: scheduler.TaskID(ev.Stuck.Task), Runs: toRuns(ev.Stuck.Runs)}, true
+	case ev.Demand != nil:
+		return scheduler.Demand{Host: host, Task: scheduler.TaskID(ev.Demand.Task), Runs: toRuns(ev.Demand.Runs), All: ev.Demand.All}, true
 	default:
 		return nil, false
 	}
@@ -54,7 +56,7 @@ func toCommand(b scheduler.Body) api.Command {
 	case scheduler.Neighbours:
 		return api.Command{Neighbours: &api.Neighbours{Task: string(b.Task), Hosts: fromHosts(b.Hosts)}}
 	case scheduler.Lease:
-		return api.Command{Lease: &api.Lease{Run: fromRun(b.Run), Task: api.Task{ID: string(b.Task.ID), Pieces: b.Task.Pieces,
+		return api.Command{Lease: &api.Lease{Run: fromRun(b.Run), Demanded: b.Demanded, Task: api.Task{ID: string(b.Task.ID), Pieces: b.Task.Pieces,
 			PieceSize: b.Task.PieceSize, Sequential: b.Task.Sequential, Origin: b.Task.Origin}}}
 	case scheduler.Revoked:
 		return api.Command{Revoked: &api.Revoked{Task: string(b.Task), Run: fromRun(b.Run)}}

@@ -1,0 +1,163 @@
+package peer
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/shoal-project/shoal/peer/dispatch"
+	"github.com/shoal-project/shoal/peer/piece"
+	"github.com/shoal-project/shoal/scheduler/api"
+)
+
+// waited is what a reader waits for.
+type waited struct {
+	run dispatch.Run
+	// short is set when the reader wants this and perhaps no more of the blob.
+	short bool
+}
+
+// shortRange is the most bytes a reader may ask for at a time without all of the blob being fetched.
+const shortRange = 8 << 20
+
+// short reports whether a reader that asks for this wants only a part of the blob.
+func short(l piece.Layout, length int64) bool { return length < l.Size && length <= shortRange }
+
+// waitFor notes what a reader waits for.
+func (t *task) waitFor(r *Reader, w waited) {
+	t.readers[r] = w
+	if !w.short {
+		t.fetchAll()
+	}
+}
+
+// fetchAll has all of the blob fetched from now on.
+func (t *task) fetchAll() {
+	if t.whole {
+		return
+	}
+	t.whole = true
+	if t.session != nil && t.planner.Missing() > 0 {
+		t.session.Send(api.Event{Demand: &api.Demand{Task: t.blob.Digest.String(), All: true}})
+	}
+}
+
+// partial reports whether only what readers of ranges wait for is fetched. What has to be read in order is read as a whole when there is
+// nobody to share that with, and so is what a URL has.
+func (t *task) partial() bool {
+	return !t.whole && (t.cm != nil || t.session != nil && !piece.IsURL(t.blob.Digest))
+}
+
+// again is how long after the scheduler was told what is waited for it is told once more.
+const again = time.Second
+
+// demand tells the planner what readers wait for, and the scheduler what of that nobody known holds.
+func (t *task) demand(now time.Time) {
+	var short, long []dispatch.Run
+	for _, w := range t.readers {
+		if w.short {
+			short = append(short, w.run)
+		} else {
+			long = append(long, w.run)
+		}
+	}
+	if len(short) > 0 && !t.whole && !t.partial() {
+		t.fetchAll()
+	}
+	t.planner.Demand(short)
+	t.planner.Readers(long)
+	t.planner.Partial(t.partial())
+	t.planner.Calm(t.peer.gate.closed())
+	if t.session == nil || len(short) == 0 {
+		return
+	}
+	if t.told == nil || now.Sub(t.toldAt) > again {
+		t.told, t.toldAt = piece.NewSet(t.st.Layout().Count()), now
+	}
+	fresh := piece.NewSet(t.st.Layout().Count())
+	t.planner.Demanding(func(i piece.Index) {
+		if !t.planner.Held(i) && t.told.Add(i) {
+			fresh.Add(i)
+		}
+	})
+	if fresh.Count() > 0 {
+		t.session.Send(api.Event{Demand: &api.Demand{Task: t.blob.Digest.String(), Runs: runs(fresh)}})
+	}
+}
+
+// rush has the host hold back what nobody waits for, in all tasks, while this one has something that readers wait for.
+func (t *task) rush() {
+	if rushing := t.planner.Rushing() || t.planner.Demanding(nil); rushing && !t.rushing {
+		t.rushing = true
+		t.peer.gate.close()
+	} else if !rushing {
+		t.calm()
+	}
+}
+
+// calm takes rush back.
+func (t *task) calm() {
+	if !t.rushing {
+		return
+	}
+	t.rushing = false
+	if t.peer.gate.open() {
+		for _, other := range t.peer.all() {
+			other.post(func() {}) // it may ask for more again
+		}
+	}
+}
+
+// gate holds back what nobody waits for while others wait for something.
+type gate struct {
+	mu   sync.Mutex // guards both
+	n    int
+	free chan struct{} // closed when n falls to zero; nil while it is zero
+}
+
+// close closes the gate until open was called as often.
+func (g *gate) close() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.n++; g.n == 1 {
+		g.free = make(chan struct{})
+	}
+}
+
+// open reports whether the gate is open now.
+func (g *gate) open() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.n--; g.n > 0 {
+		return false
+	}
+	close(g.free)
+	g.free = nil
+	return true
+}
+
+func (g *gate) closed() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.n > 0
+}
+
+// gatePause is the longest that the gate holds back one step of a transfer: nothing stands still for good.
+const gatePause = 100 * time.Millisecond
+
+// pass waits until the gate is open, for gatePause at the most.
+func (g *gate) pass(ctx context.Context) {
+	g.mu.Lock()
+	free := g.free
+	g.mu.Unlock()
+	if free == nil {
+		return
+	}
+	timer := time.NewTimer(gatePause)
+	defer timer.Stop()
+	select {
+	case <-free:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}

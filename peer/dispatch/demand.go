@@ -1,0 +1,109 @@
+package dispatch
+
+import (
+	"slices"
+	"time"
+
+	"github.com/shoal-project/shoal/peer/piece"
+)
+
+// Demand replaces what readers of short ranges wait for. It comes before all else.
+func (p *Planner) Demand(spans []Run) { p.demands = spans }
+
+// Partial tells whether nothing but what is demanded, and leased, is fetched.
+func (p *Planner) Partial(on bool) { p.partial = on }
+
+// Calm tells whether this host waits for something that what nobody waits for must not stand in the way of: then only one such request to
+// a parent is out at a time.
+func (p *Planner) Calm(on bool) { p.calm = on }
+
+// LeaseFirst permits reading a run from the origin that readers somewhere wait for.
+func (p *Planner) LeaseFirst(run Run) { p.first = append(p.first, run) }
+
+// Wanting reports whether anything that is to be fetched is missing, what is being put together on this host left aside.
+func (p *Planner) Wanting() bool {
+	if !p.partial {
+		return p.Missing() > p.local.Count()
+	}
+	return p.Demanding(nil)
+}
+
+// Demanding reports whether anything that is demanded is missing and not being put together on this host, and hands it to each, if that
+// is not nil.
+func (p *Planner) Demanding(each func(piece.Index)) (any bool) {
+	for _, r := range p.demands {
+		for i := r.First; i < r.End && int(i) < p.layout.Count(); i++ {
+			if p.have.Has(i) || p.local.Has(i) {
+				continue
+			}
+			if each == nil {
+				return true
+			}
+			any = true
+			each(i)
+		}
+	}
+	return any
+}
+
+// Held reports whether a known parent holds piece i.
+func (p *Planner) Held(i piece.Index) bool { return p.avail[i] > 0 }
+
+// Rushing reports whether the origin is read for what readers wait for.
+func (p *Planner) Rushing() bool { return len(p.rushing) > 0 }
+
+// nextDemanded returns what is to be asked for because readers wait for it, whatever else is out.
+func (p *Planner) nextDemanded(now time.Time) (out []Request) {
+	for len(p.rushing) < p.cfg.Demanded {
+		run, ok := p.takeLease(&p.first)
+		if !ok {
+			break
+		}
+		p.rushing = append(p.rushing, run)
+		out = append(out, Request{Run: run, Demanded: true})
+	}
+	rushes := p.rushes()
+	p.Demanding(func(i piece.Index) {
+		if rushes >= p.cfg.Demanded || !p.open.Has(i) {
+			return
+		}
+		par := p.quickest(now, i)
+		if par == nil {
+			return
+		}
+		rushes++
+		par.rush++
+		p.inFlight[i] = asked{of: par.id, at: now, rush: true}
+		p.reopen(i)
+		out = append(out, Request{Parent: par.id, Run: Run{i, i + 1}, Demanded: true})
+	})
+	return out
+}
+
+// rushes returns how many requests of what is demanded are out.
+func (p *Planner) rushes() (n int) {
+	for _, a := range p.inFlight {
+		if a.rush {
+			n++
+		}
+	}
+	return n
+}
+
+// quickest picks the parent of piece i with the fewest requests out, at random among equals; nil if none may be asked now.
+func (p *Planner) quickest(now time.Time, i piece.Index) (best *parent) {
+	load := func(par *parent) int { return 4*par.rush + par.inFlight }
+	p.idle = append(p.idle[:0], p.order...)
+	p.rng.Shuffle(len(p.idle), func(a, b int) { p.idle[a], p.idle[b] = p.idle[b], p.idle[a] })
+	for _, par := range p.idle {
+		if par.have.Has(i) && !now.Before(par.notUntil) && (best == nil || load(par) < load(best)) {
+			best = par
+		}
+	}
+	return best
+}
+
+// holdsRun reports whether any of the runs has piece i.
+func holdsRun(runs []Run, i piece.Index) bool {
+	return slices.ContainsFunc(runs, func(r Run) bool { return r.First <= i && i < r.End })
+}

@@ -1,0 +1,83 @@
+package scheduler
+
+import (
+	"slices"
+	"time"
+)
+
+// demand notes what readers wait for, and has it read before anything else.
+func (m *Machine) demand(now time.Time, ev Demand) {
+	t, me := m.find(ev.Host, ev.Task)
+	if me == nil {
+		return
+	}
+	if ev.All {
+		t.wholly(me)
+	}
+	for i := range pieces(t, ev.Runs) {
+		if t.holders[i] > 0 || t.urgent[i] {
+			continue
+		}
+		if t.Sequential && i == t.Pieces-1 {
+			t.wholly(me) // it is given out only when all before it was read
+			continue
+		}
+		t.urgent[i] = true
+		t.demanded = append(t.demanded, i)
+		m.hurry(t, i)
+	}
+	m.grant(now, t)
+}
+
+// wholly has a member want everything.
+func (t *task) wholly(me *member) {
+	wants := me.wants
+	t.want(me, false)
+	me.partial = false
+	t.want(me, wants)
+}
+
+// hurry tells who reads a run that a piece of it is waited for.
+func (m *Machine) hurry(t *task, i int) {
+	for _, l := range t.leases {
+		if !l.demanded && l.run.First <= i && i < l.run.End && !t.whole() {
+			m.send(l.to.host.ID, Lease{Task: t.Task, Run: Run{i, i + 1}, Demanded: true})
+		}
+	}
+}
+
+// grantDemanded gives out leases of what readers wait for, in the order they asked. A piece is waited for until somebody holds it, so that a
+// lease that ends without it is followed by another.
+func (m *Machine) grantDemanded(now time.Time, t *task) {
+	t.demanded = slices.DeleteFunc(t.demanded, func(i int) bool {
+		if t.holders[i] > 0 {
+			delete(t.urgent, i)
+			return true
+		}
+		return false
+	})
+	idle := func(i int) bool { return t.holders[i] == 0 && !t.leased.Test(uint(i)) }
+	most := max(int(m.cfg.LeaseBytes/max(t.PieceSize, 1)), 1)
+	for at := 0; at < len(t.demanded); at++ {
+		run := Run{t.demanded[at], t.demanded[at] + 1}
+		if !idle(run.First) {
+			continue
+		}
+		for at+1 < len(t.demanded) && t.demanded[at+1] == run.End && run.End-run.First < most && idle(run.End) {
+			run.End++
+			at++
+		}
+		to := m.chooseReader(now, t, true)
+		if to == nil {
+			return
+		}
+		m.giveLease(now, t, to, Lease{Run: run, Demanded: true})
+	}
+}
+
+// demandedOf reports whether a host reads piece i because readers wait for it.
+func (t *task) demandedOf(h *host, i int) bool {
+	return slices.ContainsFunc(t.leases, func(l *lease) bool {
+		return l.demanded && l.to.host == h && l.run.First <= i && i < l.run.End
+	})
+}
