@@ -26,7 +26,7 @@ func short(l piece.Layout, length int64) bool { return length < l.Size && length
 // waitFor notes what a reader waits for.
 func (t *task) waitFor(r *Reader, w waited) {
 	t.readers[r] = w
-	if !w.short {
+	if !w.short || !t.apart(w.run) {
 		t.fetchAll()
 	}
 }
@@ -48,6 +48,12 @@ func (t *task) partial() bool {
 	return !t.whole && (t.cm != nil || t.session != nil && !piece.IsURL(t.blob.Digest))
 }
 
+// apart reports whether a run can be read before what is in front of it. What a URL has cannot, nor the last piece of a blob without a chunk
+// map, which comes with the proof of the whole.
+func (t *task) apart(run dispatch.Run) bool {
+	return t.cm != nil || !piece.IsURL(t.blob.Digest) && int(run.End) < t.st.Layout().Count()
+}
+
 // again is how long after the scheduler was told what is waited for it is told once more.
 const again = time.Second
 
@@ -55,13 +61,13 @@ const again = time.Second
 func (t *task) demand(now time.Time) {
 	var short, long []dispatch.Run
 	for _, w := range t.readers {
-		if w.short {
+		if w.short && t.apart(w.run) {
 			short = append(short, w.run)
 		} else {
 			long = append(long, w.run)
 		}
 	}
-	if len(short) > 0 && !t.whole && !t.partial() {
+	if len(t.readers) > 0 && !t.partial() {
 		t.fetchAll()
 	}
 	t.planner.Demand(short)
@@ -87,7 +93,7 @@ func (t *task) demand(now time.Time) {
 
 // rush has the host hold back what nobody waits for, in all tasks, while this one has something that readers wait for.
 func (t *task) rush() {
-	if rushing := t.planner.Rushing() || t.planner.Demanding(nil); rushing && !t.rushing {
+	if rushing := t.planner.Rushing(); rushing && !t.rushing {
 		t.rushing = true
 		t.peer.gate.close()
 	} else if !rushing {

@@ -27,7 +27,10 @@ func (t *task) start(ctx context.Context, r dispatch.Request) {
 		if !leased {
 			t.peer.metrics.selfReads.Inc()
 		}
-		how := reading{t.checks(r.Run), origin{from, authorization, err}, leased}
+		how := reading{t.checks(r.Run), origin{from, authorization, err, r.Demanded}, leased}
+		if how.checks == nil && r.Demanded {
+			how.checks = t.claims(r.Run)
+		}
 		t.workers.Go(func() { t.readSource(ctx, r, how) })
 		return
 	}
@@ -166,6 +169,7 @@ type origin struct {
 	blob          source.Blob
 	authorization string
 	err           error
+	demanded      bool // readers wait for it
 }
 
 // reading says how a run of pieces is read from the origin.
@@ -260,32 +264,27 @@ func (t *task) readWhole(ctx context.Context, o origin) error {
 		return fmt.Errorf("blob %s: only sha256 digests can be verified here: %w", t.blob.Digest, piece.ErrAbsent)
 	}
 	l := t.st.Layout()
-	body, err := t.fetch(ctx, 0, l.Size, o)
-	if err != nil {
-		t.dropIfWrong(err)
-		return err
-	}
-	defer body.Close()
+	body := gaps{task: t, origin: o}
+	defer body.close()
 	h := sha256.New()
 	for i := range piece.Index(l.Count()) {
-		err := t.readPiece(body, i, func(data []byte) ([]piece.Digest, error) {
-			if hashed {
-				_, _ = h.Write(data) // a hash never fails to write
-			}
-			if hashed && int(i) == l.Count()-1 {
-				if err := verifyBlob(t.blob.Digest, digest.NewDigestFromBytes(digest.SHA256, h.Sum(nil))); err != nil {
-					return nil, err
+		if hashed && body.skip(h, i) {
+			continue
+		}
+		err := body.seek(ctx, i)
+		if err == nil {
+			err = t.readPiece(body, i, func(data []byte) ([]piece.Digest, error) {
+				if hashed {
+					_, _ = h.Write(data) // a hash never fails to write
 				}
-			}
-			groups := piece.HashGroups(data)
-			root := piece.Root(groups)
-			t.post(func() {
-				t.digests[i] = &root
-				t.planner.Know(i)
-				t.freshDigests = append(t.freshDigests, api.PieceDigest{Piece: int(i), Digest: root[:]})
+				if hashed && int(i) == l.Count()-1 {
+					if err := verifyBlob(t.blob.Digest, digest.NewDigestFromBytes(digest.SHA256, h.Sum(nil))); err != nil {
+						return nil, err
+					}
+				}
+				return t.claim(i, data)
 			})
-			return groups, nil
-		})
+		}
 		if err != nil {
 			t.dropIfWrong(err)
 			return err
@@ -328,7 +327,7 @@ func (t *task) readPiece(body io.Reader, i piece.Index, verify func([]byte) ([]p
 }
 
 // fetch opens a range at the origin. The stream keeps to the host's limits, and reports to the loop that bytes arrive, which keeps a
-// lease alive.
+// lease alive. What nobody waits for is held back while others wait for something.
 func (t *task) fetch(ctx context.Context, off, length int64, o origin) (io.ReadCloser, error) {
 	if o.err != nil {
 		return nil, o.err
@@ -345,7 +344,12 @@ func (t *task) fetch(ctx context.Context, off, length int64, o origin) (io.ReadC
 	}
 	chain := t.peer.cfg.Limits.FromOrigin()
 	return &beating{ReadCloser: body, step: chain.Step, beat: func() { t.post(func() { t.reading = true }) },
-		pace: func(n int) error { return chain.Pace(ctx, t.blob.Digest.String(), n) }}, nil
+		pace: func(n int) error {
+			if !o.demanded {
+				t.peer.gate.pass(ctx)
+			}
+			return chain.Pace(ctx, t.blob.Digest.String(), n)
+		}}, nil
 }
 
 // beating calls beat when bytes were read, at most a few times a second, and pace for all of them.

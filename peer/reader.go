@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"github.com/shoal-project/shoal/peer/dispatch"
 	"github.com/shoal-project/shoal/peer/piece"
@@ -19,6 +20,7 @@ import (
 type Reader struct {
 	task *task
 	blob *store.Blob
+	long atomic.Bool // it has asked for more than a short range, and reads on
 	once sync.Once
 }
 
@@ -49,6 +51,9 @@ func (r *Reader) Await(ctx context.Context, off, length int64) (int64, error) {
 	if off < 0 || length <= 0 || off+length > l.Size {
 		return 0, fmt.Errorf("blob %s: range [%d, %d) is not within its %d bytes", r.blob.Digest(), off, off+length, l.Size)
 	}
+	if !short(l, length) {
+		r.long.Store(true)
+	}
 	for told := false; ; {
 		changed := r.blob.Changed()
 		n := r.held(off, length)
@@ -68,7 +73,7 @@ func (r *Reader) Await(ctx context.Context, off, length int64) (int64, error) {
 		}
 		if !told {
 			first, end := l.Span(off, length)
-			w := waited{run: dispatch.Run{First: first, End: end}, short: short(l, length)}
+			w := waited{run: dispatch.Run{First: first, End: end}, short: !r.long.Load()}
 			told = r.task.post(func() { r.task.waitFor(r, w) })
 		}
 		failing, failed := r.task.failure()

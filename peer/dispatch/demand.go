@@ -49,8 +49,13 @@ func (p *Planner) Demanding(each func(piece.Index)) (any bool) {
 // Held reports whether a known parent holds piece i.
 func (p *Planner) Held(i piece.Index) bool { return p.avail[i] > 0 }
 
-// Rushing reports whether the origin is read for what readers wait for.
-func (p *Planner) Rushing() bool { return len(p.rushing) > 0 }
+// Rushing reports whether readers wait for something that comes the sooner the less else moves: not so for what this host itself reads from the
+// origin along with the rest.
+func (p *Planner) Rushing() bool {
+	rushing := len(p.rushing) > 0
+	p.Demanding(func(i piece.Index) { rushing = rushing || !holdsRun(p.reading, i) })
+	return rushing
+}
 
 // nextDemanded returns what is to be asked for because readers wait for it, whatever else is out.
 func (p *Planner) nextDemanded(now time.Time) (out []Request) {

@@ -1,0 +1,110 @@
+package peer
+
+import (
+	"context"
+	"hash"
+	"io"
+
+	"github.com/shoal-project/shoal/peer/dispatch"
+	"github.com/shoal-project/shoal/peer/piece"
+	"github.com/shoal-project/shoal/scheduler/api"
+)
+
+// claim takes the bytes that the origin has for piece i of a blob without a chunk map as they are, and tells their digest. Whether they are
+// right shows when the blob was read to its end.
+func (t *task) claim(i piece.Index, data []byte) ([]piece.Digest, error) {
+	groups := piece.HashGroups(data)
+	root := piece.Root(groups)
+	t.post(func() {
+		t.digests[i] = &root
+		t.planner.Know(i)
+		t.freshDigests = append(t.freshDigests, api.PieceDigest{Piece: int(i), Digest: root[:]})
+	})
+	return groups, nil
+}
+
+// claims returns the checks of pieces that readers wait for before those in front of them were read. The last piece has none: it comes with the
+// proof of the whole.
+func (t *task) claims(run dispatch.Run) []check {
+	if piece.IsURL(t.blob.Digest) || int(run.End) == t.st.Layout().Count() {
+		return nil
+	}
+	var out []check
+	for i := run.First; i < run.End; i++ {
+		out = append(out, func(data []byte) ([]piece.Digest, error) { return t.claim(i, data) })
+	}
+	return out
+}
+
+// gaps reads a blob at the origin in order, but for the pieces that are held already. It is not safe for concurrent use.
+type gaps struct {
+	task   *task
+	origin origin
+	body   io.ReadCloser // from piece next on; nil when the origin has to be asked
+	next   piece.Index
+}
+
+// skip hashes piece i from the disk, if it is there, and reports whether it was.
+func (g *gaps) skip(h hash.Hash, i piece.Index) bool {
+	st := g.task.st
+	if !st.Has(i) {
+		return false
+	}
+	off, length := st.Layout().Range(i)
+	buf := g.task.peer.buffers.take(length)
+	defer g.task.peer.buffers.give(buf)
+	data := (*buf)[:length]
+	groups, err := st.Groups(i)
+	if err != nil || st.EnsureVerified(off, length) != nil {
+		return false
+	}
+	if _, err := st.ReadAt(data, off); err != nil {
+		return false
+	}
+	_, _ = h.Write(data) // a hash never fails to write
+	root := piece.Root(groups)
+	g.task.post(func() {
+		if g.task.digests[i] == nil {
+			g.task.digests[i] = &root
+			g.task.planner.Know(i)
+			g.task.freshDigests = append(g.task.freshDigests, api.PieceDigest{Piece: int(i), Digest: root[:]})
+		}
+	})
+	return true
+}
+
+// seek has the next read begin at piece i, up to the next piece that is held.
+func (g *gaps) seek(ctx context.Context, i piece.Index) error {
+	if g.body != nil && g.next == i {
+		g.next++
+		return nil
+	}
+	g.close()
+	l := g.task.st.Layout()
+	off, _ := l.Range(i)
+	end := l.Size
+	if !piece.IsURL(g.task.blob.Digest) {
+		for j := i + 1; int(j) < l.Count(); j++ {
+			if g.task.st.Has(j) {
+				end, _ = l.Range(j)
+				break
+			}
+		}
+	}
+	var err error
+	if g.body, err = g.task.fetch(ctx, off, end-off, g.origin); err != nil {
+		g.body = nil
+	}
+	g.next = i + 1
+	return err
+}
+
+// Read reads on.
+func (g gaps) Read(p []byte) (int, error) { return g.body.Read(p) }
+
+func (g *gaps) close() {
+	if g.body != nil {
+		_ = g.body.Close() // only read from
+		g.body = nil
+	}
+}
