@@ -24,7 +24,7 @@ func (t *task) rehome() {
 		return
 	}
 	t.have = t.st.Have()
-	t.reported, t.freshDigests = time.Now(), nil
+	t.reported, t.freshDigests = time.Time{}, nil // the first report goes at once: others may wait for it
 	ev := t.peer.join(t.blob, t.st, t.cm == nil, !t.have.Full())
 	ev.Join.Partial = !t.whole
 	ev.Join.Moved, t.governed = t.governed, true

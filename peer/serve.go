@@ -98,7 +98,8 @@ func (s Served) Watch(ctx context.Context, d digest.Digest, raw json.RawMessage)
 	return haves, err
 }
 
-// watch begins to fetch a blob that a seed is asked for and has not.
+// watch begins a task of a blob that a seed is asked for and has not. What it fetches is decided by the scheduler's leases, and by who asks
+// when there is none.
 func (s Served) watch(ctx context.Context, d digest.Digest, raw json.RawMessage) (transfer.Haves, error) {
 	p := s.peer
 	fetch := p.cfg.Host.Seed || fetches(raw)
@@ -123,7 +124,9 @@ func (s Served) watch(ctx context.Context, d digest.Digest, raw json.RawMessage)
 	if err != nil {
 		return nil, err
 	}
-	r.Prefetch()
+	if fetches(raw) {
+		r.Prefetch()
+	}
 	return followed{r}, nil
 }
 

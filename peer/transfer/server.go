@@ -20,6 +20,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
 
 	"github.com/shoal-project/shoal/peer/piece"
 )
@@ -40,6 +41,7 @@ const (
 	busyHost      = "host"  // its value when no upload slot is free
 	busyPiece     = "piece" // its value when another peer is getting the piece
 	aliveInterval = time.Second
+	havesBurst    = 4        // frames of changes that may go at once
 	maxSpec       = 64 << 10 // bytes of the body of haves
 	demandSlots   = 64       // for what readers wait for, so that nobody opens files without end
 	suspectSlots  = 2        // each reads and hashes up to piece.MaxSize bytes
@@ -81,7 +83,7 @@ type Config struct {
 	Spacing time.Duration
 	// UploadStall ends an upload whose receiver takes no byte for this long. Zero is DefaultUploadStall.
 	UploadStall time.Duration
-	// HavesInterval is the shortest time between two frames of changes. Zero is DefaultHavesInterval.
+	// HavesInterval is the mean time between two frames of changes; after a pause some go at once. Zero is DefaultHavesInterval.
 	HavesInterval time.Duration
 	// Pacer holds back what is sent. Nil sends as fast as the network takes it.
 	Pacer Pacer
@@ -334,8 +336,7 @@ func (h *handler) stream(ctx context.Context, w http.ResponseWriter, haves Haves
 	if err := send(appendAll(nil, sent)); err != nil {
 		return err
 	}
-	pause := time.NewTimer(h.cfg.HavesInterval) // the next changes wait for it
-	defer pause.Stop()
+	pause := rate.NewLimiter(rate.Every(h.cfg.HavesInterval), havesBurst) // the next changes wait for it
 	alive := time.NewTimer(aliveInterval)
 	defer alive.Stop()
 	for {
@@ -346,16 +347,13 @@ func (h *handler) stream(ctx context.Context, w http.ResponseWriter, haves Haves
 		case <-alive.C:
 			frames = appendFrame(nil, frameAlive, nil)
 		case <-changed:
-			select {
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			case <-pause.C:
+			if err := pause.Wait(ctx); err != nil {
+				return err
 			}
 			changed = haves.Changed()
 			now := haves.Have()
 			frames = appendChanges(nil, sent, now)
 			sent = now
-			pause.Reset(h.cfg.HavesInterval)
 		}
 		if len(frames) == 0 {
 			continue

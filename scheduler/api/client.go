@@ -15,13 +15,16 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 )
 
 const (
 	// silence is how long the other side may say nothing before the session counts as dead.
 	silence = 3 * Beat
-	// batchDelay is how long events are gathered before they are sent.
+	// batchDelay is the mean time between two batches of events, which gather meanwhile. After a pause batchBurst of them go at once: somebody
+	// waits for what they say.
 	batchDelay = 20 * time.Millisecond
+	batchBurst = 4
 	// maxBatch is the length of a batch, in bytes, beyond which no event is added to it.
 	maxBatch = 4 << 20
 	// maxLine bounds one command, in bytes.
@@ -170,20 +173,17 @@ func (s *Session) close() {
 func (s *Session) flush(ctx context.Context) error {
 	beat := time.NewTicker(Beat)
 	defer beat.Stop()
-	var sent time.Time
+	batch := rate.NewLimiter(rate.Every(batchDelay), batchBurst)
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-beat.C:
 		case <-s.wake:
-			select {
-			case <-time.After(time.Until(sent.Add(batchDelay))):
-			case <-ctx.Done():
-				return ctx.Err()
+			if err := batch.Wait(ctx); err != nil {
+				return err
 			}
 		}
-		sent = time.Now()
 		batches, err := split(s.take())
 		if err != nil {
 			return err
