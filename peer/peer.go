@@ -171,6 +171,17 @@ func (p *Peer) Open(ctx context.Context, b Blob, authorization string) (*Reader,
 	return newReader(t)
 }
 
+// Warm begins to fetch all of a blob that somebody will open soon, and does not wait. When it cannot, who opens the blob learns why.
+func (p *Peer) Warm(b Blob, authorization string) {
+	if b.validate() != nil {
+		return
+	}
+	if t, err := p.acquire(nil, b, authorization); err == nil {
+		t.post(t.fetchAll)
+		t.release()
+	}
+}
+
 // acquire returns the blob's task with a reference, starting it when there is none.
 // Closing cancelled gives up, which only happens when Run does not run.
 func (p *Peer) acquire(cancelled <-chan struct{}, b Blob, authorization string) (*task, error) {

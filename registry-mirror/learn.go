@@ -91,6 +91,9 @@ func (h *Handler) learnManifest(ctx context.Context, req request, d digest.Diges
 		bootstrap = findBootstrap(other.Layers)
 		layers = append(layers, other.Layers...)
 	}
+	if bootstrap != nil { // it has the chunk maps, which every layer's first byte waits for
+		h.blobs.Warm(BlobRef{Registry: req.Registry, Repository: req.Repository, Digest: bootstrap.Digest, Size: bootstrap.Size}, req.authorization())
+	}
 	for _, l := range layers {
 		info := blobInfo{Size: l.Size}
 		if bootstrap == nil && h.records.get(bucketBlobs, blobKey(req, l.Digest), &info) {

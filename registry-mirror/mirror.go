@@ -47,6 +47,8 @@ type Blobs interface {
 	// Open returns a reader of the blob and begins to fetch it. authorization is the caller's own, for the case that this host
 	// has to read the origin.
 	Open(ctx context.Context, ref BlobRef, authorization string) (Blob, error)
+	// Warm begins to fetch a small blob that others will need, and does not wait for it. authorization is as for Open.
+	Warm(ref BlobRef, authorization string)
 }
 
 // Blob is an open blob. Only bytes that Await returned may be read from File.

@@ -93,6 +93,13 @@ type fakeBlobs struct {
 	openErr         error
 	mu              sync.Mutex
 	opened          []BlobRef
+	warmed          []digest.Digest
+}
+
+func (f *fakeBlobs) Warm(ref BlobRef, _ string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.warmed = append(f.warmed, ref.Digest)
 }
 
 func (f *fakeBlobs) Open(_ context.Context, ref BlobRef, _ string) (Blob, error) {
@@ -449,6 +456,9 @@ func TestBlobsOfADualImageAreReadWithTheirChunkMap(t *testing.T) {
 
 	f.get("/v2/a/b/manifests/dual")
 	f.get("/v2/a/b/manifests/" + f.manifest.String())
+	if d := cmp.Diff([]digest.Digest{boot}, f.blobs.warmed); d != "" {
+		t.Errorf("what was fetched ahead (-want +got):\n%s", d)
+	}
 	f.get(f.blobPath())
 	want := []BlobRef{{Registry: f.origin.Listener.Addr().String(), Repository: "a/b", Digest: f.blob, Size: int64(len(f.blobs.data)),
 		MapLayer: boot, MapSize: 99}}

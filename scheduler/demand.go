@@ -40,7 +40,7 @@ func (t *task) wholly(me *member) {
 // hurry tells who reads a run that a piece of it is waited for.
 func (m *Machine) hurry(t *task, i int) {
 	for _, l := range t.leases {
-		if !l.demanded && l.run.First <= i && i < l.run.End && !t.whole() {
+		if !l.demanded && l.run.First <= i && i < l.run.End {
 			m.send(l.to.host.ID, Lease{Task: t.Task, Run: Run{i, i + 1}, Demanded: true})
 		}
 	}

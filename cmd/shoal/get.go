@@ -169,7 +169,7 @@ func getConfig(ctx *cli.Context, target string) (fetch.Config, func(), error) {
 // mirrorSource reads registries through the mirror of the node. The node shows the caller's credentials to the registry.
 func mirrorSource(node string) (*source.Source, error) {
 	client := &http.Client{Transport: &http.Transport{DisableCompression: true}}
-	return source.New(source.Config{Keychain: authn.DefaultKeychain, Patience: 30 * time.Second, Stall: 20 * time.Second,
+	return source.New(source.Config{Keychain: authn.DefaultKeychain, Patience: 30 * time.Second, Stall: 20 * time.Second, Mirror: true,
 		Resolve: func(registry string) (*url.URL, *http.Client) {
 			return &url.URL{Scheme: "http", Host: node, RawQuery: url.Values{"ns": {registry}}.Encode()}, client
 		}})

@@ -60,7 +60,7 @@ func (p *Planner) Rushing() bool {
 // nextDemanded returns what is to be asked for because readers wait for it, whatever else is out.
 func (p *Planner) nextDemanded(now time.Time) (out []Request) {
 	for len(p.rushing) < p.cfg.Demanded {
-		run, ok := p.takeLease(&p.first)
+		run, ok := p.takeLease(&p.first, p.comes)
 		if !ok {
 			break
 		}
@@ -83,6 +83,14 @@ func (p *Planner) nextDemanded(now time.Time) (out []Request) {
 		out = append(out, Request{Parent: par.id, Run: Run{i, i + 1}, Demanded: true})
 	})
 	return out
+}
+
+// comes reports whether piece i is being read at the origin and comes with what is in front of it soon. The read of a whole blob leaves out
+// what is held by then.
+func (p *Planner) comes(i piece.Index) bool {
+	whole := Run{0, piece.Index(p.layout.Count())}
+	part := slices.DeleteFunc(slices.Clone(p.reading), func(r Run) bool { return r == whole })
+	return holdsRun(part, i) || holdsRun(p.rushing, i)
 }
 
 // rushes returns how many requests of what is demanded are out.

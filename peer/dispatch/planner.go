@@ -429,16 +429,16 @@ func (p *Planner) rarest(now time.Time, par *parent, run Run) (best piece.Index,
 }
 
 // nextLease takes the next run of leased pieces that are neither held nor being read.
-func (p *Planner) nextLease() (Run, bool) { return p.takeLease(&p.leases) }
+func (p *Planner) nextLease() (Run, bool) { return p.takeLease(&p.leases, p.isRead) }
 
-// takeLease takes the next run out of leases.
-func (p *Planner) takeLease(leases *[]Run) (Run, bool) {
+// takeLease takes the next run out of leases of pieces that are neither held nor, as read says, being read.
+func (p *Planner) takeLease(leases *[]Run, read func(piece.Index) bool) (Run, bool) {
 	idle := func(i piece.Index) bool {
 		if p.local.Has(i) {
 			p.kept.Add(i)
 			return false
 		}
-		return !p.have.Has(i) && !p.isRead(i)
+		return !p.have.Has(i) && !read(i)
 	}
 	for len(*leases) > 0 {
 		run := (*leases)[0]

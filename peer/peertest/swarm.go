@@ -43,6 +43,8 @@ type Origin struct {
 	Err error
 	// Gate, when set, blocks every read until it is closed.
 	Gate chan struct{}
+	// Holds, when set, says of which blobs' bytes no read comes to an end.
+	Holds func(d digest.Digest, off int64) bool
 	// Pace, when set, is the time one read of up to 64 KiB takes.
 	Pace time.Duration
 	// Corrupt flips a bit of every byte served.
@@ -116,7 +118,7 @@ func (o *Origin) Fetch(ctx context.Context, b source.Blob, off, length int64, au
 	if !ok {
 		return nil, fmt.Errorf("%s: %w", b, piece.ErrAbsent)
 	}
-	return &stream{ctx: ctx, origin: o, blob: b.Digest, data: data[off : off+length]}, nil
+	return &stream{ctx: ctx, origin: o, blob: b.Digest, data: data[off : off+length], off: off}, nil
 }
 
 type stream struct {
@@ -124,13 +126,19 @@ type stream struct {
 	origin *Origin
 	blob   digest.Digest
 	data   []byte
+	off    int64 // of data in the blob
 }
 
 func (s *stream) Read(p []byte) (int, error) {
 	o := s.origin
 	o.Lock()
 	gate, pace, corrupt, err := o.Gate, o.Pace, o.Corrupt, o.Err
+	held := o.Holds != nil && o.Holds(s.blob, s.off)
 	o.Unlock()
+	if held {
+		<-s.ctx.Done()
+		return 0, s.ctx.Err()
+	}
 	if gate != nil {
 		select {
 		case <-gate:
@@ -152,7 +160,7 @@ func (s *stream) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	n := copy(p[:min(len(p), 64<<10)], s.data)
-	s.data = s.data[n:]
+	s.data, s.off = s.data[n:], s.off+int64(n)
 	if corrupt {
 		for i := range p[:n] {
 			p[i] ^= 1

@@ -40,6 +40,9 @@ type Config struct {
 	Patience time.Duration
 	// Stall is how long it may send nothing in the middle of an answer. Zero is DefaultStall.
 	Stall time.Duration
+	// Mirror is set when what answers is a node's mirror, which would fetch what ProbeBlob asks for: it is asked by HEAD then, to which
+	// registries that lead elsewhere need not give an answer.
+	Mirror bool
 	// Registerer receives the metrics. Nil keeps them out of sight.
 	Registerer prometheus.Registerer
 }
@@ -164,14 +167,21 @@ type request struct {
 	off, length int64
 	url         *url.URL
 	client      *http.Client
+	head        bool // no bytes are wanted
 }
 
 func (r request) send(ctx context.Context, authorization string) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.url.String(), nil)
+	method := http.MethodGet
+	if r.head {
+		method = http.MethodHead
+	}
+	req, err := http.NewRequestWithContext(ctx, method, r.url.String(), nil)
 	if err != nil {
 		return nil, err
 	}
-	req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", r.off, r.off+r.length-1))
+	if !r.head {
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", r.off, r.off+r.length-1))
+	}
 	req.Header.Set("Accept-Encoding", "identity")
 	if authorization != "" {
 		req.Header.Set("Authorization", authorization)

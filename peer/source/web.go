@@ -302,7 +302,7 @@ func (s *Source) probeBlob(ctx context.Context, b Blob) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	resp, err := s.ask(ctx, request{Blob: b, length: 1, url: target, client: client}, "")
+	resp, err := s.ask(ctx, request{Blob: b, length: 1, url: target, client: client, head: s.cfg.Mirror}, "")
 	if err != nil {
 		return 0, err
 	}

@@ -331,3 +331,8 @@ func (b blobs) Open(ctx context.Context, ref mirror.BlobRef, authorization strin
 	}
 	return b.peer.Open(ctx, blob, authorization)
 }
+
+// Warm implements mirror.Blobs.
+func (b blobs) Warm(ref mirror.BlobRef, authorization string) {
+	b.peer.Warm(peer.Blob{Digest: ref.Digest, Size: ref.Size, Origin: peer.Origin{Registry: ref.Registry, Repository: ref.Repository}}, authorization)
+}

@@ -1,0 +1,137 @@
+package peer_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/shoal-project/shoal/peer"
+	"github.com/shoal-project/shoal/peer/peertest"
+)
+
+// readRange reads a part of the blob and compares it with its bytes.
+func readRange(ctx context.Context, h *peertest.Host, b peer.Blob, data []byte, off, length int64) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	r, err := h.Open(ctx, b, "")
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	got := make([]byte, length)
+	if _, err := r.ReadAt(ctx, got, off); err != nil {
+		return err
+	}
+	if !bytes.Equal(got, data[off:off+length]) {
+		return fmt.Errorf("range at %d differs", off)
+	}
+	return nil
+}
+
+func TestRangesOnSeveralHostsLeaveTheOriginOnceAndNothingElseDoes(t *testing.T) {
+	kinds(t, func(t *testing.T, s *peertest.Swarm, _ peer.Blob, _ []byte) {
+		b, data := s.Origin.Random(64*mib+5, 2)
+		if t.Name()[len(t.Name())-1] == 'p' { // with chunk map
+			b = s.Origin.WithMap(t, b, data)
+		}
+		s.Host(peertest.Seed)
+		var group errgroup.Group
+		for range 4 {
+			h := s.Host()
+			group.Go(func() error {
+				for k := range int64(8) {
+					if err := readRange(t.Context(), h, b, data, (k*8+4)*mib, mib); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		}
+		if err := group.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		s.Origin.Lock()
+		defer s.Origin.Unlock()
+		if got := s.Origin.Served[b.Digest]; got != 8*mib {
+			t.Errorf("%.2f MiB left the origin for eight ranges of 1 MiB", float64(got)/mib)
+		}
+	})
+}
+
+func TestRangeOvertakesTheFetchOfTheWholeBlob(t *testing.T) {
+	kinds(t, func(t *testing.T, s *peertest.Swarm, _ peer.Blob, _ []byte) {
+		b, data := s.Origin.Random(32*mib, 3)
+		if t.Name()[len(t.Name())-1] == 'p' {
+			b = s.Origin.WithMap(t, b, data)
+		}
+		s.Host(peertest.Seed)
+		h := s.Host()
+		s.Origin.Lock()
+		s.Origin.Holds = func(d digest.Digest, off int64) bool { return d == b.Digest && off > mib && off < 30*mib } // who reads in order does not get there
+		s.Origin.Unlock()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		whole, err := h.Open(ctx, b, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer whole.Close()
+		if _, err := whole.Await(ctx, 0, b.Size); err != nil {
+			t.Fatal(err)
+		}
+		if err := readRange(ctx, h, b, data, 30*mib, mib/2); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestBlobIsWholeAfterRangesOfItAndNoPieceIsReadTwice(t *testing.T) {
+	kinds(t, func(t *testing.T, s *peertest.Swarm, b peer.Blob, data []byte) {
+		s.Host(peertest.Seed)
+		h := s.Host()
+		for _, off := range []int64{3 * mib, mib} {
+			if err := readRange(t.Context(), h, b, data, off, mib/4); err != nil {
+				t.Fatal(err)
+			}
+		}
+		readAll(t, b, data, h, s.Host())
+		if got := s.Origin.Copies(b); got != 1 {
+			t.Errorf("%.3f copies left the origin, want 1", got)
+		}
+	})
+}
+
+func TestRangesOfABlobThatIsWrongAtTheOriginAreDroppedWhenThatShows(t *testing.T) {
+	s := peertest.NewSwarm(t)
+	b, data := s.Origin.Random(5*mib, 4)
+	seed := s.Host(peertest.Seed)
+	s.Origin.Lock()
+	s.Origin.Corrupt = true
+	s.Origin.Unlock()
+	if err := readRange(t.Context(), seed, b, data, 2*mib, mib/4); err == nil {
+		t.Fatal("the origin is not corrupt")
+	}
+	s.Origin.Lock()
+	s.Origin.Corrupt = false
+	s.Origin.Unlock()
+	var once sync.Once
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		got, err := seed.Read(t.Context(), b)
+		if err == nil && bytes.Equal(got, data) {
+			return
+		}
+		if err == nil {
+			t.Fatal("bytes that are not the blob's were read as the whole of it")
+		}
+		once.Do(func() { t.Logf("first: %v", err) })
+		if time.Now().After(deadline) {
+			t.Fatalf("the blob cannot be read: %v", err)
+		}
+	}
+}

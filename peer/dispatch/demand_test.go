@@ -1,0 +1,98 @@
+package dispatch
+
+import (
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/shoal-project/shoal/peer/piece"
+)
+
+func TestWhatIsDemandedIsAskedBesideAllElse(t *testing.T) {
+	p := withParents(planner(100), "a", "b")
+	bulk := len(p.Next(t0))
+	p.Demand([]Run{{90, 92}})
+	got := p.Next(t0)
+	if bulk != 2 || len(got) != 2 {
+		t.Fatalf("%d requests, then %v, want two of each", bulk, got)
+	}
+	for i, r := range got {
+		if !r.Demanded || r.Run != (Run{piece.Index(90 + i), piece.Index(91 + i)}) {
+			t.Errorf("request %d is %v, want piece %d, demanded", i, r, 90+i)
+		}
+	}
+	for _, r := range got {
+		p.Done(t0, r, OK)
+	}
+	if got := p.Next(t0); len(got) != 0 {
+		t.Errorf("%v is asked although each parent has a request", got)
+	}
+}
+
+func TestPartialFetchesNothingElse(t *testing.T) {
+	p := withParents(planner(100), "a", "b")
+	p.Partial(true)
+	p.Demand([]Run{{7, 8}})
+	got := p.Next(t0)
+	if len(got) != 1 || got[0].Run != (Run{7, 8}) {
+		t.Fatalf("requests %v, want piece 7", got)
+	}
+	p.Done(t0, got[0], OK)
+	if got := p.Next(t0); len(got) != 0 {
+		t.Errorf("requests %v after what was demanded, want none", got)
+	}
+	if p.Wanting() {
+		t.Error("something is wanted although all that was demanded is held")
+	}
+	p.Next(t0.Add(p.cfg.StuckAfter))
+	if got := p.Stuck(t0.Add(2 * p.cfg.StuckAfter)); got != nil {
+		t.Errorf("stuck at %v, which nobody wants", got)
+	}
+}
+
+func TestLeaseOfWhatIsDemandedIsReadBesideOthers(t *testing.T) {
+	p := planner(100)
+	p.Lease(Run{0, 16})
+	p.Lease(Run{16, 32})
+	p.Lease(Run{32, 48})
+	p.Next(t0)
+	p.LeaseFirst(Run{40, 41})
+	want := []Request{{Run: Run{40, 41}, Demanded: true}}
+	if d := cmp.Diff(want, p.Next(t0)); d != "" {
+		t.Fatalf("requests (-want +got):\n%s", d)
+	}
+	if !p.Rushing() {
+		t.Error("nobody is to make way for what is demanded")
+	}
+	p.Got(40)
+	p.Done(t0, want[0], OK)
+	if p.Rushing() {
+		t.Error("others are to make way for nothing")
+	}
+	p.Done(t0, Request{Run: Run{0, 16}}, OK)
+	if d := cmp.Diff([]Request{{Run: Run{32, 40}}}, p.Next(t0)); d != "" {
+		t.Errorf("the lease around it (-want +got):\n%s", d)
+	}
+}
+
+func TestBulkMakesWayWhileSomethingIsWaitedFor(t *testing.T) {
+	p := withParents(planner(100), "a", "b", "c", "d")
+	p.Calm(true)
+	if got := len(p.Next(t0)); got != 1 {
+		t.Errorf("%d requests while something is waited for, want 1", got)
+	}
+	p.Calm(false)
+	if got := len(p.Next(t0)); got != 3 {
+		t.Errorf("%d more requests after that, want 3", got)
+	}
+}
+
+func TestNobodyMakesWayForWhatComesWithTheRestFromTheOrigin(t *testing.T) {
+	p := planner(100)
+	p.Lease(Run{0, 16})
+	p.Next(t0)
+	p.Demand([]Run{{3, 4}})
+	if p.Next(t0); p.Rushing() {
+		t.Error("the read of the origin is held back for a piece that it brings")
+	}
+}

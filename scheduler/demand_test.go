@@ -1,0 +1,89 @@
+package scheduler
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// partial is join of a host that wants only what it demands.
+func partial(id string, task Task) TaskJoined {
+	j := join(id, task)
+	j.Partial = true
+	return j
+}
+
+func TestOnlyWhatIsDemandedIsLeasedToWhoWantsNoMore(t *testing.T) {
+	for name, task := range map[string]Task{"by piece": blob(100), "as a whole": {ID: "blob", Pieces: 100, PieceSize: piece, Sequential: true}} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t)
+			c.do(hostJoins("seed", true, ""), hostJoins("n1", false, ""), partial("n1", task))
+			c.do(Demand{Host: "n1", Task: "blob", Runs: []Run{{70, 72}, {20, 21}}})
+			c.after(time.Second, Tick{})
+			if d := cmp.Diff([]Run{{70, 72}, {20, 21}}, c.leases["seed"]); d != "" {
+				t.Errorf("leases (-want +got):\n%s", d)
+			}
+		})
+	}
+}
+
+func TestWhatSeveralHostsDemandIsLeasedOnce(t *testing.T) {
+	c := newCluster(t)
+	c.do(hostJoins("seed", true, ""), hostJoins("n1", false, ""), hostJoins("n2", false, ""), partial("n1", blob(100)), partial("n2", blob(100)))
+	c.do(Demand{Host: "n1", Task: "blob", Runs: []Run{{50, 51}}}, Demand{Host: "n2", Task: "blob", Runs: []Run{{50, 51}}})
+	c.do(Progress{Host: "seed", Task: "blob", Gained: []Run{{50, 51}}})
+	c.do(Demand{Host: "n2", Task: "blob", Runs: []Run{{50, 51}}})
+	if d := cmp.Diff([]Run{{50, 51}}, c.leaseOrder); d != "" {
+		t.Errorf("leases (-want +got):\n%s", d)
+	}
+}
+
+func TestWhatIsDemandedDoesNotWaitForLeasesOfTheRest(t *testing.T) {
+	c := newCluster(t)
+	c.do(hostJoins("seed", true, ""), hostJoins("n1", false, ""), join("n1", blob(100)))
+	before := len(c.leaseOrder)
+	c.do(Demand{Host: "n1", Task: "blob", Runs: []Run{{90, 91}}})
+	if d := cmp.Diff([]Run{{90, 91}}, c.leaseOrder[before:]); d != "" {
+		t.Errorf("leases after the demand (-want +got):\n%s", d)
+	}
+	c.do(Demand{Host: "n1", Task: "blob", Runs: []Run{{1, 2}}}) // the seed reads it already, with others
+	if d := cmp.Diff([]Run{{90, 91}, {1, 2}}, c.leaseOrder[before:]); d != "" {
+		t.Errorf("what the seed was told of first (-want +got):\n%s", d)
+	}
+}
+
+func TestDemandedPieceOfAReaderThatDiesIsReadByAnother(t *testing.T) {
+	c := newCluster(t)
+	c.do(hostJoins("s1", true, ""), hostJoins("n1", false, ""), partial("n1", blob(100)))
+	c.do(Demand{Host: "n1", Task: "blob", Runs: []Run{{50, 51}}})
+	c.do(HostLeft{Host: "s1"})
+	if d := cmp.Diff([]Run{{50, 51}}, c.leases["n1"]); d != "" {
+		t.Errorf("leases of the host that is left (-want +got):\n%s", d)
+	}
+}
+
+func TestLastPieceOfABlobThatIsReadAsAWholeComesWithTheRest(t *testing.T) {
+	c := newCluster(t)
+	task := Task{ID: "blob", Pieces: 10, PieceSize: piece, Sequential: true}
+	c.do(hostJoins("seed", true, ""), hostJoins("n1", false, ""), partial("n1", task))
+	c.do(Demand{Host: "n1", Task: "blob", Runs: []Run{{9, 10}}})
+	if d := cmp.Diff([]Run{{0, 10}}, c.leases["seed"]); d != "" {
+		t.Errorf("leases (-want +got):\n%s", d)
+	}
+}
+
+func TestDigestsOfWhatIsDemandedAreBelievedOfItsReader(t *testing.T) {
+	c := newCluster(t)
+	task := Task{ID: "blob", Pieces: 10, PieceSize: piece, Sequential: true}
+	c.do(hostJoins("n1", false, ""), hostJoins("n2", false, ""), partial("n1", task))
+	c.do(Demand{Host: "n1", Task: "blob", Runs: []Run{{4, 5}}}, partial("n2", task))
+	c.do(Progress{Host: "n2", Task: "blob", Digests: []PieceDigest{{Piece: 4, Digest: []byte("lie")}}})
+	if c.digests["n1"] != 0 {
+		t.Fatal("the word of a host without a lease was passed on")
+	}
+	c.do(Progress{Host: "n1", Task: "blob", Gained: []Run{{4, 5}}, Digests: []PieceDigest{{Piece: 4, Digest: []byte("right")}}})
+	if c.digests["n2"] != 1 {
+		t.Errorf("n2 was told %d digests, want the one of the piece n1 read", c.digests["n2"])
+	}
+}
