@@ -20,6 +20,8 @@ FIRST ?= 1
 BENCH_SIZE ?= 4GiB
 BENCH_FLAGS ?=
 SIM_FLAGS ?=
+SWARM_FLAGS ?=
+FIRST_FLAGS ?=
 SCRIPTS := hack/setup hack/base-image hack/model hack/fuzz .ci/run
 
 .PHONY: help
@@ -101,6 +103,16 @@ bench-convert: build ## measure shoal convert beside sha256sum, nydus-image, umo
 bench-mirror: ## measure pulls through the mirror beside those from the registry, and a held blob beside nginx
 	hack/setup demo
 	go run ./hack/lab mirror $(BENCH_FLAGS)
+
+.PHONY: bench-swarm
+bench-swarm: ## bring blobs to peers, by turns straight from the registry and through Shoal; figures and plot to docs/; SWARM_FLAGS
+	hack/setup demo
+	go run ./hack/lab swarm --plot docs/bench-swarm.svg --json docs/bench-swarm.json $(SWARM_FLAGS)
+
+.PHONY: bench-first
+bench-first: ## measure small blobs, first bytes and ranges beside the registry's own answers; FIRST_FLAGS
+	hack/setup demo
+	go run ./hack/lab first $(FIRST_FLAGS)
 
 .PHONY: sim
 sim: ## simulate a broadcast over the real scheduler and planner, in every scenario; SIM_FLAGS, see go run ./hack/sim -h

@@ -36,6 +36,9 @@ Headers, user and password, and parameters that look like a signature or a token
 URL that needs any is read by no other machine; its bytes are shared with those that have the right themselves. Presigned URLs differ in
 each signature: name the parameters that do not matter with --ignore-query.
 
+With --recursive all files below a folder are brought, four at a time. Those that are there already and right are left alone, so that the same call
+goes on where another one broke off.
+
 More: docs/get.md
 
 EXAMPLES:
@@ -43,7 +46,9 @@ EXAMPLES:
    shoal get --digest sha256:7f1b… -o llama.tar https://host.example.com/llama.tar
    shoal get --ignore-query 'X-Amz-*' -o model.bin "$PRESIGNED"
    shoal get --range 0-1023 https://host.example.com/model.gguf | xxd
-   shoal get -o layer.tar registry.example.com/ml/llama@sha256:7f1b…`
+   shoal get -o layer.tar registry.example.com/ml/llama@sha256:7f1b…
+   shoal get --recursive -o llama/ https://host.example.com/llama/
+   shoal get --recursive --include '*.safetensors' -o llama/ hf://meta-llama/Llama-3.1-8B`
 
 // nodeFlag says where the node is.
 func nodeFlag() cli.Flag {
@@ -68,6 +73,12 @@ func urlFlags() []cli.Flag {
 func getCommand() *cli.Command {
 	flags := append([]cli.Flag{
 		&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write to `FILE`; - is standard output, which is the default unless that is a terminal"},
+		&cli.BoolFlag{Name: "recursive", Aliases: []string{"r"}, Usage: "get all files below a folder's URL, hf://ORGANISATION/NAME[@REVISION] or s3://BUCKET/PREFIX, to the folder of --out"},
+		&cli.BoolFlag{Name: "dry-run", Usage: "with --recursive: only list the files"},
+		&cli.StringSliceFlag{Name: "include", Usage: "of hf:// and s3:// only files that match the `GLOB` (may be repeated)"},
+		&cli.StringSliceFlag{Name: "exclude", Usage: "leave out files of hf:// and s3:// that match the `GLOB` (may be repeated)"},
+		&cli.StringFlag{Name: "s3-endpoint", Usage: "`URL` of the object store", EnvVars: []string{"AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"}},
+		&cli.BoolFlag{Name: "s3-anonymous", Usage: "ask the object store without credentials"},
 		&cli.StringFlag{Name: "range", Usage: "only the bytes `FIRST-LAST`, counted from 0; FIRST- is to the end, -N the last N"},
 	}, urlFlags()...)
 	flags = append(flags, nodeFlag(),
@@ -88,6 +99,14 @@ func getAction(ctx *cli.Context) error {
 	names, err := arguments(ctx, "a URL, or a blob REGISTRY/NAME@sha256:DIGEST")
 	if err != nil {
 		return err
+	}
+	if ctx.Bool("recursive") {
+		return getTree(ctx, names[0], asJSON)
+	}
+	for _, name := range []string{"dry-run", "include", "exclude"} {
+		if ctx.IsSet(name) {
+			return usageError(fmt.Errorf("get: --%s goes with --recursive", name))
+		}
 	}
 	cfg, closing, err := getConfig(ctx, names[0])
 	if err != nil {
@@ -134,6 +153,9 @@ func getConfig(ctx *cli.Context, target string) (fetch.Config, func(), error) {
 	}
 	var err error
 	if cfg.Target, err = fetch.ParseTarget(target); err != nil {
+		if strings.HasPrefix(target, "hf://") || strings.HasPrefix(target, "s3://") {
+			err = fmt.Errorf("%s is got as a whole: with --recursive and a folder for --out", target)
+		}
 		return cfg, nil, err
 	}
 	if cfg.Digest != "" && (cfg.Digest.Validate() != nil || cfg.Digest.Algorithm() != digest.SHA256) {
@@ -285,16 +307,21 @@ func getText(r *fetch.Result) string {
 		b.WriteString(", as it should be")
 	}
 	b.WriteString("\n")
+	writeOrigins(&b, r.Bytes, r.Seconds)
+	return b.String()
+}
+
+// writeOrigins tells where bytes came from, and how fast.
+func writeOrigins(b *strings.Builder, n fetch.Bytes, seconds float64) {
 	for _, from := range []struct {
 		name string
 		n    int64
-	}{{"kept", r.Bytes.Kept}, {"node", r.Bytes.Node}, {"origin", r.Bytes.Origin}} {
+	}{{"kept", n.Kept}, {"node", n.Node}, {"origin", n.Origin}} {
 		if from.n > 0 {
-			fmt.Fprintf(&b, "  %-9s %s\n", from.name, bytesText(from.n))
+			fmt.Fprintf(b, "  %-9s %s\n", from.name, bytesText(from.n))
 		}
 	}
-	if moved := r.Bytes.Node + r.Bytes.Origin; r.Seconds > 0 && moved > 0 {
-		fmt.Fprintf(&b, "  rate      %s/s\n", bytesText(int64(float64(moved)/r.Seconds)))
+	if moved := n.Node + n.Origin; seconds > 0 && moved > 0 {
+		fmt.Fprintf(b, "  rate      %s/s\n", bytesText(int64(float64(moved)/seconds)))
 	}
-	return b.String()
 }

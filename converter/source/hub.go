@@ -212,6 +212,7 @@ func (h *hub) newFile(commit string, e *treeEntry) File {
 	f.open = func(ctx context.Context, offset int64) (io.ReadCloser, error) {
 		return h.s.openRemote(ctx, r, span{from: offset})
 	}
+	f.url = func(context.Context) (string, error) { return at, nil }
 	return f
 }
 

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"path"
 	"strings"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
@@ -22,6 +23,9 @@ import (
 )
 
 const s3Region = "us-east-1" // when nobody says another
+
+// linkLife is how long a signed link to an object is good; temporary credentials end it sooner.
+const linkLife = 12 * time.Hour
 
 // bucket is a prefix in an object store.
 type bucket struct {
@@ -215,6 +219,13 @@ func (b *bucket) newFile(name, key string, size int64, tag string) File {
 	f := File{Path: name, Size: size}
 	f.open = func(ctx context.Context, offset int64) (io.ReadCloser, error) {
 		return b.s.openRemote(ctx, r, span{from: offset})
+	}
+	f.url = func(ctx context.Context) (string, error) {
+		signed, err := s3.NewPresignClient(b.client).PresignGetObject(ctx, &s3.GetObjectInput{Bucket: &b.name, Key: &key}, s3.WithPresignExpires(linkLife))
+		if err != nil {
+			return "", b.fault(r.name, err)
+		}
+		return signed.URL, nil
 	}
 	return f
 }

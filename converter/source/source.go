@@ -36,6 +36,16 @@ type File struct {
 	real string // where the content is, if it is on a disk
 	seen stamp  // of real, when it was listed
 	open func(ctx context.Context, offset int64) (io.ReadCloser, error)
+	url  func(ctx context.Context) (string, error)
+}
+
+// URL returns a URL that has the file's content, for others to read: of a hub's file, to be asked with the hub's token if there is one; of an
+// object, signed for some hours. It is empty for files of other sources.
+func (f *File) URL(ctx context.Context) (string, error) {
+	if f.url == nil {
+		return "", nil
+	}
+	return f.url(ctx)
 }
 
 // Open returns the content of a regular file of a listed model from an offset on; ctx bounds the reading too. Files may be

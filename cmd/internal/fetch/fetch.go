@@ -51,6 +51,8 @@ type Config struct {
 	Header http.Header
 	Ignore []string
 	Share  bool
+	// Keep leaves a file alone that has the size and the time of the content, and gives files that time.
+	Keep bool
 	// Node is the node to read URLs through, Mirror reads blobs through it; nil does without.
 	Node   *local.Client
 	Mirror *source.Source
@@ -100,12 +102,12 @@ var ErrFallback = errors.New("not through the node, and --no-fallback forbids to
 var errAnew = errors.New("it cannot be gone on with")
 
 // RequestError is a fault of what was asked for: an output that cannot be one, a part the content does not have.
-type RequestError struct{ err error }
+type RequestError struct{ Err error }
 
-func (e *RequestError) Error() string { return e.err.Error() }
+func (e *RequestError) Error() string { return e.Err.Error() }
 
 // Unwrap returns the fault.
-func (e *RequestError) Unwrap() error { return e.err }
+func (e *RequestError) Unwrap() error { return e.Err }
 
 // fetcher is one call.
 type fetcher struct {
@@ -169,9 +171,15 @@ func (f *fetcher) once(ctx context.Context) error {
 	if f.node != from && f.known() != "" && c.size >= 0 && s.length != c.size {
 		return fmt.Errorf("a part cannot be checked against the digest of the whole without a node: %w", piece.ErrDenied)
 	}
+	if f.keeps(c) {
+		return nil
+	}
 	out, err := f.openSink(c.id, s)
 	if err != nil {
 		return err
+	}
+	if f.Keep {
+		out.modified = c.modified()
 	}
 	f.result.Identity, f.result.Total, f.result.Stale, f.result.Bytes = c.id, c.size, c.stale, Bytes{Kept: out.have}
 	f.plan(s, out.have)

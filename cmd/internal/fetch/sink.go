@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	_ "crypto/sha512" // digests of blobs may be by it
 
@@ -23,6 +24,8 @@ type sink struct {
 	hash hash.Hash
 	have int64
 	file *partFile // nil for a stream
+	// modified is the time the file is given, if it is one.
+	modified time.Time
 }
 
 func (s *sink) Write(p []byte) (int, error) {
@@ -145,6 +148,9 @@ func (s *sink) commit() error {
 	}
 	if err := f.Sync(); err != nil {
 		return &writeError{err}
+	}
+	if !s.modified.IsZero() {
+		_ = os.Chtimes(f.Name(), time.Time{}, s.modified) // without it the file is fetched again the next time
 	}
 	if err := os.Rename(f.Name(), f.target); err != nil {
 		return &writeError{err}
