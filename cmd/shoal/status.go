@@ -8,10 +8,11 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/shoal-project/shoal/cmd/internal/local"
+	"github.com/shoal-project/shoal/peer/limits"
 )
 
-const statusHelp = `Shows what the node of this machine does: its schedulers and seeds, its store, the tasks that run with the hosts it gets pieces
-from, and what it gave to others since it began.
+const statusHelp = `Shows what the node of this machine does: its schedulers and seeds, its store and limits, the tasks that run with the hosts it gets
+pieces from, and what it gave to whom since it began.
 
 EXAMPLES:
    shoal status
@@ -39,6 +40,27 @@ func statusCommand() *cli.Command {
 			return err
 		},
 	}, nodeEnvironment()...)
+}
+
+// limitsText tells the limits that are set, in a line; nothing when there are none.
+func limitsText(s *local.Status) string {
+	var words []string
+	for _, l := range []struct {
+		name string
+		rate limits.Rate
+	}{
+		{"upload", s.Limits.Upload}, {"upload per task", s.Limits.UploadPerTask}, {"download", s.Limits.Download},
+		{"download per task", s.Limits.DownloadPerTask}, {"origin", s.Limits.Source}, {"origin per task", s.Limits.SourcePerTask},
+		{"share of the cluster's origin rate", s.Share}, {"disk", s.Limits.DiskWrite},
+	} {
+		if l.rate > 0 {
+			words = append(words, fmt.Sprintf("%s %s/s", l.name, l.rate))
+		}
+	}
+	if len(words) == 0 {
+		return ""
+	}
+	return "  limits     " + strings.Join(words, ", ") + "\n"
 }
 
 func statusText(s *local.Status) string {
@@ -69,6 +91,7 @@ func statusText(s *local.Status) string {
 		fmt.Fprintf(&b, ", at most %d%% of what others leave of the disk", s.Store.MaxPercent)
 	}
 	b.WriteString("\n")
+	b.WriteString(limitsText(s))
 	if len(s.Tasks) > 0 {
 		rows := [][]string{{"TASK", "HELD", "OF", "READERS", "FROM", "BYTES"}}
 		for _, t := range s.Tasks {

@@ -25,6 +25,21 @@ func noise(seed uint64, n int) []byte {
 	return out
 }
 
+// behind returns what others get who are told the file's URL.
+func behind(t *testing.T, f *File) []byte {
+	t.Helper()
+	link, err := f.URL(t.Context())
+	check(t, err)
+	resp, err := http.Get(link)
+	check(t, err)
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	if check(t, err); resp.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %s", f.Path, resp.Status)
+	}
+	return data
+}
+
 const hubLarge = 100_000
 
 // newHub serves a model with a large file, whose bytes come from another host, and small ones.
@@ -67,6 +82,9 @@ func TestHubModelIsListedAndRead(t *testing.T) {
 		name := m.Files[i].Path
 		data, err := os.ReadFile(filepath.Join(h.Dir, name))
 		check(t, err)
+		if got := behind(t, &m.Files[i]); !bytes.Equal(got, data) {
+			t.Errorf("%s: %d bytes behind its URL", name, len(got))
+		}
 		for _, offset := range []int64{0, m.Files[i].Size / 2, m.Files[i].Size} {
 			if got, err := read(t.Context(), m, name, offset); err != nil || !bytes.Equal(got, data[offset:]) {
 				t.Errorf("%s from %d: %d bytes, %v", name, offset, len(got), err)

@@ -190,6 +190,9 @@ func TestBucketIsListedAndRead(t *testing.T) {
 		if diff := cmp.Diff(want, got); diff != "" || err != nil {
 			t.Errorf("%s: %v (-want +got):\n%s", ref, err, diff)
 		}
+		if got := behind(t, &m.Files[len(m.Files)-1]); string(got) != "odd" {
+			t.Errorf("%s: %q behind a signed URL", ref, got)
+		}
 	}
 	m, err := Open(t.Context(), "s3://bkt/models/llama/config.json", cfg)
 	check(t, err)

@@ -32,6 +32,10 @@ func machine(t *testing.T) *world {
 	data := make([]byte, 3<<20)
 	sum := sha256.Sum256(data)
 	check(t, os.WriteFile(filepath.Join(web, "llama.tar.zst"), data, 0o600))
+	check(t, os.MkdirAll(filepath.Join(web, "llama", "parts"), 0o700))
+	for _, name := range []string{"config.json", "parts/1.bin", "parts/2.bin"} {
+		check(t, os.WriteFile(filepath.Join(web, "llama", name), []byte(name), 0o600))
+	}
 	files := http.FileServer(http.Dir(web))
 	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		rw.Header().Set("ETag", `"`+hex.EncodeToString(sum[:8])+`"`)
@@ -67,7 +71,7 @@ func TestExamplesOfGetRun(t *testing.T) {
 	})
 	w.runner.shell(t, `for i in $(seq 100); do shoal status >/dev/null 2>&1 && break; sleep 0.1; done; shoal status`, nil)
 	w.page(t, "get.md")
-	w.runner.shell(t, "cmp llama.tar.zst again.tar.zst; cmp llama.tar.zst private.tar.zst; cmp llama.tar.zst signed.tar.zst", nil)
+	w.runner.shell(t, "cmp llama.tar.zst again.tar.zst; cmp llama.tar.zst private.tar.zst; cmp llama.tar.zst signed.tar.zst; grep -x parts/2.bin llama/parts/2.bin", nil)
 }
 
 func TestExamplesOfSecurityRun(t *testing.T) {

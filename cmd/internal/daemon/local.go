@@ -33,7 +33,8 @@ func (n *node) status(ctx context.Context) local.Status {
 	s := local.Status{Name: n.cfg.Name, Version: n.version, Seed: n.cfg.Seed, Addr: n.cfg.Peer.Advertise, Schedulers: n.peer.Links(),
 		Peers: n.peer.Seeds(), Tasks: n.peer.Tasks(ctx), Uploads: n.uploads.list(),
 		Store: local.StoreStatus{Blobs: usage.Blobs, Held: usage.Held, Reserved: usage.Reserved, MaxBytes: n.cfg.Store.MaxBytes,
-			MaxPercent: n.cfg.Store.MaxPercent}}
+			MaxPercent: n.cfg.Store.MaxPercent},
+		Limits: n.limits.Rates(), Share: n.limits.SourceShare()}
 	// Lists are never null, so that scripts can walk them.
 	s.Schedulers, s.Peers, s.Tasks = append([]peer.LinkStatus{}, s.Schedulers...), append([]string{}, s.Peers...), append([]peer.TaskStatus{}, s.Tasks...)
 	return s

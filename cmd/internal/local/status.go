@@ -9,6 +9,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/shoal-project/shoal/peer"
+	"github.com/shoal-project/shoal/peer/limits"
 )
 
 // Status is the state of a node.
@@ -22,6 +23,8 @@ type Status struct {
 	Store      StoreStatus       `json:"store"`
 	Tasks      []peer.TaskStatus `json:"tasks"`
 	Uploads    []Upload          `json:"uploads"`
+	Limits     limits.Rates      `json:"limits"`                 // bytes a second; 0 is no limit
+	Share      limits.Rate       `json:"source_share,omitempty"` // of the cluster's rate of reading origins, as schedulers told
 }
 
 // StoreStatus is what a node keeps, in bytes.
