@@ -235,7 +235,7 @@ func medianPull(runs []swarmPull) swarmPull {
 
 // pullPlain has all peers read the blob from the registry at once.
 func (s *swarm) pullPlain(ctx context.Context, b blob) (swarmPull, error) {
-	return s.pull(ctx, b, func(n *cluster.Node) string {
+	return s.pull(ctx, b, func(*cluster.Node) string {
 		return "http://" + s.registry.Addr() + "/v2/" + repository + "/blobs/" + b.digest.String()
 	}, nil)
 }

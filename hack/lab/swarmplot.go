@@ -37,8 +37,11 @@ func text(b *bytes.Buffer, x, y float64, anchor, s string) {
 	fmt.Fprintf(b, `<text x="%.1f" y="%.1f" text-anchor="%s">%s</text>`+"\n", x, y, anchor, s)
 }
 
-func line(b *bytes.Buffer, x1, y1, x2, y2 float64, style string) {
-	fmt.Fprintf(b, `<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" %s/>`+"\n", x1, y1, x2, y2, style)
+// point is a place in the plot.
+type point struct{ x, y float64 }
+
+func line(b *bytes.Buffer, from, to point, style string) {
+	fmt.Fprintf(b, `<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" %s/>`+"\n", from.x, from.y, to.x, to.y, style)
 }
 
 func drawArrival(b *bytes.Buffer, c swarmCase, plain, shoal swarmPull) {
@@ -49,7 +52,7 @@ func drawArrival(b *bytes.Buffer, c swarmCase, plain, shoal swarmPull) {
 	}
 	for percent := range 5 {
 		at := y(c.SizeBytes * int64(percent) / 4)
-		line(b, arrivalX, at, arrivalEnd, at, `stroke="#ddd"`)
+		line(b, point{arrivalX, at}, point{arrivalEnd, at}, `stroke="#ddd"`)
 		text(b, arrivalX-6, at+4, "end", fmt.Sprintf("%d %%", 25*percent))
 	}
 	step := 1.0
@@ -57,7 +60,7 @@ func drawArrival(b *bytes.Buffer, c swarmCase, plain, shoal swarmPull) {
 		step *= map[bool]float64{true: 2.5, false: 2}[step == 2 || step == 20]
 	}
 	for at := 0.0; at <= last; at += step {
-		line(b, x(at), plotBottom, x(at), plotBottom+4, `stroke="black"`)
+		line(b, point{x(at), plotBottom}, point{x(at), plotBottom + 4}, `stroke="black"`)
 		text(b, x(at), plotBottom+18, "middle", fmt.Sprintf("%g s", at))
 	}
 	for _, run := range []struct {
@@ -72,9 +75,9 @@ func drawArrival(b *bytes.Buffer, c swarmCase, plain, shoal swarmPull) {
 			b.WriteString("\"/>\n")
 		}
 	}
-	line(b, x(c.Limit), plotTop, x(c.Limit), plotBottom, `stroke="#c33" stroke-dasharray="4 3"`)
+	line(b, point{x(c.Limit), plotTop}, point{x(c.Limit), plotBottom}, `stroke="#c33" stroke-dasharray="4 3"`)
 	text(b, x(c.Limit)+4, plotBottom-6, "start", fmt.Sprintf("limit of a link %.1f s", c.Limit))
-	line(b, arrivalX, plotBottom, arrivalEnd, plotBottom, `stroke="black"`)
+	line(b, point{arrivalX, plotBottom}, point{arrivalEnd, plotBottom}, `stroke="black"`)
 }
 
 func drawUploads(b *bytes.Buffer, c swarmCase, shoal, plain swarmPull) {

@@ -30,7 +30,7 @@ func (p *Planner) Wanting() bool {
 
 // Demanding reports whether anything that is demanded is missing and not being put together on this host, and hands it to each, if that
 // is not nil.
-func (p *Planner) Demanding(each func(piece.Index)) (any bool) {
+func (p *Planner) Demanding(each func(piece.Index)) (found bool) {
 	for _, r := range p.demands {
 		for i := r.First; i < r.End && int(i) < p.layout.Count(); i++ {
 			if p.have.Has(i) || p.local.Has(i) {
@@ -39,11 +39,11 @@ func (p *Planner) Demanding(each func(piece.Index)) (any bool) {
 			if each == nil {
 				return true
 			}
-			any = true
+			found = true
 			each(i)
 		}
 	}
-	return any
+	return found
 }
 
 // Held reports whether a known parent holds piece i.
