@@ -35,9 +35,9 @@ func readRange(ctx context.Context, h *peertest.Host, b peer.Blob, off int64, wa
 }
 
 func TestRangesOnSeveralHostsLeaveTheOriginOnceAndNothingElseDoes(t *testing.T) {
-	kinds(t, func(t *testing.T, s *peertest.Swarm, _ peer.Blob, _ []byte) {
+	kinds(t, func(t *testing.T, s *peertest.Swarm, small peer.Blob, _ []byte) {
 		b, data := s.Origin.Random(64*mib+5, 2)
-		if t.Name()[len(t.Name())-1] == 'p' { // with chunk map
+		if small.Origin.Map != nil {
 			b = s.Origin.WithMap(t, b, data)
 		}
 		s.Host(peertest.Seed)
@@ -65,9 +65,9 @@ func TestRangesOnSeveralHostsLeaveTheOriginOnceAndNothingElseDoes(t *testing.T) 
 }
 
 func TestRangeOvertakesTheFetchOfTheWholeBlob(t *testing.T) {
-	kinds(t, func(t *testing.T, s *peertest.Swarm, _ peer.Blob, _ []byte) {
+	kinds(t, func(t *testing.T, s *peertest.Swarm, small peer.Blob, _ []byte) {
 		b, data := s.Origin.Random(32*mib, 3)
-		if t.Name()[len(t.Name())-1] == 'p' {
+		if small.Origin.Map != nil {
 			b = s.Origin.WithMap(t, b, data)
 		}
 		s.Host(peertest.Seed)
