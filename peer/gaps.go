@@ -31,7 +31,11 @@ func (t *task) claims(run dispatch.Run) []check {
 	}
 	var out []check
 	for i := run.First; i < run.End; i++ {
-		out = append(out, func(data []byte) ([]piece.Digest, error) { return t.claim(i, data) })
+		out = append(out, func(data []byte) ([]piece.Digest, error) {
+			groups, err := t.claim(i, data)
+			t.post(func() { t.urgent = true })
+			return groups, err
+		})
 	}
 	return out
 }

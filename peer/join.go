@@ -42,6 +42,9 @@ func (t *task) unreported() bool {
 
 // reportDue returns when what the scheduler does not know yet is to be told.
 func (t *task) reportDue() time.Time {
+	if t.urgent {
+		return t.reported
+	}
 	lost := t.planner.Missing() > t.have.Len()-t.have.Count()
 	return t.reported.Add(t.planner.ReportAfter(t.reading || lost || len(t.freshDigests) > 0))
 }
@@ -65,7 +68,7 @@ func (t *task) report(now time.Time) {
 	}
 	t.session.Send(api.Event{Progress: &api.Progress{Task: t.blob.Digest.String(), Gained: runs(gained), Lost: runs(lost),
 		Reading: t.reading, Done: held.Full(), Digests: t.freshDigests}})
-	t.have, t.freshDigests, t.reading, t.reported = held, nil, false, now
+	t.have, t.freshDigests, t.reading, t.urgent, t.reported = held, nil, false, false, now
 }
 
 // chooseMode decides whether the origin may be read without leases, and whom to ask when no scheduler lives.

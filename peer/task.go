@@ -63,6 +63,7 @@ type task struct {
 	governed      bool         // a scheduler has heard of it
 	have          *piece.Set   // as last reported
 	freshDigests  []api.PieceDigest
+	urgent        bool // readers elsewhere wait for the digests in freshDigests
 	reading       bool // bytes arrived from the origin since the last report
 	reported      time.Time
 	moved         time.Time                   // when a piece came last, or somebody asked
