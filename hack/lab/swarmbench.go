@@ -275,7 +275,7 @@ func (s *swarm) held(ctx context.Context, n *cluster.Node) (int64, error) {
 }
 
 // watchEvery is the time between two looks at what a peer has.
-const watchEvery = 100 * time.Millisecond
+const watchEvery = 250 * time.Millisecond
 
 // pull has all peers read a URL each at once, and notes what they have meanwhile: as has tells, or as the readers got it.
 func (s *swarm) pull(ctx context.Context, b blob, url func(*cluster.Node) string, has func(context.Context, *cluster.Node) (int64, error)) (swarmPull, error) {
