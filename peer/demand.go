@@ -25,6 +25,9 @@ func short(l piece.Layout, length int64) bool { return length < l.Size && length
 
 // waitFor notes what a reader waits for.
 func (t *task) waitFor(r *Reader, w waited) {
+	if t.whole && int(w.run.End) == t.st.Layout().Count() {
+		w.short = false // the end of a blob that is fetched whole is no range of its own
+	}
 	t.readers[r] = w
 	if !w.short || !t.apart(w.run) {
 		t.fetchAll()

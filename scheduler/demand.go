@@ -14,19 +14,57 @@ func (m *Machine) demand(now time.Time, ev Demand) {
 	if ev.All {
 		t.wholly(me)
 	}
+	near := len(me.neighbours)
 	for i := range pieces(t, ev.Runs) {
-		if t.holders[i] > 0 || t.urgent[i] {
-			continue
-		}
-		if t.Sequential && i == t.Pieces-1 {
+		switch {
+		case t.holders[i] > 0:
+			t.near(me, i)
+		case t.Sequential && i == t.Pieces-1:
 			t.wholly(me) // it is given out only when all before it was read
-			continue
+		case t.urgent[i] == nil:
+			t.urgent[i] = []*member{me}
+			t.demanded = append(t.demanded, i)
+			m.hurry(t, i)
+		case !slices.Contains(t.urgent[i], me):
+			t.urgent[i] = append(t.urgent[i], me)
+			m.hurry(t, i)
 		}
-		t.urgent[i] = true
-		t.demanded = append(t.demanded, i)
-		m.hurry(t, i)
+	}
+	if len(me.neighbours) > near {
+		m.tellNeighbours(t, me)
 	}
 	m.grant(now, t)
+}
+
+// near has a member get piece i from one who holds it: from a neighbour, or else a new one, of those the one with the fewest.
+func (t *task) near(me *member, i int) {
+	var best *member
+	for _, other := range t.order {
+		if other == me || !other.have.Test(uint(i)) {
+			continue
+		}
+		if me.neighbours[other.host.ID] {
+			return
+		}
+		if best == nil || len(other.neighbours) < len(best.neighbours) {
+			best = other
+		}
+	}
+	if best != nil {
+		me.neighbours[best.host.ID], best.neighbours[me.host.ID] = true, true
+	}
+}
+
+// gather has those who wait for a piece of a run be neighbours of the one who reads it.
+func (m *Machine) gather(t *task, reader *member, run Run) {
+	for i := run.First; i < run.End; i++ {
+		for _, me := range t.urgent[i] {
+			if me != reader && t.members[me.host.ID] == me && !me.neighbours[reader.host.ID] {
+				me.neighbours[reader.host.ID], reader.neighbours[me.host.ID] = true, true
+				m.tellNeighbours(t, me)
+			}
+		}
+	}
 }
 
 // wholly has a member want everything.
@@ -40,7 +78,11 @@ func (t *task) wholly(me *member) {
 // hurry tells who reads a run that a piece of it is waited for.
 func (m *Machine) hurry(t *task, i int) {
 	for _, l := range t.leases {
-		if !l.demanded && l.run.First <= i && i < l.run.End {
+		if i < l.run.First || i >= l.run.End {
+			continue
+		}
+		m.gather(t, l.to, Run{i, i + 1})
+		if !l.demanded && len(t.urgent[i]) == 1 {
 			m.send(l.to.host.ID, Lease{Task: t.Task, Run: Run{i, i + 1}, Demanded: true})
 		}
 	}
@@ -72,6 +114,7 @@ func (m *Machine) grantDemanded(now time.Time, t *task) {
 			return
 		}
 		m.giveLease(now, t, to, Lease{Run: run, Demanded: true})
+		m.gather(t, to, run)
 	}
 }
 

@@ -1,6 +1,8 @@
 package scheduler
 
 import (
+	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -85,5 +87,31 @@ func TestDigestsOfWhatIsDemandedAreBelievedOfItsReader(t *testing.T) {
 	c.do(Progress{Host: "n1", Task: "blob", Gained: []Run{{4, 5}}, Digests: []PieceDigest{{Piece: 4, Digest: []byte("right")}}})
 	if c.digests["n2"] != 1 {
 		t.Errorf("n2 was told %d digests, want the one of the piece n1 read", c.digests["n2"])
+	}
+}
+
+func TestWhoDemandsAPieceIsANeighbourOfItsReaderOrHolder(t *testing.T) {
+	c := newCluster(t)
+	c.do(hostJoins("seed", true, ""))
+	const hosts = 60
+	for i := range hosts {
+		id := fmt.Sprint("n", i)
+		c.do(hostJoins(id, false, ""), partial(id, blob(100)))
+	}
+	demand := func(i int) { c.do(Demand{Host: HostID(fmt.Sprint("n", i)), Task: "blob", Runs: []Run{{50, 51}}}) }
+	for i := range hosts / 2 {
+		demand(i)
+	}
+	c.do(Progress{Host: "seed", Task: "blob", Gained: []Run{{50, 51}}})
+	for i := hosts / 2; i < hosts; i++ {
+		demand(i)
+	}
+	for i := range hosts {
+		if id := HostID(fmt.Sprint("n", i)); !slices.Contains(c.neighbours[id], "seed") {
+			t.Errorf("%s does not know the seed, which reads the piece: %v", id, c.neighbours[id])
+		}
+	}
+	if d := cmp.Diff([]Run{{50, 51}}, c.leaseOrder); d != "" {
+		t.Errorf("leases (-want +got):\n%s", d)
 	}
 }

@@ -338,7 +338,7 @@ func (m *Machine) stuck(now time.Time, ev Stuck) {
 			continue
 		}
 		if run.End != i && run.End > 0 {
-			m.giveLease(now, t, me, Lease{Run: run})
+			m.giveLease(now, t, me, Lease{Run: run, Demanded: me.partial})
 			run = Run{}
 		}
 		if run.End == 0 {
@@ -347,7 +347,7 @@ func (m *Machine) stuck(now time.Time, ev Stuck) {
 		run.End = i + 1
 	}
 	if run.End > 0 {
-		m.giveLease(now, t, me, Lease{Run: run})
+		m.giveLease(now, t, me, Lease{Run: run, Demanded: me.partial})
 	}
 }
 

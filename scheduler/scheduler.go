@@ -113,9 +113,10 @@ type task struct {
 	fresh   map[int]time.Time // pieces that got their first holder lately, and when
 	refused string            // why the last possible reader could not read the origin
 	hold    time.Time         // no lease before: who reads under one of another machine has yet to say so
-	// demanded are the pieces that readers wait for and nobody held when they said so, in that order; urgent has the same ones.
+	// demanded are the pieces that readers wait for and nobody held when they said so, in that order; urgent has the members that wait
+	// for each.
 	demanded []int
-	urgent   map[int]bool
+	urgent   map[int][]*member
 }
 
 // member is one host's part in one task.
@@ -260,7 +261,7 @@ func (m *Machine) taskJoined(now time.Time, ev TaskJoined) {
 
 func newTask(spec Task) *task {
 	t := &task{Task: spec, members: map[HostID]*member{}, holders: make([]uint16, spec.Pieces),
-		leased: bitset.New(uint(spec.Pieces)), urgent: map[int]bool{}}
+		leased: bitset.New(uint(spec.Pieces)), urgent: map[int][]*member{}}
 	t.digests = make([][]byte, spec.Pieces)
 	return t
 }
