@@ -16,6 +16,9 @@
 // without one, the piece digests that the host with the lease reports while it reads the whole blob in order, which it
 // vouches for completely only after the blob's own digest was right.
 //
+// Who waits for a short range has only that fetched: the scheduler is told what is demanded, and what nobody waits for makes way for it
+// in all tasks of the host. See demand.go.
+//
 // Without a live scheduler a task asks the seeds it knows, and when there is none, reads the origin itself. With one, but without
 // any progress for Config.SelfAfter, it does the same: nothing here may stand in the way of a pull.
 //

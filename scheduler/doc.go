@@ -16,4 +16,7 @@
 // A task without a chunk map ("sequential") is leased as a whole to one host, which reads it in order, checks the blob's digest
 // before it vouches for the last piece, and reports the piece digests; the scheduler passes them on, and they are
 // what other peers verify against.
+//
+// What readers of ranges demand is leased beside all that, to whoever reads the least, also of a sequential task; who only demands gets nothing
+// else leased.
 package scheduler

@@ -3,6 +3,7 @@
 // source it is given. The caller tells it what happened and what time it is, and carries out what Next returns.
 //
 // The rules, each of which was chosen by simulation:
+//   - what is demanded, by readers of short ranges or by a lease that says so, comes beside all else, and with Partial nothing else comes;
 //   - a piece has one claimant; it is asked for once at a time;
 //   - few requests in flight, one per parent (two when there is only one parent), so that no queue builds up at a sender;
 //   - pieces that somebody waits for come first, in order; the others rarest first, random among equals;

@@ -5,6 +5,8 @@
 //	POST /v1/blobs/{digest}/suspect?piece=N    the holder reads the piece back and drops it when it is bad
 //	POST /v1/tasks/{digest}/haves              body: what the task is (JSON) → an endless stream of frames
 //
+// A range with "Shoal-Demanded: 1" is waited for by a reader: it takes no upload slot and is not refused because another peer is getting it.
+//
 // Every request carries "Authorization: Bearer TOKEN" with the token of the cluster. What the answers mean:
 //
 //	404                     not held                       piece.ErrAbsent
@@ -17,7 +19,7 @@
 //
 // # Frames
 //
-// The answer to haves begins with a frame of everything the peer holds. Changes follow within Config.HavesInterval,
+// The answer to haves begins with a frame of everything the peer holds. Changes follow within Config.HavesInterval, the first four at once,
 // and an empty frame when nothing changed for a second, so that silence means a hung peer. A frame, big endian:
 //
 //	0  1  type
