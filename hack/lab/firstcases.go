@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"os"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -319,15 +321,13 @@ func (m *firstBench) busyLinks(ctx context.Context) error {
 		}
 	}
 	all := newSamples()
-	for _, kind := range []struct {
-		name string
-		bulk *trialImage // what is fetched meanwhile
-	}{{"idle", nil}, {"same blob fetched", &m.mapped}, {"another blob fetched", &other}} {
+	for _, kind := range []meanwhile{{"idle", nil, nil}, {"same blob fetched", &m.mapped, m.nodes[:1]}, {"another blob fetched", &other, m.nodes[:1]},
+		{"same blob fetched by all", &m.mapped, m.nodes}} {
 		for _, from := range []string{"mirror", "registry"} {
-			if err := m.empty(ctx, m.nodes[0], m.seeds[0]); err != nil {
+			if err := m.empty(ctx, append(slices.Clone(m.nodes), m.seeds...)...); err != nil {
 				return err
 			}
-			if err := m.busyReads(ctx, all, from+" "+kind.name, kind.bulk); err != nil {
+			if err := m.busyReads(ctx, all, from, kind); err != nil {
 				return err
 			}
 		}
@@ -336,28 +336,52 @@ func (m *firstBench) busyLinks(ctx context.Context) error {
 	return nil
 }
 
-// busyReads reads ranges of 64 KiB to 1 MiB one after the other. name begins with where from.
-func (m *firstBench) busyReads(ctx context.Context, all *samples, name string, bulk *trialImage) error {
-	n, base := m.nodes[0], m.origin()
-	if name[0] == 'm' {
-		base = m.nodes[0].MirrorURL()
+// meanwhile is what is fetched while ranges are read.
+type meanwhile struct {
+	name string
+	bulk *trialImage // nil: nothing
+	on   []*cluster.Node
+}
+
+// begin has the nodes fetch the whole blob, from their mirrors or the registry, until ctx ends. wait waits for that, and tells how many had come
+// to its end before.
+func (m *firstBench) begin(ctx context.Context, l meanwhile, from string) (wait func() int, err error) {
+	var readers sync.WaitGroup
+	var ended atomic.Int32
+	for _, n := range l.on {
+		if err := m.learn(ctx, n, *l.bulk); err != nil {
+			return nil, err
+		}
+		readers.Go(func() {
+			if _, err := m.readSpan(ctx, n, m.base(n, from), l.bulk.blob, span{0, l.bulk.size}); err == nil {
+				ended.Add(1) // others are cut off
+			}
+		})
 	}
+	return func() int { readers.Wait(); return int(ended.Load()) }, nil
+}
+
+// base is where a node's host reads from: "mirror" or "registry".
+func (m *firstBench) base(n *cluster.Node, from string) string {
+	if from == "mirror" {
+		return n.MirrorURL()
+	}
+	return m.origin()
+}
+
+// busyReads reads ranges of 64 KiB to 1 MiB one after the other.
+func (m *firstBench) busyReads(ctx context.Context, all *samples, from string, l meanwhile) error {
+	n, name := m.nodes[0], from+" "+l.name
 	bulkCtx, stop := context.WithCancel(ctx)
 	defer stop()
-	over := make(chan struct{})
-	close(over)
 	if err := m.learn(ctx, n, m.mapped); err != nil {
 		return err
 	}
-	if bulk != nil {
-		over = make(chan struct{})
-		if err := m.learn(ctx, n, *bulk); err != nil {
-			return err
-		}
-		go func() { // ends with stop, waited for below
-			defer close(over)
-			_, _ = m.readSpan(bulkCtx, n, base, bulk.blob, span{0, bulk.size}) // it is cut off
-		}()
+	wait, err := m.begin(bulkCtx, l, from)
+	if err != nil {
+		return err
+	}
+	if l.bulk != nil {
 		if err := sleep(ctx, time.Second); err != nil { // until the link is full
 			return err
 		}
@@ -367,19 +391,14 @@ func (m *firstBench) busyReads(ctx context.Context, all *samples, name string, b
 	for i := range m.cfg.reads {
 		length := firstRange + rng.Int64N(1<<20-firstRange)
 		at := half + int64(i)*(half-2<<20)/int64(m.cfg.reads) // each from a place of its own, in the half the bulk comes to last
-		took, err := m.readSpan(ctx, n, base, m.mapped.blob, span{at, length})
+		took, err := m.readSpan(ctx, n, m.base(n, from), m.mapped.blob, span{at, length})
 		if err := all.add("64 KiB to 1 MiB, "+name, took, err); err != nil {
 			return err
 		}
 	}
-	if bulk != nil {
-		select {
-		case <-over:
-			return fmt.Errorf("%s: the bulk ended before the ranges were read; take larger blobs or fewer reads", name)
-		default:
-		}
-	}
 	stop()
-	<-over
+	if ended := wait(); ended > 0 {
+		return fmt.Errorf("%s: %d whole reads ended before the ranges were read; take larger blobs or fewer reads", name, ended)
+	}
 	return nil
 }
