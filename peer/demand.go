@@ -45,11 +45,8 @@ func (t *task) fetchAll() {
 	}
 }
 
-// partial reports whether only what readers of ranges wait for is fetched. What has to be read in order is read as a whole when there is
-// nobody to share that with, and so is what a URL has.
-func (t *task) partial() bool {
-	return !t.whole && (t.cm != nil || t.session != nil && !piece.IsURL(t.blob.Digest))
-}
+// partial reports whether only what readers of ranges wait for is fetched. What a URL has is read in order, and so as a whole.
+func (t *task) partial() bool { return !t.whole && !piece.IsURL(t.blob.Digest) }
 
 // apart reports whether a run can be read before what is in front of it. What a URL has cannot, nor the last piece of a blob without a chunk
 // map, which comes with the proof of the whole.

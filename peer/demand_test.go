@@ -135,3 +135,22 @@ func TestRangesOfABlobThatIsWrongAtTheOriginAreDroppedWhenThatShows(t *testing.T
 		}
 	}
 }
+
+func TestHostWithoutASchedulerReadsOnlyTheRangeItself(t *testing.T) {
+	kinds(t, func(t *testing.T, s *peertest.Swarm, b peer.Blob, data []byte) {
+		h := s.Host(peertest.Lone)
+		if err := readRange(t.Context(), h, b, 3*mib, data[3*mib:][:mib/2]); err != nil {
+			t.Fatal(err)
+		}
+		s.Origin.Lock()
+		got := s.Origin.Served[b.Digest]
+		s.Origin.Unlock()
+		if got != mib/2 {
+			t.Errorf("%d bytes left the origin, want %d", got, mib/2)
+		}
+		readAll(t, b, data, h)
+		if got := s.Origin.Copies(b); got != 1 {
+			t.Errorf("%.3f copies left the origin, want 1", got)
+		}
+	})
+}

@@ -28,7 +28,7 @@ func (t *task) start(ctx context.Context, r dispatch.Request) {
 			t.peer.metrics.selfReads.Inc()
 		}
 		how := reading{t.checks(r.Run), origin{from, authorization, err, r.Demanded}, leased}
-		if how.checks == nil && r.Demanded {
+		if how.checks == nil && (r.Demanded || t.partial()) {
 			how.checks = t.claims(r.Run)
 		}
 		t.workers.Go(func() { t.readSource(ctx, r, how) })
