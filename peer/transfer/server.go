@@ -117,6 +117,7 @@ type handler struct {
 	mu       sync.Mutex // guards what follows
 	slots    *Slots[upRange]
 	demanded int // ranges being sent that readers wait for
+	bulk     int // and others
 }
 
 // upRange is a range of a blob that is being sent, or was a moment ago.
@@ -219,18 +220,21 @@ func pieceAt(f *os.File, off int64) piece.Index {
 	return piece.NewLayout(info.Size()).At(off)
 }
 
-// take takes an upload slot: one of its own kind for what a reader waits for.
+// take takes an upload slot: one of its own kind for what a reader waits for. While there is any of these, the rest makes way and has one.
 func (h *handler) take(demanded bool) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if demanded && h.demanded == demandSlots {
+	switch {
+	case demanded && h.demanded == demandSlots:
 		return false
-	}
-	if demanded {
+	case demanded:
 		h.demanded++
 		return true
+	case h.demanded > 0 && h.bulk > 0 || !h.slots.Take():
+		return false
 	}
-	return h.slots.Take()
+	h.bulk++
+	return true
 }
 
 func (h *handler) untake(demanded bool) {
@@ -240,6 +244,7 @@ func (h *handler) untake(demanded bool) {
 		h.demanded--
 		return
 	}
+	h.bulk--
 	h.slots.Release()
 }
 

@@ -174,6 +174,32 @@ func TestBusyPeerSaysSoAndRecoversFromReceiversThatHang(t *testing.T) {
 	}
 }
 
+func TestWhatIsDemandedIsSentBesideAllElseWhichMakesWay(t *testing.T) {
+	blobs := newBig(t, 256<<20)
+	addr := serve(t, transfer.Config{UploadSlots: 2, UploadStall: time.Minute}, blobs)
+	d := digest.FromString("big")
+	ask := func(header string) {
+		hung, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { hung.Close() })
+		if _, err := io.WriteString(hung, "GET /v1/blobs/"+d.String()+" HTTP/1.1\r\nHost: x\r\n"+header+"\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		<-blobs.opened
+	}
+	ask("Shoal-Demanded: 1\r\n")
+	ask("") // one of the others may go on
+	c := newClient(t, transfer.ClientConfig{})
+	if err := c.Piece(t.Context(), addr, d, 0, make([]byte, 10)); !errors.Is(err, transfer.ErrBusy) {
+		t.Errorf("error %v although a slot is free, want ErrBusy: a reader waits for something else", err)
+	}
+	if err := c.Demanded(t.Context(), addr, d, 0, make([]byte, 10)); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestBadRequestsAreRefusedInWords(t *testing.T) {
 	addr := serve(t, transfer.Config{}, stored{newStore(t)})
 	d := digest.FromString("x").String()
