@@ -91,12 +91,19 @@ func (t *task) demand(now time.Time) {
 	}
 }
 
-// rush has the host hold back what nobody waits for, in all tasks, while this one has something that readers wait for.
-func (t *task) rush() {
-	if rushing := t.planner.Rushing(); rushing && !t.rushing {
-		t.rushing = true
-		t.peer.gate.close()
-	} else if !rushing {
+// rushFor is how long the rest makes way after what readers wait for has come: the next range is often asked for soon, and links take some time to
+// become empty.
+const rushFor = 200 * time.Millisecond
+
+// rush has the host hold back what nobody waits for, in all tasks, while this one has something that readers wait for, and a moment longer.
+func (t *task) rush(now time.Time) {
+	switch {
+	case t.planner.Rushing():
+		if t.rushedAt = now; !t.rushing {
+			t.rushing = true
+			t.peer.gate.close()
+		}
+	case now.Sub(t.rushedAt) >= rushFor:
 		t.calm()
 	}
 }

@@ -54,7 +54,8 @@ type task struct {
 	whole         bool       // all of it is fetched, not only what readers of ranges wait for
 	told          *piece.Set // pieces the scheduler was told that they are waited for
 	toldAt        time.Time
-	rushing       bool                                    // the gate is closed because of this task
+	rushing       bool // the gate is closed because of this task
+	rushedAt      time.Time
 	neighbours    []api.Host                              // as last named by the scheduler
 	asked         map[piece.Index]context.CancelCauseFunc // requests to parents, by what gives them up
 	visitors      map[dispatch.ParentID]bool              // peers that came to watch this one, until they fall silent
@@ -236,7 +237,7 @@ func (t *task) loop(ctx context.Context) {
 		for _, r := range t.planner.Next(now) {
 			t.start(ctx, r)
 		}
-		t.rush()
+		t.rush(now)
 		t.report(now)
 		timer.Reset(t.wait(now))
 		select {
@@ -250,6 +251,14 @@ func (t *task) loop(ctx context.Context) {
 
 // wait returns how long the loop may sleep when nothing happens.
 func (t *task) wait(now time.Time) time.Duration {
+	if t.rushing {
+		return min(t.waitMore(now), max(t.rushedAt.Add(rushFor).Sub(now), time.Millisecond))
+	}
+	return t.waitMore(now)
+}
+
+// waitMore is wait for all that has nothing to do with the gate.
+func (t *task) waitMore(now time.Time) time.Duration {
 	if t.planner.Missing() == 0 && len(t.watches) == 0 && !t.unreported() {
 		return time.Second
 	}
