@@ -207,7 +207,7 @@ func (l *link) Command(s *api.Session, c api.Command) {
 	case c.Lease != nil:
 		p.lease(s, c.Lease)
 	case c.Revoked != nil:
-		p.tell(c.Revoked.Task, func(t *task) { t.planner.Revoke(toRun(c.Revoked.Run)) })
+		p.tell(c.Revoked.Task, func(t *task) { t.revoked(c.Revoked) })
 	case c.Digests != nil:
 		p.tell(c.Digests.Task, func(t *task) { t.learn(c.Digests.Digests) })
 	case c.Failed != nil:
@@ -222,8 +222,14 @@ func (p *Peer) tell(id string, f func(*task)) {
 	}
 }
 
-// lease begins to read the origin for the cluster, for a task this host may not have heard of.
+// lease begins to read the origin for the cluster, for a task this host may not have heard of, or to fetch across the border for the zone.
 func (p *Peer) lease(s *api.Session, l *api.Lease) {
+	if len(l.From) > 0 {
+		if t := p.lookup(digestOf(l.Task.ID)); t == nil || !t.post(func() { t.cross(l) }) {
+			s.Send(crossingFailed(l.Task.ID, l.Run, "the task has ended"))
+		}
+		return
+	}
 	run := toRun(l.Run)
 	if t := p.lookup(digestOf(l.Task.ID)); t != nil && t.post(func() { t.leased(run) }) {
 		return

@@ -22,6 +22,8 @@ type TaskJoined struct {
 	// Moved is set when another machine governed the host's part before, and Reading has what it reads under leases of that one.
 	Moved   bool
 	Reading []Run
+	// Crossing has what it fetches across its zone's border under leases of that one.
+	Crossing []Run
 }
 
 // TaskLeft says that a host no longer holds or wants the blob.
@@ -60,13 +62,15 @@ const (
 	FailureCorrupt   Failure = "corrupt" // the origin's bytes have the wrong digest
 )
 
-// LeaseFailed says that a host could not read a run of pieces from the origin. Text is for people.
+// LeaseFailed says that a host could not read a run of pieces from the origin, or, with Border, from any of the hosts that the lease named.
+// Text is for people.
 type LeaseFailed struct {
 	Host    HostID
 	Task    TaskID
 	Run     Run
 	Failure Failure
 	Text    string
+	Border  bool
 }
 
 // Stuck says that a host still wants pieces and knows nobody it could get them from, although they may be held somewhere.
@@ -74,6 +78,8 @@ type Stuck struct {
 	Host HostID
 	Task TaskID
 	Runs []Run
+	// Withheld is set when the only holder it knows gives wrong bytes or hardly any; other pieces come.
+	Withheld bool
 }
 
 // OriginRate sets the rate at which all hosts together may read origins, in bytes a second; zero is no bound.
@@ -114,12 +120,17 @@ type Neighbours struct {
 type Lease struct {
 	Task Task
 	Run  Run
+	// From is set when the pieces are to be fetched across the border of the host's zone instead: from any of these, who hold all of them.
+	From []Host
+	// Again is set with From when somebody of the zone holds the piece, but does not seem to give it.
+	Again bool
 }
 
-// Revoked takes back what was leased and not yet read; the pieces were given to somebody else.
+// Revoked takes back what was leased and not yet read; the pieces were given to somebody else. Border is set for a lease with From.
 type Revoked struct {
-	Task TaskID
-	Run  Run
+	Task   TaskID
+	Run    Run
+	Border bool
 }
 
 // Digests tells piece digests of a sequential task.

@@ -49,8 +49,10 @@ type Run struct{ First, End int }
 type Config struct {
 	// Neighbours is how many peers one peer is given to exchange pieces with; others are given it, up to twice as many in all. Default 16.
 	Neighbours int
-	// Gates is how many peers of a zone have a neighbour in another zone; the others get what lies beyond the border from them. Default 16.
-	Gates int
+	// Crossings is how many pieces of a task may be on their way into a zone at a time, at least. Default 16.
+	Crossings int
+	// CrossingBytes is how many bytes may be on their way, if that is more: of small pieces more than Crossings. Default 16 MiB.
+	CrossingBytes int64
 	// LeaseBytes is the length of one lease in bytes, rounded to at least one piece. Default 4 MiB.
 	LeaseBytes int64
 	// LeasesPerHost is how many leases of one task one host may have at a time. Default 2.
@@ -72,7 +74,8 @@ type Config struct {
 
 func (c Config) withDefaults() Config {
 	c.Neighbours = cmp.Or(c.Neighbours, 16)
-	c.Gates = cmp.Or(c.Gates, 16)
+	c.Crossings = cmp.Or(c.Crossings, 16)
+	c.CrossingBytes = cmp.Or(c.CrossingBytes, 16<<20)
 	c.LeaseBytes = cmp.Or(c.LeaseBytes, 4<<20)
 	c.LeasesPerHost = cmp.Or(c.LeasesPerHost, 2)
 	c.Leases = cmp.Or(c.Leases, 8)
@@ -103,26 +106,30 @@ type host struct {
 type task struct {
 	Task
 	members map[HostID]*member
-	order   []*member         // the members in the order they came, for output that does not depend on map order
-	wanting int               // members that want pieces
-	holders []uint16          // per piece, members that hold it
-	leases  []*lease          // in the order they were given
-	leased  *bitset.BitSet    // pieces under a lease
-	digests [][]byte          // per piece, only for sequential tasks; nil where unknown
-	cursor  int               // below it no piece is idle
-	fresh   map[int]time.Time // pieces that got their first holder lately, and when
-	refused string            // why the last possible reader could not read the origin
-	hold    time.Time         // no lease before: who reads under one of another machine has yet to say so
+	order   []*member      // the members in the order they came, for output that does not depend on map order
+	wanting int            // members that want pieces
+	holders []uint16       // per piece, members that hold it
+	leases  []*lease       // in the order they were given
+	leased  *bitset.BitSet // pieces under a lease
+	zones   []*zone        // those with members, by name
+	digests [][]byte       // per piece, only for sequential tasks; nil where unknown
+	cursor  int            // below it no piece is idle
+	refused string         // why the last possible reader could not read the origin
+	moved   bool           // another machine governed it before
+	pause   time.Time      // no lease before: who reads under one of that has yet to say so
 }
 
 // member is one host's part in one task.
 type member struct {
 	host       *host
+	zone       *zone
 	have       *bitset.BitSet
 	wants      bool
-	leases     int // that it has
+	leases     int       // that it has
+	crossings  int       // that it has
+	serving    int       // crossings that it was named for as a source
+	crossAfter time.Time // no crossing before
 	neighbours map[HostID]bool
-	gate       bool      // it was given a neighbour across the border of its zone
 	denied     bool      // the origin refused this host for good
 	notBefore  time.Time // no lease before
 }
@@ -218,9 +225,9 @@ func (m *Machine) taskJoined(now time.Time, ev TaskJoined) {
 	if t == nil {
 		t = newTask(ev.Task)
 		m.tasks[t.ID] = t
-		if ev.Moved {
-			t.hold = now.Add(m.cfg.Handover)
-		}
+	}
+	if ev.Moved && !t.moved {
+		t.moved, t.pause = true, now.Add(m.cfg.Handover)
 	}
 	if t.Pieces != ev.Task.Pieces {
 		return
@@ -240,6 +247,8 @@ func (m *Machine) taskJoined(now time.Time, ev TaskJoined) {
 	m.gain(t, me, ev.Have)
 	t.want(me, ev.Wants)
 	m.adopt(now, t, me, ev.Reading)
+	m.adoptCrossings(now, t, me, ev.Crossing)
+	t.settleCrossings()
 	m.learn(t, h, ev.Digests, nil)
 	m.link(t, me)
 	if t.Sequential && ev.Wants {
@@ -258,6 +267,7 @@ func newTask(spec Task) *task {
 // add makes a host a member that holds and wants nothing.
 func (t *task) add(h *host) *member {
 	me := &member{host: h, have: newSet(t.Pieces), neighbours: map[HostID]bool{}}
+	t.enter(me, h.Locality.Zone)
 	h.tasks[t.ID], t.members[h.ID] = me, me
 	t.order = append(t.order, me)
 	return me
@@ -268,8 +278,10 @@ func (t *task) want(me *member, wants bool) {
 	switch {
 	case wants && !me.wants:
 		t.wanting++
+		me.zone.wanting++
 	case !wants && me.wants:
 		t.wanting--
+		me.zone.wanting--
 	}
 	me.wants = wants
 }
@@ -289,9 +301,11 @@ func (m *Machine) removeMember(now time.Time, t *task, me *member) {
 	t.want(me, false)
 	t.cursor = 0
 	for i, ok := me.have.NextSet(0); ok; i, ok = me.have.NextSet(i + 1) {
-		t.holders[i]--
+		t.unhold(me, int(i))
 	}
 	m.dropLeases(t, func(l *lease) bool { return l.to == me })
+	t.dropCrossings(me.zone, func(c *crossing) bool { return c.to == me })
+	t.leave(me)
 	if len(t.members) == 0 {
 		delete(m.tasks, t.ID)
 		return
@@ -315,15 +329,11 @@ func (m *Machine) find(h HostID, id TaskID) (*task, *member) {
 	return t, t.members[h]
 }
 
-// link gives a member as many neighbours as it may have and tells both sides.
+// link gives a member as many neighbours of its zone as it may have and tells both sides.
 func (m *Machine) link(t *task, me *member) {
 	var candidates, full []policy.Candidate
-	gates := t.gates(me)
 	for i, other := range t.order {
-		if gates >= m.cfg.Gates && other.zone() != me.zone() {
-			continue
-		}
-		if other == me || me.neighbours[other.host.ID] || (!me.wants && !other.wants) {
+		if other.zone != me.zone || other == me || me.neighbours[other.host.ID] || (!me.wants && !other.wants) {
 			continue
 		}
 		c := policy.Candidate{Key: i, Load: len(other.neighbours), Seed: other.host.Seed,
@@ -341,25 +351,11 @@ func (m *Machine) link(t *task, me *member) {
 	for _, i := range chosen {
 		other := t.order[i]
 		me.neighbours[other.host.ID], other.neighbours[me.host.ID] = true, true
-		me.gate = me.gate || other.zone() != me.zone()
 		if !me.wants {
 			m.tellNeighbours(t, other) // else it learns of me when I come to ask what it holds
 		}
 	}
 	m.tellNeighbours(t, me)
-}
-
-func (me *member) zone() string { return me.host.Locality.Zone }
-
-// gates returns how many other members of a member's zone exchange pieces across its border.
-func (t *task) gates(me *member) int {
-	n := 0
-	for _, other := range t.order {
-		if other != me && other.gate && other.wants && other.zone() == me.zone() {
-			n++
-		}
-	}
-	return n
 }
 
 func (m *Machine) tellNeighbours(t *task, me *member) {

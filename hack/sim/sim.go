@@ -42,7 +42,7 @@ type sim struct {
 	machine *scheduler.Machine // nil while no scheduler lives
 	epoch   int                // of the scheduler
 	lost    time.Duration      // when the scheduler was lost last
-	leases  map[int]*host      // by piece
+	leases  map[leaseKey]*host
 
 	messages, requests   int
 	busy, shared, hedges int
@@ -53,7 +53,7 @@ type sim struct {
 }
 
 func newSim(cfg config, sc scenario) *sim {
-	s := &sim{cfg: cfg, sc: sc, leases: map[int]*host{}}
+	s := &sim{cfg: cfg, sc: sc, leases: map[leaseKey]*host{}}
 	s.layout = piece.Layout{Size: int64(cfg.pieces) * cfg.pieceSize, PieceSize: cfg.pieceSize}
 	s.stepBy = s.seconds(float64(cfg.pieceSize) / cfg.rate / 4)
 	s.people()

@@ -150,7 +150,7 @@ func TestUnverifiablePiecesAreNotAsked(t *testing.T) {
 		t.Errorf("digests to ask for (-want +got):\n%s", d)
 	}
 	p.Know(2)
-	if d := cmp.Diff([]Request{{"a", Run{2, 3}}}, p.Next(t0)); d != "" {
+	if d := cmp.Diff([]Request{{Parent: "a", Run: Run{2, 3}}}, p.Next(t0)); d != "" {
 		t.Errorf("requests (-want +got):\n%s", d)
 	}
 }
@@ -310,7 +310,7 @@ func TestASlowParentIsGivenUpOnlyWhenAnotherHoldsThePiece(t *testing.T) {
 			t.Errorf("given up twice: %v", again)
 		}
 		p.Done(at, slow, Late)
-		if d := cmp.Diff([]Request{{"quick", Run{0, 1}}}, p.Next(at)); d != "" {
+		if d := cmp.Diff([]Request{{Parent: "quick", Run: Run{0, 1}}}, p.Next(at)); d != "" {
 			t.Errorf("then asked (-want +got):\n%s", d)
 		}
 	}

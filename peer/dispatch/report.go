@@ -10,7 +10,8 @@ const (
 )
 
 // ReportAfter returns how long after the last report to the scheduler the next one is due when there is something to tell. urgent
-// is set when bytes came from the origin or pieces were lost since.
+// is set when bytes came from the origin, a piece came that was leased to
+// be fetched across a border, or pieces were lost since.
 func (p *Planner) ReportAfter(urgent bool) time.Duration {
 	switch {
 	case p.Missing() == 0:

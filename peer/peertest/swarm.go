@@ -239,6 +239,9 @@ type hostConfig struct {
 // Seed makes the host a seed.
 func Seed(c *hostConfig) { c.peer.Host.Seed = true }
 
+// Zone puts the host into a zone.
+func Zone(name string) Option { return func(c *hostConfig) { c.peer.Host.Zone = name } }
+
 // Lone starts the host without a scheduler.
 func Lone(c *hostConfig) { c.lone = true }
 

@@ -56,6 +56,8 @@ type Join struct {
 	Moved bool `json:"moved,omitempty"`
 	// Reading are the runs being read from the origin under leases of that one.
 	Reading []Run `json:"reading,omitempty"`
+	// Crossing are the runs being fetched across the border of the host's zone under leases of that one.
+	Crossing []Run `json:"crossing,omitempty"`
 }
 
 // Leave ends the host's part in a task.
@@ -73,18 +75,20 @@ type Progress struct {
 	Digests []PieceDigest `json:"digests,omitempty"`
 }
 
-// LeaseFailed reports pieces the host could not read from the origin.
+// LeaseFailed reports pieces the host could not read from the origin, or, with Border, from the hosts the lease named.
 type LeaseFailed struct {
 	Task    string `json:"task"`
 	Run     Run    `json:"run"`
 	Failure string `json:"failure"` // transient, denied, absent, corrupt
 	Text    string `json:"text"`
+	Border  bool   `json:"border,omitempty"`
 }
 
-// Stuck reports pieces the host can get from nobody it knows.
+// Stuck reports pieces the host can get from nobody it knows, or, with Withheld, for now not from the only holder it knows.
 type Stuck struct {
-	Task string `json:"task"`
-	Runs []Run  `json:"runs"`
+	Task     string `json:"task"`
+	Runs     []Run  `json:"runs"`
+	Withheld bool   `json:"withheld,omitempty"`
 }
 
 // Command is what the scheduler tells; at most one field is set, none is a sign of life.
@@ -115,16 +119,20 @@ type Neighbours struct {
 	Hosts []Host `json:"hosts"`
 }
 
-// Lease permits reading a run of pieces from the origin.
+// Lease permits reading a run of pieces from the origin, or, with From, fetching them from one of these hosts beyond the border of the zone.
 type Lease struct {
-	Task Task `json:"task"`
-	Run  Run  `json:"run"`
+	Task Task   `json:"task"`
+	Run  Run    `json:"run"`
+	From []Host `json:"from,omitempty"`
+	// Again is set when somebody of the zone holds the pieces, but does not seem to give them.
+	Again bool `json:"again,omitempty"`
 }
 
-// Revoked takes a lease back.
+// Revoked takes a lease back; Border is set for one with From.
 type Revoked struct {
-	Task string `json:"task"`
-	Run  Run    `json:"run"`
+	Task   string `json:"task"`
+	Run    Run    `json:"run"`
+	Border bool   `json:"border,omitempty"`
 }
 
 // Digests tells piece digests of a sequential task.

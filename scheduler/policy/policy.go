@@ -28,37 +28,30 @@ func Distance(a, b Locality) int {
 // Candidate is one host that may be chosen.
 type Candidate struct {
 	Key      int // the caller's, returned on choice
-	Distance int // as Distance
+	Distance int // as the function Distance
 	Load     int // links or leases it has already; fewer is better
 	Seed     bool
 }
 
-// Neighbours returns the keys of up to n candidates to link a peer with. Hosts of the same zone come first, at random but
-// rather those with few links: this builds a near-regular random graph, which spreads
-// pieces in a logarithmic number of steps. A border between zones is the scarce link: one seed is taken across it, other
-// hosts only when there is nobody else.
+// Neighbours returns the keys of up to n candidates to link a peer with, all of its zone: at random but
+// rather those with few links. This builds a near-regular random graph, which spreads pieces in a logarithmic number of steps. Where
+// racks are named half of them are of the peer's own, as far as there are so many.
 func Neighbours(candidates []Candidate, n int, rng *rand.Rand) []int {
-	near, far := make([]Candidate, 0, len(candidates)), []Candidate(nil)
+	var rack, others []Candidate
 	for _, c := range candidates {
-		if c.Distance < 2 {
-			near = append(near, c)
+		if c.Distance == 0 {
+			rack = append(rack, c)
 		} else {
-			far = append(far, c)
+			others = append(others, c)
 		}
 	}
-	var seeds []Candidate
-	for _, c := range far {
-		if c.Seed {
-			seeds = append(seeds, c)
-		}
-	}
-	chosen := mix(near, n, rng)
-	across := mix(seeds, min(n-len(chosen), 1), rng)
-	if len(chosen)+len(across) == 0 {
-		across = mix(far, min(n, 2), rng)
-	}
-	return append(chosen, across...)
+	near := max(n-n/2, n-len(others))
+	chosen := mix(rack, near, rng)
+	return append(chosen, mix(others, n-len(chosen), rng)...)
 }
+
+// Sources returns the keys of up to n candidates to fetch a piece from across a border, the least loaded first, at random among equals.
+func Sources(candidates []Candidate, n int, rng *rand.Rand) []int { return take(candidates, n, rng) }
 
 // Reader returns the key of the candidate that should read the origin next, the least loaded one at random among
 // equals, seeds before all others. ok is false when there is no candidate.

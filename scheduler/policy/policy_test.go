@@ -28,23 +28,17 @@ func TestNeighbours(t *testing.T) {
 		n          int
 		want       []int // sorted
 	}{
-		"nobody":                        {nil, 4, []int{}},
-		"no room":                       {[]Candidate{{Key: 1}}, 0, []int{}},
-		"room taken back":               {[]Candidate{{Key: 1}}, -3, []int{}},
-		"the least linked first":        {[]Candidate{{Key: 1, Load: 9}, {Key: 2, Load: 1}, {Key: 3, Load: 5}}, 2, []int{2, 3}},
-		"own zone before others":        {[]Candidate{{Key: 1, Distance: 2}, {Key: 2}}, 4, []int{2}},
-		"one seed across the border":    {[]Candidate{{Key: 1, Distance: 2, Seed: true}, {Key: 2, Distance: 2, Seed: true, Load: 3}, {Key: 3}}, 4, []int{1, 3}},
-		"others only for want of seeds": {[]Candidate{{Key: 1, Distance: 2}, {Key: 2, Distance: 2}, {Key: 3, Distance: 2}}, 1, []int{1}},
+		"nobody":                                {nil, 4, []int{}},
+		"no room":                               {[]Candidate{{Key: 1}}, 0, []int{}},
+		"room taken back":                       {[]Candidate{{Key: 1}}, -3, []int{}},
+		"the least linked first":                {[]Candidate{{Key: 1, Load: 9}, {Key: 2, Load: 1}, {Key: 3, Load: 5}}, 2, []int{2, 3}},
+		"half of the own rack":                  {[]Candidate{{Key: 1, Distance: 1}, {Key: 2}, {Key: 3, Load: 1}, {Key: 4, Distance: 1, Load: 1}}, 2, []int{1, 2}},
+		"others when there are few of the rack": {[]Candidate{{Key: 1, Distance: 1}, {Key: 2}, {Key: 3, Distance: 1}}, 3, []int{1, 2, 3}},
+		"the rack when there are few others":    {[]Candidate{{Key: 1, Distance: 1}, {Key: 2}, {Key: 3}, {Key: 4}}, 4, []int{1, 2, 3, 4}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := Neighbours(tc.candidates, tc.n, rng())
 			slices.Sort(got)
-			if name == "others only for want of seeds" {
-				if len(got) != 1 {
-					t.Errorf("got %v, want one", got)
-				}
-				return
-			}
 			if d := cmp.Diff(tc.want, got); d != "" {
 				t.Errorf("neighbours (-want +got):\n%s", d)
 			}

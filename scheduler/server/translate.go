@@ -11,7 +11,7 @@ func toEvent(host scheduler.HostID, ev api.Event) (e scheduler.Event, ok bool) {
 	case ev.Join != nil:
 		j := ev.Join
 		return scheduler.TaskJoined{Host: host, Wants: j.Wants, Have: toRuns(j.Have), Digests: toDigests(j.Digests),
-			Moved: j.Moved, Reading: toRuns(j.Reading),
+			Moved: j.Moved, Reading: toRuns(j.Reading), Crossing: toRuns(j.Crossing),
 			Task: scheduler.Task{ID: scheduler.TaskID(j.Task.ID), Pieces: j.Task.Pieces, PieceSize: j.Task.PieceSize,
 				Sequential: j.Task.Sequential, Origin: j.Task.Origin}}, true
 	case ev.Leave != nil:
@@ -23,9 +23,10 @@ func toEvent(host scheduler.HostID, ev api.Event) (e scheduler.Event, ok bool) {
 	case ev.Failed != nil:
 		f := ev.Failed
 		return scheduler.LeaseFailed{Host: host, Task: scheduler.TaskID(f.Task), Run: scheduler.Run{First: f.Run[0], End: f.Run[1]},
-			Failure: scheduler.Failure(f.Failure), Text: f.Text}, true
+			Failure: scheduler.Failure(f.Failure), Text: f.Text, Border: f.Border}, true
 	case ev.Stuck != nil:
-		return scheduler.Stuck{Host: host, Task: scheduler.TaskID(ev.Stuck.Task), Runs: toRuns(ev.Stuck.Runs)}, true
+		return scheduler.Stuck{Host: host, Task: scheduler.TaskID(ev.Stuck.Task), Runs: toRuns(ev.Stuck.Runs),
+			Withheld: ev.Stuck.Withheld}, true
 	default:
 		return nil, false
 	}
@@ -54,10 +55,10 @@ func toCommand(b scheduler.Body) api.Command {
 	case scheduler.Neighbours:
 		return api.Command{Neighbours: &api.Neighbours{Task: string(b.Task), Hosts: fromHosts(b.Hosts)}}
 	case scheduler.Lease:
-		return api.Command{Lease: &api.Lease{Run: fromRun(b.Run), Task: api.Task{ID: string(b.Task.ID), Pieces: b.Task.Pieces,
+		return api.Command{Lease: &api.Lease{Run: fromRun(b.Run), From: fromHosts(b.From), Again: b.Again, Task: api.Task{ID: string(b.Task.ID), Pieces: b.Task.Pieces,
 			PieceSize: b.Task.PieceSize, Sequential: b.Task.Sequential, Origin: b.Task.Origin}}}
 	case scheduler.Revoked:
-		return api.Command{Revoked: &api.Revoked{Task: string(b.Task), Run: fromRun(b.Run)}}
+		return api.Command{Revoked: &api.Revoked{Task: string(b.Task), Run: fromRun(b.Run), Border: b.Border}}
 	case scheduler.Digests:
 		out := make([]api.PieceDigest, 0, len(b.Digests))
 		for _, d := range b.Digests {
