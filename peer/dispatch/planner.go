@@ -516,17 +516,13 @@ func (p *Planner) Done(now time.Time, r Request, o Outcome) {
 		return
 	}
 	i := r.Run.First
-	if took := now.Sub(p.inFlight[i].at); r.Border {
-		// Another way, which says nothing of the parents'.
-	} else if o == OK && p.service == 0 {
-		p.service = took
-	} else if o == OK {
-		p.service += (took - p.service) / 8
-	}
-	delete(p.inFlight, i)
 	if o == OK {
+		if !r.Border { // which says nothing of the parents' ways
+			p.served(now.Sub(p.inFlight[i].at))
+		}
 		p.have.Add(i)
 	}
+	delete(p.inFlight, i)
 	p.reopen(i)
 	if r.Border {
 		p.crossed(now, r, o)
@@ -561,6 +557,15 @@ func (p *Planner) Done(now time.Time, r Request, o Outcome) {
 		}
 		p.RemoveParent(r.Parent)
 		p.banned[r.Parent] = true
+	}
+}
+
+// served takes note of how long a request took.
+func (p *Planner) served(took time.Duration) {
+	if p.service == 0 {
+		p.service = took
+	} else {
+		p.service += (took - p.service) / 8
 	}
 }
 
