@@ -189,6 +189,12 @@ func (t *task) tend(ctx context.Context) {
 	}
 }
 
+// named takes the list of neighbours. It has those who came to watch, too, as far as they are neighbours still.
+func (t *task) named(hosts []api.Host) {
+	t.neighbours = hosts
+	clear(t.visitors)
+}
+
 // maxVisitors bounds the neighbours that nobody but themselves named.
 const maxVisitors = 64
 

@@ -201,7 +201,7 @@ func (l *link) Command(s *api.Session, c api.Command) {
 		p.seeds = c.Seeds.Hosts
 		p.mu.Unlock()
 	case c.Neighbours != nil:
-		p.tell(c.Neighbours.Task, func(t *task) { t.neighbours = c.Neighbours.Hosts })
+		p.tell(c.Neighbours.Task, func(t *task) { t.named(c.Neighbours.Hosts) })
 	case c.Share != nil:
 		p.cfg.Limits.ShareSource(l.client.URL(), limits.Rate(max(c.Share.Rate, 0)))
 	case c.Lease != nil:

@@ -364,6 +364,7 @@ func (m *Machine) tick(now time.Time) {
 		}
 		m.moveCrossings(now, t)
 		for _, z := range t.zones {
+			m.relink(now, t, z)
 			maps.DeleteFunc(z.fresh, func(_ int, at time.Time) bool { return now.Sub(at) >= freshFor })
 		}
 		m.grant(now, t)

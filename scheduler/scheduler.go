@@ -279,6 +279,7 @@ func (t *task) want(me *member, wants bool) {
 	case wants && !me.wants:
 		t.wanting++
 		me.zone.wanting++
+		me.zone.newcomers++
 	case !wants && me.wants:
 		t.wanting--
 		me.zone.wanting--

@@ -18,15 +18,18 @@ import (
 
 // zone is the part of a task that happens in one zone.
 type zone struct {
-	name     string
-	members  int
-	wanting  int               // members that want pieces
-	holders  []uint16          // per piece, members that hold it
-	idle     *bitset.BitSet    // pieces that only other zones hold, and that nobody fetches
-	leased   *bitset.BitSet    // pieces that a member fetches across the border
-	leases   []*crossing       // in the order they were given
-	fresh    map[int]time.Time // pieces that have come across lately, and when
-	failures int               // crossings that came to nothing since one did not
+	name    string
+	members int
+	wanting int // members that want pieces
+	// newcomers have come to want pieces since the members were last linked anew, at linked, for the graphs-th time.
+	newcomers, graphs int
+	linked            time.Time
+	holders           []uint16          // per piece, members that hold it
+	idle              *bitset.BitSet    // pieces that only other zones hold, and that nobody fetches
+	leased            *bitset.BitSet    // pieces that a member fetches across the border
+	leases            []*crossing       // in the order they were given
+	fresh             map[int]time.Time // pieces that have come across lately, and when
+	failures          int               // crossings that came to nothing since one did not
 }
 
 // crossing is the right of one member to fetch one piece across its zone's border.

@@ -159,7 +159,7 @@ func (h *host) command(b scheduler.Body) {
 	h.dirty = true
 	switch b := b.(type) {
 	case scheduler.Neighbours:
-		h.neighbours, h.moved = b.Hosts, true
+		h.neighbours, h.visitors, h.moved = b.Hosts, nil, true // the list has who came to watch, too
 	case scheduler.Lease:
 		if len(b.From) > 0 {
 			h.planner.Cross(dispatch.Run{First: piece.Index(b.Run.First), End: piece.Index(b.Run.End)}, parentIDs(b.From), b.Again)

@@ -3,6 +3,7 @@
 package policy
 
 import (
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sort"
@@ -48,6 +49,35 @@ func Neighbours(candidates []Candidate, n int, rng *rand.Rand) []int {
 	near := max(n-n/2, n-len(others))
 	chosen := mix(rack, near, rng)
 	return append(chosen, mix(others, n-len(chosen), rng)...)
+}
+
+// Graph links hosts at random, each with as many others, or one or two less: pairs of indices. racks names the rack of each host; where there are several, half
+// of a host's neighbours are of its own. degree is even, and should be much less than the number of hosts.
+func Graph(racks []string, degree int, rng *rand.Rand) [][2]int {
+	everybody, byRack := make([]int, len(racks)), map[string][]int{}
+	for i, r := range racks {
+		everybody[i] = i
+		byRack[r] = append(byRack[r], i)
+	}
+	pairs := make([][2]int, 0, len(racks)*degree/2)
+	ring := func(hosts []int) { // through all of them, in random order
+		rng.Shuffle(len(hosts), func(i, j int) { hosts[i], hosts[j] = hosts[j], hosts[i] })
+		for i := range hosts {
+			if j := (i + 1) % len(hosts); j != i {
+				pairs = append(pairs, [2]int{hosts[i], hosts[j]})
+			}
+		}
+	}
+	for n := range degree / 2 {
+		if n%2 == 0 || len(byRack) == 1 {
+			ring(everybody)
+			continue
+		}
+		for _, r := range slices.Sorted(maps.Keys(byRack)) {
+			ring(byRack[r])
+		}
+	}
+	return pairs
 }
 
 // Sources returns the keys of up to n candidates to fetch a piece from across a border, the least loaded first, at random among equals.

@@ -102,3 +102,44 @@ func TestNeighboursAreNotJustTheNewest(t *testing.T) {
 		t.Error("the last one has no neighbour among the first half")
 	}
 }
+
+func TestGraphLinksEachHostToEquallyMany(t *testing.T) {
+	for name, racks := range map[string]int{"one rack": 1, "four racks": 4} {
+		t.Run(name, func(t *testing.T) {
+			hosts := make([]string, 200)
+			for i := range hosts {
+				hosts[i] = string(rune('a' + i%racks))
+			}
+			links, own := make([]map[int]bool, len(hosts)), 0
+			for i := range links {
+				links[i] = map[int]bool{}
+			}
+			for _, p := range Graph(hosts, 16, rng()) {
+				links[p[0]][p[1]], links[p[1]][p[0]] = true, true
+			}
+			for i, l := range links {
+				if len(l) < 13 || len(l) > 16 || l[i] {
+					t.Errorf("host %d has neighbours %v, want about 16 others", i, l)
+				}
+				for j := range l {
+					if hosts[i] == hosts[j] {
+						own++
+					}
+				}
+			}
+			if share := float64(own) / float64(16*len(hosts)); racks > 1 && (share < .4 || share > .7) {
+				t.Errorf("%.2f of the neighbours are of the own rack, want about half, and what chance adds", share)
+			}
+		})
+	}
+}
+
+func TestGraphOfFewHostsHasNoLoops(t *testing.T) {
+	for _, n := range []int{0, 1, 2} {
+		for _, p := range Graph(make([]string, n), 4, rng()) {
+			if p[0] == p[1] {
+				t.Errorf("%d hosts: one is its own neighbour", n)
+			}
+		}
+	}
+}
