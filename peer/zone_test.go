@@ -83,3 +83,15 @@ func TestHolderInAnotherZoneIsAskedBeforeTheOrigin(t *testing.T) {
 		t.Errorf("%.2f copies left the origin, want 1", got)
 	}
 }
+
+func TestGroupsShareNothing(t *testing.T) {
+	s := peertest.NewSwarm(t)
+	b, data := s.Origin.Random(2*mib, 1)
+	b = s.Origin.WithMap(t, b, data)
+	s.Host(peertest.Seed)
+	all := []*peertest.Host{s.Host(), s.Host(peertest.Group("x")), s.Host(peertest.Group("x")), s.Host(peertest.Group("y"))}
+	readAll(t, b, data, all...)
+	if got := s.Origin.Copies(b); got != 3 {
+		t.Errorf("%.2f copies left the origin, want one for each of the two groups and one for who has none", got)
+	}
+}

@@ -220,6 +220,7 @@ func (m *Machine) chooseReader(now time.Time, t *task) *member {
 	for i, h := range m.seeds {
 		me := t.members[h.ID]
 		switch {
+		case h.Group != t.group:
 		case me == nil:
 			candidates = append(candidates, policy.Candidate{Key: i, Seed: true})
 		case !me.mayRead(now):
@@ -352,7 +353,7 @@ const freshFor = 500 * time.Millisecond
 
 // tick moves leases that went silent, and retries what had failed in passing.
 func (m *Machine) tick(now time.Time) {
-	for _, id := range slices.Sorted(maps.Keys(m.tasks)) {
+	for _, id := range slices.SortedFunc(maps.Keys(m.tasks), compareKeys) {
 		t := m.tasks[id]
 		for _, l := range slices.Clone(t.leases) {
 			if now.Sub(l.heard) < m.cfg.LeaseSilence || !m.anotherReader(now, t, l.to) {
@@ -377,7 +378,7 @@ func (m *Machine) tick(now time.Time) {
 // anotherReader reports whether somebody else could take a lease: a sole reader is slow rather than useless.
 func (m *Machine) anotherReader(now time.Time, t *task, not *member) bool {
 	for _, h := range m.seeds {
-		if t.members[h.ID] == nil {
+		if h.Group == t.group && t.members[h.ID] == nil {
 			return true
 		}
 	}
@@ -390,9 +391,9 @@ func (m *Machine) Snapshot() Snapshot {
 	for _, id := range slices.Sorted(maps.Keys(m.hosts)) {
 		s.Hosts = append(s.Hosts, m.hosts[id].Host)
 	}
-	for _, id := range slices.Sorted(maps.Keys(m.tasks)) {
+	for _, id := range slices.SortedFunc(maps.Keys(m.tasks), compareKeys) {
 		t := m.tasks[id]
-		ts := TaskSnapshot{ID: id, Pieces: t.Pieces, Leased: int(t.leased.Count()), Members: len(t.members)}
+		ts := TaskSnapshot{ID: id.id, Group: id.group, Pieces: t.Pieces, Leased: int(t.leased.Count()), Members: len(t.members)}
 		for _, n := range t.holders {
 			if n > 0 {
 				ts.Held++

@@ -107,7 +107,7 @@ type Command struct {
 // Body is the content of a command.
 type Body interface{ command() }
 
-// Seeds lists all seeds of the cluster.
+// Seeds lists all seeds of the host's group.
 type Seeds struct{ Hosts []Host }
 
 // Neighbours lists the peers to exchange the task's pieces with; it replaces the former list.
@@ -167,6 +167,7 @@ type Snapshot struct {
 // TaskSnapshot is the state of one task.
 type TaskSnapshot struct {
 	ID      TaskID
+	Group   string
 	Pieces  int
 	Held    int // pieces with at least one holder
 	Leased  int // pieces under a lease

@@ -23,7 +23,9 @@ type Host struct {
 	ID       HostID
 	Addr     string // where its piece server listens, host:port
 	Locality policy.Locality
-	Seed     bool
+	// Group is the name of those it shares with, and nobody else. Hosts without one share with each other.
+	Group string
+	Seed  bool
 }
 
 // Task is a blob being distributed. Hosts that speak of the same ID must agree on Pieces; who does not is ignored.
@@ -91,8 +93,18 @@ type Machine struct {
 	rng   *rand.Rand
 	hosts map[HostID]*host
 	seeds []*host // sorted
-	tasks map[TaskID]*task
+	tasks map[taskKey]*task
 	out   []Command
+}
+
+// taskKey names what is distributed by itself: a blob in a group. Groups have nothing in common but the scheduler and its origin rate.
+type taskKey struct {
+	id    TaskID
+	group string
+}
+
+func compareKeys(a, b taskKey) int {
+	return cmp.Or(cmp.Compare(a.id, b.id), cmp.Compare(a.group, b.group))
 }
 
 type host struct {
@@ -102,9 +114,10 @@ type host struct {
 	share int64     // of Config.OriginRate, as it was told; 0 when it was not
 }
 
-// task holds what is known of one blob.
+// task holds what is known of one blob in one group.
 type task struct {
 	Task
+	group   string
 	members map[HostID]*member
 	order   []*member      // the members in the order they came, for output that does not depend on map order
 	wanting int            // members that want pieces
@@ -143,7 +156,7 @@ type lease struct {
 
 // New returns a machine that draws its random choices from rng.
 func New(cfg Config, rng *rand.Rand) *Machine {
-	return &Machine{cfg: cfg.withDefaults(), rng: rng, hosts: map[HostID]*host{}, tasks: map[TaskID]*task{}}
+	return &Machine{cfg: cfg.withDefaults(), rng: rng, hosts: map[HostID]*host{}, tasks: map[taskKey]*task{}}
 }
 
 // Step takes one event at the given time, which must not go backwards, and returns the commands that follow from it, in
@@ -184,9 +197,9 @@ func (m *Machine) hostJoined(now time.Time, ev HostJoined) {
 	if h.Seed {
 		at, _ := slices.BinarySearchFunc(m.seeds, h.ID, func(s *host, id HostID) int { return cmp.Compare(s.ID, id) })
 		m.seeds = slices.Insert(m.seeds, at, h)
-		m.tellSeeds(slices.Sorted(maps.Keys(m.hosts))...)
+		m.tellSeeds(h.Group, slices.Sorted(maps.Keys(m.hosts))...)
 	} else {
-		m.tellSeeds(ev.Host.ID)
+		m.tellSeeds(h.Group, ev.Host.ID)
 	}
 }
 
@@ -198,21 +211,25 @@ func (m *Machine) hostLeft(now time.Time, id HostID) {
 	delete(m.hosts, id) // first, so that no lease goes back to it
 	m.seeds = slices.DeleteFunc(m.seeds, func(s *host) bool { return s == h })
 	for _, tid := range slices.Sorted(maps.Keys(h.tasks)) {
-		m.removeMember(now, m.tasks[tid], h.tasks[tid])
+		m.removeMember(now, m.tasks[taskKey{tid, h.Group}], h.tasks[tid])
 	}
 	if h.Seed {
-		m.tellSeeds(slices.Sorted(maps.Keys(m.hosts))...)
+		m.tellSeeds(h.Group, slices.Sorted(maps.Keys(m.hosts))...)
 	}
 }
 
-// tellSeeds sends hosts the list of seeds, which they fall back on when no scheduler lives.
-func (m *Machine) tellSeeds(to ...HostID) {
+// tellSeeds sends those of the hosts that are of a group the list of its seeds, which they fall back on when no scheduler lives.
+func (m *Machine) tellSeeds(group string, to ...HostID) {
 	seeds := make([]Host, 0, len(m.seeds))
 	for _, h := range m.seeds {
-		seeds = append(seeds, h.Host)
+		if h.Group == group {
+			seeds = append(seeds, h.Host)
+		}
 	}
 	for _, id := range to {
-		m.send(id, Seeds{Hosts: seeds})
+		if m.hosts[id].Group == group {
+			m.send(id, Seeds{Hosts: seeds})
+		}
 	}
 }
 
@@ -221,10 +238,11 @@ func (m *Machine) taskJoined(now time.Time, ev TaskJoined) {
 	if h == nil || ev.Task.Pieces <= 0 || ev.Task.Pieces > MaxPieces {
 		return
 	}
-	t := m.tasks[ev.Task.ID]
+	key := taskKey{ev.Task.ID, h.Group}
+	t := m.tasks[key]
 	if t == nil {
-		t = newTask(ev.Task)
-		m.tasks[t.ID] = t
+		t = newTask(ev.Task, h.Group)
+		m.tasks[key] = t
 	}
 	if ev.Moved && !t.moved {
 		t.moved, t.pause = true, now.Add(m.cfg.Handover)
@@ -257,8 +275,8 @@ func (m *Machine) taskJoined(now time.Time, ev TaskJoined) {
 	m.grant(now, t)
 }
 
-func newTask(spec Task) *task {
-	t := &task{Task: spec, members: map[HostID]*member{}, holders: make([]uint16, spec.Pieces),
+func newTask(spec Task, group string) *task {
+	t := &task{Task: spec, group: group, members: map[HostID]*member{}, holders: make([]uint16, spec.Pieces),
 		leased: bitset.New(uint(spec.Pieces))}
 	t.digests = make([][]byte, spec.Pieces)
 	return t
@@ -308,7 +326,7 @@ func (m *Machine) removeMember(now time.Time, t *task, me *member) {
 	t.dropCrossings(me.zone, func(c *crossing) bool { return c.to == me })
 	t.leave(me)
 	if len(t.members) == 0 {
-		delete(m.tasks, t.ID)
+		delete(m.tasks, taskKey{t.ID, t.group})
 		return
 	}
 	for _, other := range t.order {
@@ -323,7 +341,10 @@ func (m *Machine) removeMember(now time.Time, t *task, me *member) {
 }
 
 func (m *Machine) find(h HostID, id TaskID) (*task, *member) {
-	t := m.tasks[id]
+	if m.hosts[h] == nil {
+		return nil, nil
+	}
+	t := m.tasks[taskKey{id, m.hosts[h].Group}]
 	if t == nil {
 		return nil, nil
 	}

@@ -10,13 +10,12 @@ const (
 )
 
 // ReportAfter returns how long after the last report to the scheduler the next one is due when there is something to tell. urgent
-// is set when bytes came from the origin, a piece came that was leased to
-// be fetched across a border, or pieces were lost since.
+// is set when bytes came from the origin, a piece came that was leased to be fetched across a border, or pieces were lost since.
 func (p *Planner) ReportAfter(urgent bool) time.Duration {
 	switch {
 	case p.Missing() == 0:
 		return 0
-	case urgent || len(p.reading)+len(p.leases) > 0:
+	case urgent || len(p.reading)+len(p.leases)+p.kept.Count() > 0:
 		return reportSoon
 	default:
 		return reportLate

@@ -242,6 +242,9 @@ func Seed(c *hostConfig) { c.peer.Host.Seed = true }
 // Zone puts the host into a zone.
 func Zone(name string) Option { return func(c *hostConfig) { c.peer.Host.Zone = name } }
 
+// Group pins the host to a group.
+func Group(name string) Option { return func(c *hostConfig) { c.peer.Host.Group = name } }
+
 // Lone starts the host without a scheduler.
 func Lone(c *hostConfig) { c.lone = true }
 

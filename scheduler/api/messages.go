@@ -16,7 +16,9 @@ type Host struct {
 	Addr string `json:"addr"` // host:port of its piece server
 	Zone string `json:"zone,omitempty"`
 	Rack string `json:"rack,omitempty"`
-	Seed bool   `json:"seed,omitempty"`
+	// Group is the name of those it shares with, and nobody else.
+	Group string `json:"group,omitempty"`
+	Seed  bool   `json:"seed,omitempty"`
 }
 
 // Task describes a blob being distributed.
@@ -108,7 +110,7 @@ type Welcome struct {
 	Session string `json:"session"`
 }
 
-// Seeds lists the seeds of the cluster.
+// Seeds lists the seeds of the host's group.
 type Seeds struct {
 	Hosts []Host `json:"hosts"`
 }

@@ -79,7 +79,7 @@ func fromRun(r scheduler.Run) api.Run { return api.Run{r.First, r.End} }
 func fromHosts(hosts []scheduler.Host) []api.Host {
 	out := make([]api.Host, 0, len(hosts))
 	for _, h := range hosts {
-		out = append(out, api.Host{ID: string(h.ID), Addr: h.Addr, Zone: h.Locality.Zone, Rack: h.Locality.Rack, Seed: h.Seed})
+		out = append(out, api.Host{ID: string(h.ID), Addr: h.Addr, Zone: h.Locality.Zone, Rack: h.Locality.Rack, Group: h.Group, Seed: h.Seed})
 	}
 	return out
 }

@@ -22,6 +22,7 @@ import (
 
 	"github.com/shoal-project/shoal/peer/limits"
 	"github.com/shoal-project/shoal/scheduler/identity"
+	"github.com/shoal-project/shoal/scheduler/policy"
 )
 
 // Log is where and how a daemon reports.
@@ -71,7 +72,31 @@ type Scheduler struct {
 	Admin   Admin         `yaml:"admin"` // apart from Listen, if set
 	Cluster Cluster       `yaml:"cluster"`
 	Limits  ClusterLimits `yaml:"limits"`
-	Log     Log           `yaml:"log"`
+	// Networks say where nodes stand that do not say so themselves.
+	Networks []Network `yaml:"networks"`
+	Log      Log       `yaml:"log"`
+}
+
+// Network is a range of addresses and where its nodes stand.
+type Network struct {
+	CIDR  string `yaml:"cidr"`
+	Zone  string `yaml:"zone"`
+	Rack  string `yaml:"rack"`
+	Group string `yaml:"group"`
+}
+
+// Places returns the networks as the scheduler wants them, or what is wrong with them.
+func (s Scheduler) Places() (policy.Networks, error) {
+	list := make([]policy.Network, 0, len(s.Networks))
+	for _, n := range s.Networks {
+		list = append(list, policy.Network{CIDR: n.CIDR,
+			Place: policy.Place{Locality: policy.Locality{Zone: n.Zone, Rack: n.Rack}, Group: n.Group}})
+	}
+	places, err := policy.NewNetworks(list)
+	if err != nil {
+		return places, fmt.Errorf("networks: %w", err)
+	}
+	return places, nil
 }
 
 // ClusterLimits are what a scheduler has all hosts keep to together.
@@ -129,6 +154,7 @@ type Peer struct {
 	Advertise string `yaml:"advertise"` // HOST:PORT under which others reach it; found out by default
 	Zone      string `yaml:"zone"`
 	Rack      string `yaml:"rack"`
+	Group     string `yaml:"group"` // shares with nodes of the same name only
 }
 
 // Admin serves /healthz, /metrics, /limits and /pins.
@@ -209,6 +235,9 @@ func readable(err error) string {
 // Validate reports all faults at once.
 func (s Scheduler) Validate() error {
 	errs := []error{checkAddr("listen", s.Listen), s.Cluster.validate(true), s.Limits.Validate(), s.Log.validate()}
+	if _, err := s.Places(); err != nil {
+		errs = append(errs, err)
+	}
 	if s.Admin.Listen != "" {
 		errs = append(errs, checkAddr("admin.listen", s.Admin.Listen))
 	}

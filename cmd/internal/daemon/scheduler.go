@@ -30,7 +30,11 @@ func RunScheduler(ctx context.Context, cfg config.Scheduler, version string, w i
 	}
 	limitMemory(log)
 	adm := newAdmin(version)
-	s := server.New(server.Config{Token: token, Log: log.With("component", "scheduler"), Registerer: adm.registry})
+	places, err := cfg.Places()
+	if err != nil {
+		return err
+	}
+	s := server.New(server.Config{Token: token, Networks: places, Log: log.With("component", "scheduler"), Registerer: adm.registry})
 	rate := &originRate{apply: s.SetOriginRate, log: log}
 	if err := rate.set(cfg.Limits); err != nil {
 		return err
