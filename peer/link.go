@@ -25,6 +25,7 @@ type link struct {
 	peer   *Peer
 	client *api.Client
 	cancel context.CancelCauseFunc // ends run
+	probes chan probing
 
 	mu      sync.Mutex // guards session
 	session *api.Session
@@ -40,8 +41,9 @@ func (p *Peer) keepLinks(ctx context.Context) error {
 			l := p.linkTo(c)
 			if l == nil {
 				linkCtx, cancel := context.WithCancelCause(ctx)
-				l = &link{peer: p, client: c, cancel: cancel}
+				l = &link{peer: p, client: c, cancel: cancel, probes: make(chan probing, 4)}
 				running.Go(func() { l.run(linkCtx) })
+				running.Go(func() { l.prober(linkCtx) })
 			}
 			links = append(links, l)
 		}
@@ -204,6 +206,11 @@ func (l *link) Command(s *api.Session, c api.Command) {
 		p.tell(c.Neighbours.Task, func(t *task) { t.named(c.Neighbours.Hosts) })
 	case c.Share != nil:
 		p.cfg.Limits.ShareSource(l.client.URL(), limits.Rate(max(c.Share.Rate, 0)))
+	case c.Probe != nil:
+		select {
+		case l.probes <- probing{s, c.Probe.Hosts}:
+		default: // more than it can want
+		}
 	case c.Lease != nil:
 		p.lease(s, c.Lease)
 	case c.Revoked != nil:

@@ -254,7 +254,7 @@ func (me *member) mayRead(now time.Time) bool { return !me.denied && !now.Before
 
 // draft makes a seed a member of a task it has not heard of; the lease that follows tells it.
 func (m *Machine) draft(t *task, h *host) *member {
-	me := t.add(h)
+	me := m.add(t, h)
 	t.want(me, true)
 	for _, other := range t.order {
 		if other.wants && other != me {
@@ -390,6 +390,7 @@ func (m *Machine) Snapshot() Snapshot {
 	var s Snapshot
 	for _, id := range slices.Sorted(maps.Keys(m.hosts)) {
 		s.Hosts = append(s.Hosts, m.hosts[id].Host)
+		s.Zones = append(s.Zones, m.zone(m.hosts[id]))
 	}
 	for _, id := range slices.SortedFunc(maps.Keys(m.tasks), compareKeys) {
 		t := m.tasks[id]

@@ -82,6 +82,18 @@ type Stuck struct {
 	Withheld bool
 }
 
+// Probed has the round trips that a host has measured after Probe, as far as it reached anybody.
+type Probed struct {
+	Host  HostID
+	Trips []Trip
+}
+
+// Trip is the round trip to a host.
+type Trip struct {
+	To  HostID
+	RTT time.Duration
+}
+
 // OriginRate sets the rate at which all hosts together may read origins, in bytes a second; zero is no bound.
 type OriginRate struct{ Rate int64 }
 
@@ -95,6 +107,7 @@ func (TaskLeft) event()    {}
 func (Progress) event()    {}
 func (LeaseFailed) event() {}
 func (Stuck) event()       {}
+func (Probed) event()      {}
 func (OriginRate) event()  {}
 func (Tick) event()        {}
 
@@ -147,6 +160,9 @@ type Failed struct {
 	Text    string
 }
 
+// Probe has a host measure the round trips to others, and tell them by Probed.
+type Probe struct{ Hosts []Host }
+
 // Share tells a host how fast it may read origins, in bytes a second; zero is no bound.
 type Share struct{ Rate int64 }
 
@@ -156,11 +172,13 @@ func (Lease) command()      {}
 func (Revoked) command()    {}
 func (Digests) command()    {}
 func (Failed) command()     {}
+func (Probe) command()      {}
 func (Share) command()      {}
 
 // Snapshot is the state in a form for people and tests.
 type Snapshot struct {
-	Hosts []Host
+	Hosts []Host   // in order
+	Zones []string // of the hosts, named by them or found
 	Tasks []TaskSnapshot
 }
 

@@ -72,6 +72,8 @@ type Config struct {
 	// Handover is how long a task that another machine governed before gets no lease: the hosts that read under the other one's leases
 	// join meanwhile. Default 250 ms.
 	Handover time.Duration
+	// Near is the longest round trip between hosts of one zone, for hosts that name none: zones are found by measuring. Zero does not.
+	Near time.Duration
 }
 
 func (c Config) withDefaults() Config {
@@ -89,12 +91,13 @@ func (c Config) withDefaults() Config {
 
 // Machine is the state of one scheduler. It is not safe for concurrent use.
 type Machine struct {
-	cfg   Config
-	rng   *rand.Rand
-	hosts map[HostID]*host
-	seeds []*host // sorted
-	tasks map[taskKey]*task
-	out   []Command
+	cfg      Config
+	rng      *rand.Rand
+	hosts    map[HostID]*host
+	seeds    []*host // sorted
+	tasks    map[taskKey]*task
+	topology *policy.Topology // nil when round trips are not measured
+	out      []Command
 }
 
 // taskKey names what is distributed by itself: a blob in a group. Groups have nothing in common but the scheduler and its origin rate.
@@ -110,8 +113,9 @@ func compareKeys(a, b taskKey) int {
 type host struct {
 	Host
 	tasks map[TaskID]*member
-	read  time.Time // when it was last seen with a lease
-	share int64     // of Config.OriginRate, as it was told; 0 when it was not
+	read  time.Time                // when it was last seen with a lease
+	share int64                    // of Config.OriginRate, as it was told; 0 when it was not
+	trips map[string]time.Duration // that it measured or is to; nil when it has its place
 }
 
 // task holds what is known of one blob in one group.
@@ -156,7 +160,11 @@ type lease struct {
 
 // New returns a machine that draws its random choices from rng.
 func New(cfg Config, rng *rand.Rand) *Machine {
-	return &Machine{cfg: cfg.withDefaults(), rng: rng, hosts: map[HostID]*host{}, tasks: map[taskKey]*task{}}
+	m := &Machine{cfg: cfg.withDefaults(), rng: rng, hosts: map[HostID]*host{}, tasks: map[taskKey]*task{}}
+	if cfg.Near > 0 {
+		m.topology = policy.NewTopology(cfg.Near)
+	}
+	return m
 }
 
 // Step takes one event at the given time, which must not go backwards, and returns the commands that follow from it, in
@@ -178,6 +186,8 @@ func (m *Machine) Step(now time.Time, ev Event) []Command {
 		m.leaseFailed(now, ev)
 	case Stuck:
 		m.stuck(now, ev)
+	case Probed:
+		m.probed(now, ev)
 	case OriginRate:
 		m.originRate(now, ev.Rate)
 	case Tick:
@@ -194,6 +204,7 @@ func (m *Machine) hostJoined(now time.Time, ev HostJoined) {
 	}
 	h := &host{Host: ev.Host, tasks: map[TaskID]*member{}}
 	m.hosts[h.ID] = h
+	m.placed(h)
 	if h.Seed {
 		at, _ := slices.BinarySearchFunc(m.seeds, h.ID, func(s *host, id HostID) int { return cmp.Compare(s.ID, id) })
 		m.seeds = slices.Insert(m.seeds, at, h)
@@ -212,6 +223,9 @@ func (m *Machine) hostLeft(now time.Time, id HostID) {
 	m.seeds = slices.DeleteFunc(m.seeds, func(s *host) bool { return s == h })
 	for _, tid := range slices.Sorted(maps.Keys(h.tasks)) {
 		m.removeMember(now, m.tasks[taskKey{tid, h.Group}], h.tasks[tid])
+	}
+	if m.topology != nil {
+		m.topology.Remove(string(id))
 	}
 	if h.Seed {
 		m.tellSeeds(h.Group, slices.Sorted(maps.Keys(m.hosts))...)
@@ -258,7 +272,7 @@ func (m *Machine) taskJoined(now time.Time, ev TaskJoined) {
 	}
 	me := h.tasks[t.ID]
 	if me == nil {
-		me = t.add(h)
+		me = m.add(t, h)
 	}
 	me.denied, me.notBefore = false, time.Time{}
 	m.lose(t, me, []Run{{0, t.Pieces}}) // what it says now replaces what it said before
@@ -283,9 +297,9 @@ func newTask(spec Task, group string) *task {
 }
 
 // add makes a host a member that holds and wants nothing.
-func (t *task) add(h *host) *member {
+func (m *Machine) add(t *task, h *host) *member {
 	me := &member{host: h, have: newSet(t.Pieces), neighbours: map[HostID]bool{}}
-	t.enter(me, h.Locality.Zone)
+	t.enter(me, m.zone(h))
 	h.tasks[t.ID], t.members[h.ID] = me, me
 	t.order = append(t.order, me)
 	return me
@@ -329,14 +343,7 @@ func (m *Machine) removeMember(now time.Time, t *task, me *member) {
 		delete(m.tasks, taskKey{t.ID, t.group})
 		return
 	}
-	for _, other := range t.order {
-		if other.neighbours[id] {
-			delete(other.neighbours, id)
-			if other.wants {
-				m.link(t, other)
-			}
-		}
-	}
+	m.unlink(t, me)
 	m.grant(now, t)
 }
 

@@ -31,14 +31,14 @@ func (s *sim) task() scheduler.Task {
 	return scheduler.Task{ID: taskID, Pieces: s.cfg.pieces, PieceSize: s.cfg.pieceSize}
 }
 
-// arrive is the start of a host: it opens a session, and begins the task unless it is a seed, which waits for work.
+// arrive is the start of a host: it opens a session, and after a while begins the task, unless it is a seed, which waits for work.
 func (s *sim) arrive(h *host) {
 	if h.gone() {
 		return
 	}
 	h.open()
 	if !h.seed {
-		h.join()
+		s.after(s.sc.idle, h.join)
 	}
 }
 
@@ -49,11 +49,15 @@ func (h *host) open() {
 		return
 	}
 	h.session, h.queue = true, nil
+	zone := strconv.Itoa(h.zone)
+	if s.sc.unlabelled {
+		zone = ""
+	}
 	epoch := s.epoch
 	s.after(2*s.cfg.latency, func() {
 		if s.epoch == epoch && !h.gone() {
 			s.step(scheduler.HostJoined{Host: scheduler.Host{ID: h.name, Addr: string(h.name), Seed: h.seed,
-				Locality: policy.Locality{Zone: strconv.Itoa(h.zone)}}})
+				Locality: policy.Locality{Zone: zone}}})
 		}
 	})
 }
@@ -169,6 +173,8 @@ func (h *host) command(b scheduler.Body) {
 			h.join()
 		}
 		h.planner.Lease(dispatch.Run{First: piece.Index(b.Run.First), End: piece.Index(b.Run.End)})
+	case scheduler.Probe:
+		h.probe(b.Hosts)
 	case scheduler.Revoked:
 		if b.Border {
 			h.planner.RevokeCrossing(dispatch.Run{First: piece.Index(b.Run.First), End: piece.Index(b.Run.End)})
@@ -176,6 +182,20 @@ func (h *host) command(b scheduler.Body) {
 		}
 		h.planner.Revoke(dispatch.Run{First: piece.Index(b.Run.First), End: piece.Index(b.Run.End)})
 	}
+}
+
+// probe measures the round trips to hosts, as package peer does.
+func (h *host) probe(hosts []scheduler.Host) {
+	var slowest time.Duration
+	ev := scheduler.Probed{Host: h.name}
+	for _, o := range hosts {
+		if other := h.sim.byName(o.ID); !other.gone() {
+			rtt := 2 * h.sim.latency(h, other)
+			ev.Trips = append(ev.Trips, scheduler.Trip{To: o.ID, RTT: rtt})
+			slowest = max(slowest, rtt)
+		}
+	}
+	h.sim.after(3*slowest, func() { h.send(ev) })
 }
 
 func parentIDs(hosts []scheduler.Host) []dispatch.ParentID {

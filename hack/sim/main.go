@@ -71,8 +71,9 @@ func (s *sim) result() result {
 		if h.finishAt == 0 && len(s.faults) == 0 {
 			s.fault("%s has %d of %d pieces", h.name, h.have.Count(), s.cfg.pieces)
 		}
-		ends = append(ends, h.finishAt.Seconds())
-		r.Makespan = max(r.Makespan, h.finishAt.Seconds())
+		end := (h.finishAt - s.sc.idle).Seconds()
+		ends = append(ends, end)
+		r.Makespan = max(r.Makespan, end)
 	}
 	if s.sc.late {
 		last := s.hosts[len(s.hosts)-1]
@@ -80,7 +81,7 @@ func (s *sim) result() result {
 	}
 	slices.Sort(ends)
 	r.Median = ends[len(ends)/2] / r.Bound
-	r.OriginDone = s.originDone.Seconds() / r.Bound
+	r.OriginDone = (s.originDone - s.sc.idle).Seconds() / r.Bound
 	r.Ratio, r.Faults = r.Makespan/r.Bound, s.faults
 	return r
 }

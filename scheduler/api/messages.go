@@ -46,6 +46,7 @@ type Event struct {
 	Progress *Progress    `json:"progress,omitempty"`
 	Failed   *LeaseFailed `json:"failed,omitempty"`
 	Stuck    *Stuck       `json:"stuck,omitempty"`
+	Probed   *Probed      `json:"probed,omitempty"`
 }
 
 // Join announces a task the host holds pieces of or wants.
@@ -93,6 +94,17 @@ type Stuck struct {
 	Withheld bool   `json:"withheld,omitempty"`
 }
 
+// Probed has the round trips that were measured, as far as anybody was reached.
+type Probed struct {
+	Trips []Trip `json:"trips"`
+}
+
+// Trip is the round trip to a host.
+type Trip struct {
+	To string `json:"to"` // id of the host
+	US int64  `json:"us"` // microseconds
+}
+
 // Command is what the scheduler tells; at most one field is set, none is a sign of life.
 type Command struct {
 	Welcome    *Welcome    `json:"welcome,omitempty"`
@@ -103,6 +115,7 @@ type Command struct {
 	Digests    *Digests    `json:"digests,omitempty"`
 	Failed     *Failed     `json:"failed,omitempty"`
 	Share      *Share      `json:"share,omitempty"`
+	Probe      *Probe      `json:"probe,omitempty"`
 }
 
 // Welcome is the first command of a session.
@@ -148,6 +161,11 @@ type Failed struct {
 	Task    string `json:"task"`
 	Failure string `json:"failure"`
 	Text    string `json:"text"`
+}
+
+// Probe asks for the round trips to other hosts.
+type Probe struct {
+	Hosts []Host `json:"hosts"`
 }
 
 // Share is how fast the host may read origins, so that all hosts together keep to the cluster's rate.

@@ -106,6 +106,13 @@ func (s *Server) tick(now time.Time) {
 	s.metrics.observe(s.machine.Snapshot())
 }
 
+// Zones returns the zone of each host, in the order of their names.
+func (s *Server) Zones() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.machine.Snapshot().Zones
+}
+
 // SetOriginRate changes the rate at which all hosts together may read origins, in bytes a second; zero is no bound.
 func (s *Server) SetOriginRate(rate int64) {
 	s.mu.Lock()

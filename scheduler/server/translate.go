@@ -1,6 +1,8 @@
 package server
 
 import (
+	"time"
+
 	"github.com/shoal-project/shoal/scheduler"
 	"github.com/shoal-project/shoal/scheduler/api"
 )
@@ -27,6 +29,12 @@ func toEvent(host scheduler.HostID, ev api.Event) (e scheduler.Event, ok bool) {
 	case ev.Stuck != nil:
 		return scheduler.Stuck{Host: host, Task: scheduler.TaskID(ev.Stuck.Task), Runs: toRuns(ev.Stuck.Runs),
 			Withheld: ev.Stuck.Withheld}, true
+	case ev.Probed != nil:
+		p := scheduler.Probed{Host: host}
+		for _, t := range ev.Probed.Trips {
+			p.Trips = append(p.Trips, scheduler.Trip{To: scheduler.HostID(t.To), RTT: time.Duration(t.US) * time.Microsecond})
+		}
+		return p, true
 	default:
 		return nil, false
 	}
@@ -67,6 +75,8 @@ func toCommand(b scheduler.Body) api.Command {
 		return api.Command{Digests: &api.Digests{Task: string(b.Task), Digests: out}}
 	case scheduler.Failed:
 		return api.Command{Failed: &api.Failed{Task: string(b.Task), Failure: string(b.Failure), Text: b.Text}}
+	case scheduler.Probe:
+		return api.Command{Probe: &api.Probe{Hosts: fromHosts(b.Hosts)}}
 	case scheduler.Share:
 		return api.Command{Share: &api.Share{Rate: b.Rate}}
 	default:

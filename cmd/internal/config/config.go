@@ -74,7 +74,9 @@ type Scheduler struct {
 	Limits  ClusterLimits `yaml:"limits"`
 	// Networks say where nodes stand that do not say so themselves.
 	Networks []Network `yaml:"networks"`
-	Log      Log       `yaml:"log"`
+	// Near is the longest round trip within a zone, for nodes that have none by then; 0 does not measure.
+	Near time.Duration `yaml:"near"`
+	Log  Log           `yaml:"log"`
 }
 
 // Network is a range of addresses and where its nodes stand.
@@ -177,7 +179,7 @@ type Store struct {
 
 // DefaultScheduler returns the configuration without a file.
 func DefaultScheduler() Scheduler {
-	return Scheduler{Listen: "0.0.0.0:7700", Log: defaultLog()}
+	return Scheduler{Listen: "0.0.0.0:7700", Near: 10 * time.Millisecond, Log: defaultLog()}
 }
 
 // DefaultNode returns the configuration without a file: a lone host that reads every blob from its origin once.
@@ -237,6 +239,9 @@ func (s Scheduler) Validate() error {
 	errs := []error{checkAddr("listen", s.Listen), s.Cluster.validate(true), s.Limits.Validate(), s.Log.validate()}
 	if _, err := s.Places(); err != nil {
 		errs = append(errs, err)
+	}
+	if s.Near < 0 {
+		errs = append(errs, fmt.Errorf("near: %v is negative; 0 does not measure", s.Near))
 	}
 	if s.Admin.Listen != "" {
 		errs = append(errs, checkAddr("admin.listen", s.Admin.Listen))

@@ -9,6 +9,7 @@ import (
 
 	"github.com/shoal-project/shoal/cmd/internal/config"
 	"github.com/shoal-project/shoal/peer/transfer"
+	"github.com/shoal-project/shoal/scheduler"
 	"github.com/shoal-project/shoal/scheduler/identity"
 	"github.com/shoal-project/shoal/scheduler/server"
 )
@@ -34,7 +35,7 @@ func RunScheduler(ctx context.Context, cfg config.Scheduler, version string, w i
 	if err != nil {
 		return err
 	}
-	s := server.New(server.Config{Token: token, Networks: places, Log: log.With("component", "scheduler"), Registerer: adm.registry})
+	s := server.New(server.Config{Token: token, Networks: places, Machine: scheduler.Config{Near: cfg.Near}, Log: log.With("component", "scheduler"), Registerer: adm.registry})
 	rate := &originRate{apply: s.SetOriginRate, log: log}
 	if err := rate.set(cfg.Limits); err != nil {
 		return err
