@@ -31,14 +31,21 @@ func (c *cluster) crossingsOf(hosts ...HostID) map[int]int {
 	return out
 }
 
-// checkZones compares what is noted of each zone with what follows from its members.
+// checkZones fails the test when what is noted of a zone is not what follows from its members.
 func checkZones(t *testing.T, task *task, seed uint64) {
 	t.Helper()
+	if fault := zoneFault(task); fault != "" {
+		t.Fatalf("seed %d: %s", seed, fault)
+	}
+}
+
+// zoneFault compares what is noted of each zone with what follows from its members.
+func zoneFault(task *task) string {
 	for _, z := range task.zones {
 		fetched, members := map[int]bool{}, 0
 		for _, c := range z.leases {
 			if fetched[c.piece] || !z.leased.Test(uint(c.piece)) || c.to.zone != z || task.members[c.to.host.ID] != c.to {
-				t.Fatalf("seed %d: piece %d crosses into %q twice, unmarked, or to nobody", seed, c.piece, z.name)
+				return fmt.Sprintf("piece %d crosses into %q twice, unmarked, or to nobody", c.piece, z.name)
 			}
 			fetched[c.piece] = true
 		}
@@ -57,14 +64,15 @@ func checkZones(t *testing.T, task *task, seed uint64) {
 		for i := range holders {
 			idle := task.holders[i] > 0 && holders[i] == 0 && !fetched[i]
 			if holders[i] != z.holders[i] || idle != z.idle.Test(uint(i)) || fetched[i] != z.leased.Test(uint(i)) {
-				t.Fatalf("seed %d: piece %d in %q: %d holders, noted %d; idle %v, noted %v", seed, i, z.name, holders[i], z.holders[i],
+				return fmt.Sprintf("piece %d in %q: %d holders, noted %d; idle %v, noted %v", i, z.name, holders[i], z.holders[i],
 					idle, z.idle.Test(uint(i)))
 			}
 		}
 		if members == 0 || members != z.members {
-			t.Fatalf("seed %d: zone %q has %d members, noted %d", seed, z.name, members, z.members)
+			return fmt.Sprintf("zone %q has %d members, noted %d", z.name, members, z.members)
 		}
 	}
+	return ""
 }
 
 // twoZones has a seed and a0 in zone a, b0 to b3 in zone b; all but the seed have joined.
