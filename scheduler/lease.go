@@ -40,7 +40,7 @@ func (m *Machine) progress(now time.Time, ev Progress) {
 			}
 		}
 	}
-	m.settle(t)
+	m.settle(now, t)
 	m.grant(now, t)
 }
 
@@ -132,7 +132,7 @@ func pieces(t *task, runs []Run) func(func(int) bool) {
 }
 
 // settle ends the leases whose pieces are all held, by whomever.
-func (m *Machine) settle(t *task) {
+func (m *Machine) settle(now time.Time, t *task) {
 	m.dropLeases(t, func(l *lease) bool {
 		for i := l.run.First; i < l.run.End; i++ {
 			if t.holders[i] == 0 {
@@ -141,7 +141,7 @@ func (m *Machine) settle(t *task) {
 		}
 		return true
 	})
-	t.settleCrossings()
+	m.settleCrossings(now, t)
 }
 
 func (m *Machine) dropLeases(t *task, drop func(*lease) bool) {

@@ -280,7 +280,7 @@ func (m *Machine) taskJoined(now time.Time, ev TaskJoined) {
 	t.want(me, ev.Wants)
 	m.adopt(now, t, me, ev.Reading)
 	m.adoptCrossings(now, t, me, ev.Crossing)
-	t.settleCrossings()
+	m.settleCrossings(now, t)
 	m.learn(t, h, ev.Digests, nil)
 	m.link(t, me)
 	if t.Sequential && ev.Wants {

@@ -30,6 +30,7 @@ type zone struct {
 	leases            []*crossing       // in the order they were given
 	fresh             map[int]time.Time // pieces that have come across lately, and when
 	failures          int               // crossings that came to nothing since one did not
+	took              time.Duration     // a crossing, a moving mean
 }
 
 // crossing is the right of one member to fetch one piece across its zone's border.
@@ -241,16 +242,30 @@ func (t *task) dropCrossings(z *zone, drop func(*crossing) bool) {
 }
 
 // settleCrossings ends those whose piece is held in the zone, by whomever.
-func (t *task) settleCrossings() {
+func (m *Machine) settleCrossings(now time.Time, t *task) {
 	for _, z := range t.zones {
 		t.dropCrossings(z, func(c *crossing) bool {
 			came := c.to.have.Test(uint(c.piece))
 			if came {
 				z.failures = 0
+				m.measured(now, z, c)
 			}
 			return came || z.holders[c.piece] > 0 && !c.again
 		})
 	}
+}
+
+// measured takes note of how long a crossing took. Whoever takes much longer than others is left alone for as long again as that, if
+// there are many others.
+func (m *Machine) measured(now time.Time, z *zone, c *crossing) {
+	took := now.Sub(c.given)
+	if policy.Slow(took, z.took) && z.wanting > m.cfg.Crossings {
+		c.to.crossAfter = now.Add(took)
+	}
+	if z.took == 0 {
+		z.took = took
+	}
+	z.took += (took - z.took) / 8
 }
 
 // crossingFailed takes back what a member could not fetch, from none of the holders it was told.

@@ -208,6 +208,58 @@ func TestLateCrossingIsMovedWithGrowingPatience(t *testing.T) {
 	}
 }
 
+func TestReceiverOnAThinLinkIsLeftAloneForAWhile(t *testing.T) {
+	c := newCluster(t)
+	c.do(hostJoins("sa", true, "a"), join("sa", blob(400)))
+	var hosts []HostID
+	for i := range 20 {
+		hosts = append(hosts, HostID(fmt.Sprint("b", i)))
+		c.do(hostJoins(string(hosts[i]), false, "b"), join(string(hosts[i]), blob(400)))
+	}
+	held := 0
+	come := func(pieces int) { // to the seed
+		c.do(Progress{Host: "sa", Task: "blob", Gained: []Run{{held, held + pieces}}})
+		held += pieces
+	}
+	fetch := func(id HostID) {
+		runs := c.crossings[id]
+		delete(c.crossings, id)
+		c.do(Progress{Host: id, Task: "blob", Gained: runs})
+	}
+	come(16)
+	slow := hosts[slices.IndexFunc(hosts, func(id HostID) bool { return len(c.crossings[id]) > 0 })]
+	for _, wait := range []time.Duration{10 * time.Millisecond, time.Second} { // others are quick, it is not
+		c.after(wait, Tick{})
+		for _, id := range hosts {
+			if (id == slow) == (wait == time.Second) {
+				fetch(id)
+			}
+		}
+	}
+	round := func() (slowFetches bool) {
+		come(16)
+		slowFetches = len(c.crossings[slow]) > 0
+		c.after(10*time.Millisecond, Tick{})
+		for _, id := range hosts {
+			fetch(id)
+		}
+		return slowFetches
+	}
+	for range 10 {
+		if round() {
+			t.Fatal("it is to fetch again at once")
+		}
+	}
+	c.after(time.Second, Tick{})
+	again := false
+	for range 10 {
+		again = round() || again
+	}
+	if !again {
+		t.Error("it is never to fetch again")
+	}
+}
+
 func TestStuckMemberReadsTheOriginOnlyWhenTheBorderIsShut(t *testing.T) {
 	c := newCluster(t)
 	c.do(hostJoins("sa", true, "a"), join("sa", blob(1), Run{0, 1}), hostJoins("b", false, "b"), join("b", blob(1)))

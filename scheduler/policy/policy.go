@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sort"
+	"time"
 )
 
 // Locality is where a host stands. Empty fields are one place of their own, so an unconfigured cluster is one zone.
@@ -82,6 +83,9 @@ func Graph(racks []string, degree int, rng *rand.Rand) [][2]int {
 
 // Sources returns the keys of up to n candidates to fetch a piece from across a border, the least loaded first, at random among equals.
 func Sources(candidates []Candidate, n int, rng *rand.Rand) []int { return take(candidates, n, rng) }
+
+// Slow reports whether something took much longer than it does for others, on the mean; zero is no mean yet.
+func Slow(took, mean time.Duration) bool { return mean > 0 && took > 4*mean }
 
 // Reader returns the key of the candidate that should read the origin next, the least loaded one at random among
 // equals, seeds before all others. ok is false when there is no candidate.
