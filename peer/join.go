@@ -32,6 +32,9 @@ func (t *task) rehome() {
 	for _, r := range t.planner.Leased() {
 		ev.Join.Reading = append(ev.Join.Reading, api.Run{int(r.First), int(r.End)})
 	}
+	for _, r := range t.planner.Crossings() {
+		ev.Join.Crossing = append(ev.Join.Crossing, api.Run{int(r.First), int(r.End)})
+	}
 	s.Send(ev)
 }
 
@@ -46,7 +49,7 @@ func (t *task) reportDue() time.Time {
 		return t.reported
 	}
 	lost := t.planner.Missing() > t.have.Len()-t.have.Count()
-	return t.reported.Add(t.planner.ReportAfter(t.reading || lost || len(t.freshDigests) > 0))
+	return t.reported.Add(t.planner.ReportAfter(t.reading || t.crossed || lost || len(t.freshDigests) > 0))
 }
 
 // report tells the scheduler what changed since the last report.
@@ -68,7 +71,7 @@ func (t *task) report(now time.Time) {
 	}
 	t.session.Send(api.Event{Progress: &api.Progress{Task: t.blob.Digest.String(), Gained: runs(gained), Lost: runs(lost),
 		Reading: t.reading, Done: held.Full(), Digests: t.freshDigests}})
-	t.have, t.freshDigests, t.reading, t.urgent, t.reported = held, nil, false, false, now
+	t.have, t.freshDigests, t.reading, t.crossed, t.urgent, t.reported = held, nil, false, false, false, now
 }
 
 // chooseMode decides whether the origin may be read without leases, and whom to ask when no scheduler lives.
@@ -86,11 +89,44 @@ func (t *task) chooseMode(now time.Time) {
 			t.session.Send(api.Event{Stuck: &api.Stuck{Task: t.blob.Digest.String(),
 				Runs: []api.Run{{int(run.First), int(run.End)}}}})
 		}
+		if withheld := t.planner.Withheld(now); len(withheld) > 0 {
+			ev := &api.Stuck{Task: t.blob.Digest.String(), Withheld: true}
+			for _, run := range withheld {
+				ev.Runs = append(ev.Runs, api.Run{int(run.First), int(run.End)})
+			}
+			t.session.Send(api.Event{Stuck: ev})
+		}
+		for _, run := range t.planner.Uncrossed() {
+			t.session.Send(crossingFailed(t.blob.Digest.String(), api.Run{int(run.First), int(run.End)}, "no holder could be reached"))
+		}
 		t.planner.Self(t.lastResort)
 		return
 	}
 	_, ok := t.substitute()
 	t.planner.Self(!ok || t.blob.Origin.none() || t.stands(now)) // no seed reads what takes a secret
+}
+
+// cross takes the right to fetch a run across the border of the zone.
+func (t *task) cross(l *api.Lease) {
+	from := make([]dispatch.ParentID, 0, len(l.From))
+	for _, h := range l.From {
+		from = append(from, dispatch.ParentID(h.Addr))
+	}
+	t.planner.Cross(toRun(l.Run), from, l.Again)
+}
+
+// revoked takes back what was leased and has not begun.
+func (t *task) revoked(r *api.Revoked) {
+	if r.Border {
+		t.planner.RevokeCrossing(toRun(r.Run))
+	} else {
+		t.planner.Revoke(toRun(r.Run))
+	}
+}
+
+// crossingFailed tells that a run cannot be fetched across the border, for the time being.
+func crossingFailed(task string, run api.Run, text string) api.Event {
+	return api.Event{Failed: &api.LeaseFailed{Task: task, Run: run, Failure: failureTransient, Text: text, Border: true}}
 }
 
 // stands reports whether the task has had no piece for so long that a slow origin or parent is no excuse any more.
@@ -156,6 +192,12 @@ func (t *task) tend(ctx context.Context) {
 		spec := t.blob.ask(t.peer.cfg.Host.Addr, id == asked) // here, since a later reader may bring another origin
 		t.workers.Go(func() { t.watch(watchCtx, id, spec) })
 	}
+}
+
+// named takes the list of neighbours. It has those who came to watch, too, as far as they are neighbours still.
+func (t *task) named(hosts []api.Host) {
+	t.neighbours = hosts
+	clear(t.visitors)
 }
 
 // maxVisitors bounds the neighbours that nobody but themselves named.

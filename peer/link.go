@@ -25,6 +25,7 @@ type link struct {
 	peer   *Peer
 	client *api.Client
 	cancel context.CancelCauseFunc // ends run
+	probes chan probing
 
 	mu      sync.Mutex // guards session
 	session *api.Session
@@ -40,8 +41,9 @@ func (p *Peer) keepLinks(ctx context.Context) error {
 			l := p.linkTo(c)
 			if l == nil {
 				linkCtx, cancel := context.WithCancelCause(ctx)
-				l = &link{peer: p, client: c, cancel: cancel}
+				l = &link{peer: p, client: c, cancel: cancel, probes: make(chan probing, 4)}
 				running.Go(func() { l.run(linkCtx) })
+				running.Go(func() { l.prober(linkCtx) })
 			}
 			links = append(links, l)
 		}
@@ -201,13 +203,18 @@ func (l *link) Command(s *api.Session, c api.Command) {
 		p.seeds = c.Seeds.Hosts
 		p.mu.Unlock()
 	case c.Neighbours != nil:
-		p.tell(c.Neighbours.Task, func(t *task) { t.neighbours = c.Neighbours.Hosts })
+		p.tell(c.Neighbours.Task, func(t *task) { t.named(c.Neighbours.Hosts) })
 	case c.Share != nil:
 		p.cfg.Limits.ShareSource(l.client.URL(), limits.Rate(max(c.Share.Rate, 0)))
+	case c.Probe != nil:
+		select {
+		case l.probes <- probing{s, c.Probe.Hosts}:
+		default: // more than it can want
+		}
 	case c.Lease != nil:
 		p.lease(s, c.Lease)
 	case c.Revoked != nil:
-		p.tell(c.Revoked.Task, func(t *task) { t.planner.Revoke(toRun(c.Revoked.Run)) })
+		p.tell(c.Revoked.Task, func(t *task) { t.revoked(c.Revoked) })
 	case c.Digests != nil:
 		p.tell(c.Digests.Task, func(t *task) { t.learn(c.Digests.Digests) })
 	case c.Failed != nil:
@@ -222,8 +229,14 @@ func (p *Peer) tell(id string, f func(*task)) {
 	}
 }
 
-// lease begins to read the origin for the cluster, for a task this host may not have heard of.
+// lease begins to read the origin for the cluster, for a task this host may not have heard of, or to fetch across the border for the zone.
 func (p *Peer) lease(s *api.Session, l *api.Lease) {
+	if len(l.From) > 0 {
+		if t := p.lookup(digestOf(l.Task.ID)); t == nil || !t.post(func() { t.cross(l) }) {
+			s.Send(crossingFailed(l.Task.ID, l.Run, "the task has ended"))
+		}
+		return
+	}
 	run := toRun(l.Run)
 	if t := p.lookup(digestOf(l.Task.ID)); t != nil && t.post(func() { t.leased(run, l.Demanded) }) {
 		return

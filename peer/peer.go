@@ -68,6 +68,8 @@ type Config struct {
 	MapTimeout time.Duration
 	// Limits hold back what is read from origins and copied. What passes between peers is the Wire's matter. Nil is none.
 	Limits *limits.Limits
+	// RoundTrip measures the way to another host's address, for a scheduler that wants to know. Nil connects and takes the time.
+	RoundTrip func(ctx context.Context, addr string) (time.Duration, error)
 	// Log is where tasks are reported; nil discards.
 	Log *slog.Logger
 	// Registerer takes the metrics; nil keeps them private.
@@ -78,6 +80,9 @@ func (c Config) withDefaults() Config {
 	c.Grace = cmp.Or(c.Grace, 30*time.Second)
 	c.SelfAfter = cmp.Or(c.SelfAfter, 4*time.Second)
 	c.MapTimeout = cmp.Or(c.MapTimeout, 10*time.Second)
+	if c.RoundTrip == nil {
+		c.RoundTrip = connectTime
+	}
 	if c.Limits == nil {
 		c.Limits = limits.None()
 	}

@@ -66,6 +66,7 @@ type task struct {
 	freshDigests  []api.PieceDigest
 	urgent        bool // readers elsewhere wait for the digests in freshDigests
 	reading       bool // bytes arrived from the origin since the last report
+	crossed       bool // a piece came that was leased to be fetched across the border, likewise
 	reported      time.Time
 	moved         time.Time                   // when a piece came last, or somebody asked
 	left          time.Time                   // when a reference was given up last
@@ -308,6 +309,9 @@ func (t *task) farewell(failure, text string) {
 	for _, run := range t.planner.Leased() {
 		t.session.Send(api.Event{Failed: &api.LeaseFailed{Task: id, Run: api.Run{int(run.First), int(run.End)}, Failure: failure, Text: text}})
 	}
+	for _, run := range t.planner.Crossings() {
+		t.session.Send(crossingFailed(id, api.Run{int(run.First), int(run.End)}, text))
+	}
 	switch {
 	case failure == failureCorrupt:
 	case held.Count() == 0:
@@ -416,6 +420,7 @@ func (t *task) learn(digests []api.PieceDigest) {
 
 // got takes note of a piece that is now in the store.
 func (t *task) got(i piece.Index) {
+	t.crossed = t.crossed || t.planner.Crosses(i)
 	t.planner.Got(i)
 	t.moved, t.hiccups = time.Now(), 0
 	t.unfail()

@@ -17,8 +17,10 @@ func (m *Machine) demand(now time.Time, ev Demand) {
 	near := len(me.neighbours)
 	for i := range pieces(t, ev.Runs) {
 		switch {
-		case t.holders[i] > 0:
+		case me.zone.holders[i] > 0:
 			t.near(me, i)
+		case t.holders[i] > 0:
+			m.fetchFor(now, t, me, i)
 		case t.Sequential && i == t.Pieces-1:
 			t.wholly(me) // it is given out only when all before it was read
 		case t.urgent[i] == nil:
@@ -36,11 +38,26 @@ func (m *Machine) demand(now time.Time, ev Demand) {
 	m.grant(now, t)
 }
 
-// near has a member get piece i from one who holds it: from a neighbour, or else a new one, of those the one with the fewest.
+// fetchFor has a member that waits for piece i, which only other zones hold, fetch it across the border, or be a neighbour of who does.
+func (m *Machine) fetchFor(now time.Time, t *task, me *member, i int) {
+	for _, c := range me.zone.leases {
+		if c.piece != i {
+			continue
+		}
+		if c.to != me && !me.neighbours[c.to.host.ID] {
+			me.neighbours[c.to.host.ID], c.to.neighbours[me.host.ID] = true, true
+			m.tellNeighbours(t, me)
+		}
+		return
+	}
+	m.giveCrossing(now, t, me, Run{i, i + 1})
+}
+
+// near has a member get piece i from one of its zone who holds it: from a neighbour, or else a new one, of those the one with the fewest.
 func (t *task) near(me *member, i int) {
 	var best *member
 	for _, other := range t.order {
-		if other == me || !other.have.Test(uint(i)) {
+		if other == me || other.zone != me.zone || !other.have.Test(uint(i)) {
 			continue
 		}
 		if me.neighbours[other.host.ID] {
@@ -55,11 +72,12 @@ func (t *task) near(me *member, i int) {
 	}
 }
 
-// gather has those who wait for a piece of a run be neighbours of the one who reads it.
+// gather has those who wait for a piece of a run be neighbours of the one who reads it, if they are of its zone. The others fetch it across
+// the border once it is there.
 func (m *Machine) gather(t *task, reader *member, run Run) {
 	for i := run.First; i < run.End; i++ {
 		for _, me := range t.urgent[i] {
-			if me != reader && t.members[me.host.ID] == me && !me.neighbours[reader.host.ID] {
+			if me != reader && me.zone == reader.zone && t.members[me.host.ID] == me && !me.neighbours[reader.host.ID] {
 				me.neighbours[reader.host.ID], reader.neighbours[me.host.ID] = true, true
 				m.tellNeighbours(t, me)
 			}
@@ -69,10 +87,7 @@ func (m *Machine) gather(t *task, reader *member, run Run) {
 
 // wholly has a member want everything.
 func (t *task) wholly(me *member) {
-	wants := me.wants
-	t.want(me, false)
-	me.partial = false
-	t.want(me, wants)
+	t.wants(me, me.wants, false)
 }
 
 // hurry tells who reads a run that a piece of it is waited for.
@@ -92,11 +107,16 @@ func (m *Machine) hurry(t *task, i int) {
 // lease that ends without it is followed by another.
 func (m *Machine) grantDemanded(now time.Time, t *task) {
 	t.demanded = slices.DeleteFunc(t.demanded, func(i int) bool {
-		if t.holders[i] > 0 {
-			delete(t.urgent, i)
-			return true
+		if t.holders[i] == 0 {
+			return false
 		}
-		return false
+		for _, me := range t.urgent[i] {
+			if t.members[me.host.ID] == me && me.zone.holders[i] == 0 && !me.have.Test(uint(i)) {
+				m.fetchFor(now, t, me, i)
+			}
+		}
+		delete(t.urgent, i)
+		return true
 	})
 	idle := func(i int) bool { return t.holders[i] == 0 && !t.leased.Test(uint(i)) }
 	most := max(int(m.cfg.LeaseBytes/max(t.PieceSize, 1)), 1)

@@ -2,9 +2,10 @@
 // event and returns the commands to send. There is no lock, clock, socket or logger inside, and the same events with
 // the same seed give the same commands; package scheduler/server is the shell around it.
 //
-// It governs only what is scarce: the origin. Each piece of a task has at most one lease to read it from the origin
-// (back-to-source), given to a seed, or to a peer where no seed can. Everything else is between the peers: the scheduler only tells each
-// one its neighbours, and they exchange pieces, haves and busy answers without it.
+// It governs only what is scarce: the origin, and the borders between zones. Each piece of a task has at most one lease to read it from the origin
+// (back-to-source), given to a seed, or to a peer where no seed can, and for each other zone one to fetch it across that zone's border.
+// Everything else is between the peers of a zone: the scheduler only tells each one its neighbours, and they exchange pieces, haves and
+// busy answers without it.
 //
 //	piece:  idle ──lease──▶ leased ──progress──▶ held (n holders)
 //	          ▲               │ failed, silent,      │ last holder gone

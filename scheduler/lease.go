@@ -22,11 +22,13 @@ func (m *Machine) progress(now time.Time, ev Progress) {
 		}
 	}
 	m.lose(t, me, ev.Lost)
-	for _, i := range m.gain(t, me, ev.Gained) {
-		if t.fresh == nil {
-			t.fresh = map[int]time.Time{}
+	for i := range pieces(t, ev.Gained) {
+		if me.zone.leased.Test(uint(i)) {
+			me.zone.refresh(now, i)
 		}
-		t.fresh[i] = now
+	}
+	for _, i := range m.gain(t, me, ev.Gained) {
+		me.zone.refresh(now, i)
 	}
 	if ev.Done {
 		t.want(me, false)
@@ -38,7 +40,7 @@ func (m *Machine) progress(now time.Time, ev Progress) {
 			}
 		}
 	}
-	m.settle(t)
+	m.settle(now, t)
 	m.grant(now, t)
 }
 
@@ -100,14 +102,11 @@ func (m *Machine) tellDigests(t *task, to HostID) {
 	}
 }
 
-// gain records pieces of a member and returns those that nobody held.
+// gain records pieces of a member and returns those that nobody held in its zone.
 func (m *Machine) gain(t *task, me *member, runs []Run) (first []int) {
 	for i := range pieces(t, runs) {
-		if !me.have.Test(uint(i)) {
-			me.have.Set(uint(i))
-			if t.holders[i]++; t.holders[i] == 1 {
-				first = append(first, i)
-			}
+		if !me.have.Test(uint(i)) && t.hold(me, i) {
+			first = append(first, i)
 		}
 	}
 	return first
@@ -116,8 +115,7 @@ func (m *Machine) gain(t *task, me *member, runs []Run) (first []int) {
 func (m *Machine) lose(t *task, me *member, runs []Run) {
 	for i := range pieces(t, runs) {
 		if me.have.Test(uint(i)) {
-			me.have.Clear(uint(i))
-			t.holders[i]--
+			t.unhold(me, i)
 			t.cursor = min(t.cursor, i)
 			t.want(me, true)
 		}
@@ -138,7 +136,7 @@ func pieces(t *task, runs []Run) func(func(int) bool) {
 }
 
 // settle ends the leases whose pieces are all held, by whomever.
-func (m *Machine) settle(t *task) {
+func (m *Machine) settle(now time.Time, t *task) {
 	m.dropLeases(t, func(l *lease) bool {
 		for i := l.run.First; i < l.run.End; i++ {
 			if t.holders[i] == 0 {
@@ -147,6 +145,7 @@ func (m *Machine) settle(t *task) {
 		}
 		return true
 	})
+	m.settleCrossings(now, t)
 }
 
 func (m *Machine) dropLeases(t *task, drop func(*lease) bool) {
@@ -165,12 +164,13 @@ func (m *Machine) dropLeases(t *task, drop func(*lease) bool) {
 	})
 }
 
-// grant gives out leases until every idle piece has one or every possible reader has enough.
+// grant gives out leases, of the origin and of the borders, until every idle piece has one or every possible reader has enough.
 func (m *Machine) grant(now time.Time, t *task) {
-	if now.Before(t.hold) {
+	if now.Before(t.pause) {
 		return
 	}
 	m.grantDemanded(now, t)
+	m.cross(now, t)
 	for t.wanting > 0 && t.bulk() < m.cfg.Leases {
 		run, ok := m.idleRun(t)
 		if !ok {
@@ -243,6 +243,7 @@ func (m *Machine) chooseReader(now time.Time, t *task, demanded bool) *member {
 	for i, h := range m.seeds {
 		me := t.members[h.ID]
 		switch {
+		case h.Group != t.group:
 		case me == nil:
 			candidates = append(candidates, policy.Candidate{Key: i, Seed: true})
 		case !me.mayRead(now):
@@ -276,7 +277,7 @@ func (me *member) mayRead(now time.Time) bool { return !me.denied && !now.Before
 
 // draft makes a seed a member of a task it has not heard of; the lease that follows tells it.
 func (m *Machine) draft(t *task, h *host, partial bool) *member {
-	me := t.add(h)
+	me := m.add(t, h)
 	me.partial = partial
 	t.want(me, true)
 	for _, other := range t.order {
@@ -290,6 +291,10 @@ func (m *Machine) draft(t *task, h *host, partial bool) *member {
 func (m *Machine) leaseFailed(now time.Time, ev LeaseFailed) {
 	t, me := m.find(ev.Host, ev.Task)
 	if me == nil {
+		return
+	}
+	if ev.Border {
+		m.crossingFailed(now, t, me, ev.Run)
 		return
 	}
 	m.dropLeases(t, func(l *lease) bool {
@@ -322,7 +327,11 @@ func (m *Machine) tellFailed(t *task, f Failure) {
 // are those that came so lately that the host need not have heard of it.
 func (m *Machine) stuck(now time.Time, ev Stuck) {
 	t, me := m.find(ev.Host, ev.Task)
-	if me == nil || !me.mayRead(now) {
+	switch {
+	case me != nil && ev.Withheld:
+		m.withheld(now, t, me, ev.Runs)
+		return
+	case me == nil || !me.mayRead(now):
 		return
 	}
 	if t.whole() {
@@ -333,8 +342,7 @@ func (m *Machine) stuck(now time.Time, ev Stuck) {
 	}
 	var run Run
 	for i := range pieces(t, ev.Runs) {
-		at, fresh := t.fresh[i]
-		if t.holders[i] == 0 || t.leased.Test(uint(i)) || me.have.Test(uint(i)) || fresh && now.Sub(at) < freshFor {
+		if !m.outOfReach(now, t, me, i) || me.zone.open() && m.crossAgain(now, t, me, i) {
 			continue
 		}
 		if run.End != i && run.End > 0 {
@@ -351,6 +359,15 @@ func (m *Machine) stuck(now time.Time, ev Stuck) {
 	}
 }
 
+// outOfReach reports whether a piece is held in vain for a member that is stuck: not missing, not about to come, and not just come.
+func (m *Machine) outOfReach(now time.Time, t *task, me *member, i int) bool {
+	z := me.zone
+	at, fresh := z.fresh[i]
+	due := z.holders[i] == 0 && z.open() // across the border
+	return t.holders[i] > 0 && !due && !t.leased.Test(uint(i)) && !z.leased.Test(uint(i)) && !me.have.Test(uint(i)) &&
+		(!fresh || now.Sub(at) >= freshFor)
+}
+
 // whole reports whether the task has to be read as a whole, from its beginning. The digest of the last piece is told by who came to the
 // blob's end and found it right, and by then all others were.
 func (t *task) whole() bool { return t.Sequential && t.digests[t.Pieces-1] == nil }
@@ -360,11 +377,8 @@ const freshFor = 500 * time.Millisecond
 
 // tick moves leases that went silent, and retries what had failed in passing.
 func (m *Machine) tick(now time.Time) {
-	for _, id := range slices.Sorted(maps.Keys(m.tasks)) {
+	for _, id := range slices.SortedFunc(maps.Keys(m.tasks), compareKeys) {
 		t := m.tasks[id]
-		if maps.DeleteFunc(t.fresh, func(_ int, at time.Time) bool { return now.Sub(at) >= freshFor }); len(t.fresh) == 0 {
-			t.fresh = nil
-		}
 		for _, l := range slices.Clone(t.leases) {
 			if now.Sub(l.heard) < m.cfg.LeaseSilence || !m.anotherReader(now, t, l.to) {
 				continue
@@ -372,6 +386,11 @@ func (m *Machine) tick(now time.Time) {
 			l.to.notBefore = now.Add(4 * m.cfg.LeaseSilence)
 			m.dropLeases(t, func(x *lease) bool { return x == l })
 			m.send(l.to.host.ID, Revoked{Task: t.ID, Run: l.run})
+		}
+		m.moveCrossings(now, t)
+		for _, z := range t.zones {
+			m.relink(now, t, z)
+			maps.DeleteFunc(z.fresh, func(_ int, at time.Time) bool { return now.Sub(at) >= freshFor })
 		}
 		m.grant(now, t)
 	}
@@ -383,7 +402,7 @@ func (m *Machine) tick(now time.Time) {
 // anotherReader reports whether somebody else could take a lease: a sole reader is slow rather than useless.
 func (m *Machine) anotherReader(now time.Time, t *task, not *member) bool {
 	for _, h := range m.seeds {
-		if t.members[h.ID] == nil {
+		if h.Group == t.group && t.members[h.ID] == nil {
 			return true
 		}
 	}
@@ -395,10 +414,11 @@ func (m *Machine) Snapshot() Snapshot {
 	var s Snapshot
 	for _, id := range slices.Sorted(maps.Keys(m.hosts)) {
 		s.Hosts = append(s.Hosts, m.hosts[id].Host)
+		s.Zones = append(s.Zones, m.zone(m.hosts[id]))
 	}
-	for _, id := range slices.Sorted(maps.Keys(m.tasks)) {
+	for _, id := range slices.SortedFunc(maps.Keys(m.tasks), compareKeys) {
 		t := m.tasks[id]
-		ts := TaskSnapshot{ID: id, Pieces: t.Pieces, Leased: int(t.leased.Count()), Members: len(t.members)}
+		ts := TaskSnapshot{ID: id.id, Group: id.group, Pieces: t.Pieces, Leased: int(t.leased.Count()), Members: len(t.members)}
 		for _, n := range t.holders {
 			if n > 0 {
 				ts.Held++

@@ -24,6 +24,8 @@ type TaskJoined struct {
 	// Moved is set when another machine governed the host's part before, and Reading has what it reads under leases of that one.
 	Moved   bool
 	Reading []Run
+	// Crossing has what it fetches across its zone's border under leases of that one.
+	Crossing []Run
 }
 
 // TaskLeft says that a host no longer holds or wants the blob.
@@ -62,13 +64,15 @@ const (
 	FailureCorrupt   Failure = "corrupt" // the origin's bytes have the wrong digest
 )
 
-// LeaseFailed says that a host could not read a run of pieces from the origin. Text is for people.
+// LeaseFailed says that a host could not read a run of pieces from the origin, or, with Border, from any of the hosts that the lease named.
+// Text is for people.
 type LeaseFailed struct {
 	Host    HostID
 	Task    TaskID
 	Run     Run
 	Failure Failure
 	Text    string
+	Border  bool
 }
 
 // Stuck says that a host still wants pieces and knows nobody it could get them from, although they may be held somewhere.
@@ -76,6 +80,20 @@ type Stuck struct {
 	Host HostID
 	Task TaskID
 	Runs []Run
+	// Withheld is set when the only holder it knows gives wrong bytes or hardly any; other pieces come.
+	Withheld bool
+}
+
+// Probed has the round trips that a host has measured after Probe, as far as it reached anybody.
+type Probed struct {
+	Host  HostID
+	Trips []Trip
+}
+
+// Trip is the round trip to a host.
+type Trip struct {
+	To  HostID
+	RTT time.Duration
 }
 
 // Demand says that readers of a host wait for pieces: these are read from the origin next, if nobody holds them.
@@ -101,6 +119,7 @@ func (Progress) event()    {}
 func (LeaseFailed) event() {}
 func (Stuck) event()       {}
 func (Demand) event()      {}
+func (Probed) event()      {}
 func (OriginRate) event()  {}
 func (Tick) event()        {}
 
@@ -113,7 +132,7 @@ type Command struct {
 // Body is the content of a command.
 type Body interface{ command() }
 
-// Seeds lists all seeds of the cluster.
+// Seeds lists all seeds of the host's group.
 type Seeds struct{ Hosts []Host }
 
 // Neighbours lists the peers to exchange the task's pieces with; it replaces the former list.
@@ -128,12 +147,17 @@ type Lease struct {
 	Run  Run
 	// Demanded is set when readers wait for it: it comes before all others, and says nothing of the rest of the task.
 	Demanded bool
+	// From is set when the pieces are to be fetched across the border of the host's zone instead: from any of these, who hold all of them.
+	From []Host
+	// Again is set with From when somebody of the zone holds the piece, but does not seem to give it.
+	Again bool
 }
 
-// Revoked takes back what was leased and not yet read; the pieces were given to somebody else.
+// Revoked takes back what was leased and not yet read; the pieces were given to somebody else. Border is set for a lease with From.
 type Revoked struct {
-	Task TaskID
-	Run  Run
+	Task   TaskID
+	Run    Run
+	Border bool
 }
 
 // Digests tells piece digests of a sequential task.
@@ -150,6 +174,9 @@ type Failed struct {
 	Text    string
 }
 
+// Probe has a host measure the round trips to others, and tell them by Probed.
+type Probe struct{ Hosts []Host }
+
 // Share tells a host how fast it may read origins, in bytes a second; zero is no bound.
 type Share struct{ Rate int64 }
 
@@ -159,17 +186,20 @@ func (Lease) command()      {}
 func (Revoked) command()    {}
 func (Digests) command()    {}
 func (Failed) command()     {}
+func (Probe) command()      {}
 func (Share) command()      {}
 
 // Snapshot is the state in a form for people and tests.
 type Snapshot struct {
-	Hosts []Host
+	Hosts []Host   // in order
+	Zones []string // of the hosts, named by them or found
 	Tasks []TaskSnapshot
 }
 
 // TaskSnapshot is the state of one task.
 type TaskSnapshot struct {
 	ID      TaskID
+	Group   string
 	Pieces  int
 	Held    int // pieces with at least one holder
 	Leased  int // pieces under a lease

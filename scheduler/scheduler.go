@@ -23,7 +23,9 @@ type Host struct {
 	ID       HostID
 	Addr     string // where its piece server listens, host:port
 	Locality policy.Locality
-	Seed     bool
+	// Group is the name of those it shares with, and nobody else. Hosts without one share with each other.
+	Group string
+	Seed  bool
 }
 
 // Task is a blob being distributed. Hosts that speak of the same ID must agree on Pieces; who does not is ignored.
@@ -49,8 +51,10 @@ type Run struct{ First, End int }
 type Config struct {
 	// Neighbours is how many peers one peer is given to exchange pieces with; others are given it, up to twice as many in all. Default 16.
 	Neighbours int
-	// Gates is how many peers of a zone have a neighbour in another zone; the others get what lies beyond the border from them. Default 16.
-	Gates int
+	// Crossings is how many pieces of a task may be on their way into a zone at a time, at least. Default 16.
+	Crossings int
+	// CrossingBytes is how many bytes may be on their way, if that is more: of small pieces more than Crossings. Default 16 MiB.
+	CrossingBytes int64
 	// LeaseBytes is the length of one lease in bytes, rounded to at least one piece. Default 4 MiB.
 	LeaseBytes int64
 	// LeasesPerHost is how many leases of one task one host may have at a time. Default 2.
@@ -68,11 +72,14 @@ type Config struct {
 	// Handover is how long a task that another machine governed before gets no lease: the hosts that read under the other one's leases
 	// join meanwhile. Default 250 ms.
 	Handover time.Duration
+	// Near is the longest round trip between hosts of one zone, for hosts that name none: zones are found by measuring. Zero does not.
+	Near time.Duration
 }
 
 func (c Config) withDefaults() Config {
 	c.Neighbours = cmp.Or(c.Neighbours, 16)
-	c.Gates = cmp.Or(c.Gates, 16)
+	c.Crossings = cmp.Or(c.Crossings, 16)
+	c.CrossingBytes = cmp.Or(c.CrossingBytes, 16<<20)
 	c.LeaseBytes = cmp.Or(c.LeaseBytes, 4<<20)
 	c.LeasesPerHost = cmp.Or(c.LeasesPerHost, 2)
 	c.Leases = cmp.Or(c.Leases, 8)
@@ -84,35 +91,49 @@ func (c Config) withDefaults() Config {
 
 // Machine is the state of one scheduler. It is not safe for concurrent use.
 type Machine struct {
-	cfg   Config
-	rng   *rand.Rand
-	hosts map[HostID]*host
-	seeds []*host // sorted
-	tasks map[TaskID]*task
-	out   []Command
+	cfg      Config
+	rng      *rand.Rand
+	hosts    map[HostID]*host
+	seeds    []*host // sorted
+	tasks    map[taskKey]*task
+	topology *policy.Topology // nil when round trips are not measured
+	out      []Command
+}
+
+// taskKey names what is distributed by itself: a blob in a group. Groups have nothing in common but the scheduler and its origin rate.
+type taskKey struct {
+	id    TaskID
+	group string
+}
+
+func compareKeys(a, b taskKey) int {
+	return cmp.Or(cmp.Compare(a.id, b.id), cmp.Compare(a.group, b.group))
 }
 
 type host struct {
 	Host
 	tasks map[TaskID]*member
-	read  time.Time // when it was last seen with a lease
-	share int64     // of Config.OriginRate, as it was told; 0 when it was not
+	read  time.Time                // when it was last seen with a lease
+	share int64                    // of Config.OriginRate, as it was told; 0 when it was not
+	trips map[string]time.Duration // that it measured or is to; nil when it has its place
 }
 
-// task holds what is known of one blob.
+// task holds what is known of one blob in one group.
 type task struct {
 	Task
+	group   string
 	members map[HostID]*member
-	order   []*member         // the members in the order they came, for output that does not depend on map order
-	wanting int               // members that want everything
-	holders []uint16          // per piece, members that hold it
-	leases  []*lease          // in the order they were given
-	leased  *bitset.BitSet    // pieces under a lease
-	digests [][]byte          // per piece, only for sequential tasks; nil where unknown
-	cursor  int               // below it no piece is idle
-	fresh   map[int]time.Time // pieces that got their first holder lately, and when
-	refused string            // why the last possible reader could not read the origin
-	hold    time.Time         // no lease before: who reads under one of another machine has yet to say so
+	order   []*member      // the members in the order they came, for output that does not depend on map order
+	wanting int            // members that want pieces
+	holders []uint16       // per piece, members that hold it
+	leases  []*lease       // in the order they were given
+	leased  *bitset.BitSet // pieces under a lease
+	zones   []*zone        // those with members, by name
+	digests [][]byte       // per piece, only for sequential tasks; nil where unknown
+	cursor  int            // below it no piece is idle
+	refused string         // why the last possible reader could not read the origin
+	moved   bool           // another machine governed it before
+	pause   time.Time      // no lease before: who reads under one of that has yet to say so
 	// demanded are the pieces that readers wait for and nobody held when they said so, in that order; urgent has the members that wait
 	// for each.
 	demanded []int
@@ -122,12 +143,15 @@ type task struct {
 // member is one host's part in one task.
 type member struct {
 	host       *host
+	zone       *zone
 	have       *bitset.BitSet
 	wants      bool
-	partial    bool // it wants only what it demands
-	leases     int  // that it has
+	partial    bool      // it wants only what it demands
+	leases     int       // that it has
+	crossings  int       // that it has
+	serving    int       // crossings that it was named for as a source
+	crossAfter time.Time // no crossing before
 	neighbours map[HostID]bool
-	gate       bool      // it was given a neighbour across the border of its zone
 	denied     bool      // the origin refused this host for good
 	notBefore  time.Time // no lease before
 }
@@ -143,7 +167,11 @@ type lease struct {
 
 // New returns a machine that draws its random choices from rng.
 func New(cfg Config, rng *rand.Rand) *Machine {
-	return &Machine{cfg: cfg.withDefaults(), rng: rng, hosts: map[HostID]*host{}, tasks: map[TaskID]*task{}}
+	m := &Machine{cfg: cfg.withDefaults(), rng: rng, hosts: map[HostID]*host{}, tasks: map[taskKey]*task{}}
+	if cfg.Near > 0 {
+		m.topology = policy.NewTopology(cfg.Near)
+	}
+	return m
 }
 
 // Step takes one event at the given time, which must not go backwards, and returns the commands that follow from it, in
@@ -167,6 +195,8 @@ func (m *Machine) Step(now time.Time, ev Event) []Command {
 		m.stuck(now, ev)
 	case Demand:
 		m.demand(now, ev)
+	case Probed:
+		m.probed(now, ev)
 	case OriginRate:
 		m.originRate(now, ev.Rate)
 	case Tick:
@@ -183,12 +213,13 @@ func (m *Machine) hostJoined(now time.Time, ev HostJoined) {
 	}
 	h := &host{Host: ev.Host, tasks: map[TaskID]*member{}}
 	m.hosts[h.ID] = h
+	m.placed(h)
 	if h.Seed {
 		at, _ := slices.BinarySearchFunc(m.seeds, h.ID, func(s *host, id HostID) int { return cmp.Compare(s.ID, id) })
 		m.seeds = slices.Insert(m.seeds, at, h)
-		m.tellSeeds(slices.Sorted(maps.Keys(m.hosts))...)
+		m.tellSeeds(h.Group, slices.Sorted(maps.Keys(m.hosts))...)
 	} else {
-		m.tellSeeds(ev.Host.ID)
+		m.tellSeeds(h.Group, ev.Host.ID)
 	}
 }
 
@@ -200,21 +231,28 @@ func (m *Machine) hostLeft(now time.Time, id HostID) {
 	delete(m.hosts, id) // first, so that no lease goes back to it
 	m.seeds = slices.DeleteFunc(m.seeds, func(s *host) bool { return s == h })
 	for _, tid := range slices.Sorted(maps.Keys(h.tasks)) {
-		m.removeMember(now, m.tasks[tid], h.tasks[tid])
+		m.removeMember(now, m.tasks[taskKey{tid, h.Group}], h.tasks[tid])
+	}
+	if m.topology != nil {
+		m.topology.Remove(string(id))
 	}
 	if h.Seed {
-		m.tellSeeds(slices.Sorted(maps.Keys(m.hosts))...)
+		m.tellSeeds(h.Group, slices.Sorted(maps.Keys(m.hosts))...)
 	}
 }
 
-// tellSeeds sends hosts the list of seeds, which they fall back on when no scheduler lives.
-func (m *Machine) tellSeeds(to ...HostID) {
+// tellSeeds sends those of the hosts that are of a group the list of its seeds, which they fall back on when no scheduler lives.
+func (m *Machine) tellSeeds(group string, to ...HostID) {
 	seeds := make([]Host, 0, len(m.seeds))
 	for _, h := range m.seeds {
-		seeds = append(seeds, h.Host)
+		if h.Group == group {
+			seeds = append(seeds, h.Host)
+		}
 	}
 	for _, id := range to {
-		m.send(id, Seeds{Hosts: seeds})
+		if m.hosts[id].Group == group {
+			m.send(id, Seeds{Hosts: seeds})
+		}
 	}
 }
 
@@ -223,13 +261,14 @@ func (m *Machine) taskJoined(now time.Time, ev TaskJoined) {
 	if h == nil || ev.Task.Pieces <= 0 || ev.Task.Pieces > MaxPieces {
 		return
 	}
-	t := m.tasks[ev.Task.ID]
+	key := taskKey{ev.Task.ID, h.Group}
+	t := m.tasks[key]
 	if t == nil {
-		t = newTask(ev.Task)
-		m.tasks[t.ID] = t
-		if ev.Moved {
-			t.hold = now.Add(m.cfg.Handover)
-		}
+		t = newTask(ev.Task, h.Group)
+		m.tasks[key] = t
+	}
+	if ev.Moved && !t.moved {
+		t.moved, t.pause = true, now.Add(m.cfg.Handover)
 	}
 	if t.Pieces != ev.Task.Pieces {
 		return
@@ -242,15 +281,15 @@ func (m *Machine) taskJoined(now time.Time, ev TaskJoined) {
 	}
 	me := h.tasks[t.ID]
 	if me == nil {
-		me = t.add(h)
+		me = m.add(t, h)
 	}
 	me.denied, me.notBefore = false, time.Time{}
 	m.lose(t, me, []Run{{0, t.Pieces}}) // what it says now replaces what it said before
 	m.gain(t, me, ev.Have)
-	t.want(me, false)
-	me.partial = ev.Partial
-	t.want(me, ev.Wants)
+	t.wants(me, ev.Wants, ev.Partial)
 	m.adopt(now, t, me, ev.Reading)
+	m.adoptCrossings(now, t, me, ev.Crossing)
+	m.settleCrossings(now, t)
 	m.learn(t, h, ev.Digests, nil)
 	m.link(t, me)
 	if t.Sequential && ev.Wants {
@@ -259,16 +298,17 @@ func (m *Machine) taskJoined(now time.Time, ev TaskJoined) {
 	m.grant(now, t)
 }
 
-func newTask(spec Task) *task {
-	t := &task{Task: spec, members: map[HostID]*member{}, holders: make([]uint16, spec.Pieces),
+func newTask(spec Task, group string) *task {
+	t := &task{Task: spec, group: group, members: map[HostID]*member{}, holders: make([]uint16, spec.Pieces),
 		leased: bitset.New(uint(spec.Pieces)), urgent: map[int][]*member{}}
 	t.digests = make([][]byte, spec.Pieces)
 	return t
 }
 
 // add makes a host a member that holds and wants nothing.
-func (t *task) add(h *host) *member {
+func (m *Machine) add(t *task, h *host) *member {
 	me := &member{host: h, have: newSet(t.Pieces), neighbours: map[HostID]bool{}}
+	t.enter(me, m.zone(h))
 	h.tasks[t.ID], t.members[h.ID] = me, me
 	t.order = append(t.order, me)
 	return me
@@ -276,13 +316,22 @@ func (t *task) add(h *host) *member {
 
 // want notes whether a member wants pieces.
 func (t *task) want(me *member, wants bool) {
-	if me.wants && !me.partial {
-		t.wanting--
-	}
-	if wants && !me.partial {
+	t.wants(me, wants, me.partial)
+}
+
+// wants notes whether a member wants pieces, and whether only what it demands.
+func (t *task) wants(me *member, wants, partial bool) {
+	before, after := me.wants && !me.partial, wants && !partial
+	me.wants, me.partial = wants, partial
+	switch {
+	case after && !before:
 		t.wanting++
+		me.zone.wanting++
+		me.zone.newcomers++
+	case before && !after:
+		t.wanting--
+		me.zone.wanting--
 	}
-	me.wants = wants
 }
 
 func (m *Machine) taskLeft(now time.Time, ev TaskLeft) {
@@ -300,41 +349,35 @@ func (m *Machine) removeMember(now time.Time, t *task, me *member) {
 	t.want(me, false)
 	t.cursor = 0
 	for i, ok := me.have.NextSet(0); ok; i, ok = me.have.NextSet(i + 1) {
-		t.holders[i]--
+		t.unhold(me, int(i))
 	}
 	m.dropLeases(t, func(l *lease) bool { return l.to == me })
+	t.dropCrossings(me.zone, func(c *crossing) bool { return c.to == me })
+	t.leave(me)
 	if len(t.members) == 0 {
-		delete(m.tasks, t.ID)
+		delete(m.tasks, taskKey{t.ID, t.group})
 		return
 	}
-	for _, other := range t.order {
-		if other.neighbours[id] {
-			delete(other.neighbours, id)
-			if other.wants {
-				m.link(t, other)
-			}
-		}
-	}
+	m.unlink(t, me)
 	m.grant(now, t)
 }
 
 func (m *Machine) find(h HostID, id TaskID) (*task, *member) {
-	t := m.tasks[id]
+	if m.hosts[h] == nil {
+		return nil, nil
+	}
+	t := m.tasks[taskKey{id, m.hosts[h].Group}]
 	if t == nil {
 		return nil, nil
 	}
 	return t, t.members[h]
 }
 
-// link gives a member as many neighbours as it may have and tells both sides.
+// link gives a member as many neighbours of its zone as it may have and tells both sides.
 func (m *Machine) link(t *task, me *member) {
 	var candidates, full []policy.Candidate
-	gates := t.gates(me)
 	for i, other := range t.order {
-		if gates >= m.cfg.Gates && other.zone() != me.zone() {
-			continue
-		}
-		if other == me || me.neighbours[other.host.ID] || (!me.wants && !other.wants) {
+		if other.zone != me.zone || other == me || me.neighbours[other.host.ID] || (!me.wants && !other.wants) {
 			continue
 		}
 		c := policy.Candidate{Key: i, Load: len(other.neighbours), Seed: other.host.Seed,
@@ -352,25 +395,11 @@ func (m *Machine) link(t *task, me *member) {
 	for _, i := range chosen {
 		other := t.order[i]
 		me.neighbours[other.host.ID], other.neighbours[me.host.ID] = true, true
-		me.gate = me.gate || other.zone() != me.zone()
 		if !me.wants {
 			m.tellNeighbours(t, other) // else it learns of me when I come to ask what it holds
 		}
 	}
 	m.tellNeighbours(t, me)
-}
-
-func (me *member) zone() string { return me.host.Locality.Zone }
-
-// gates returns how many other members of a member's zone exchange pieces across its border.
-func (t *task) gates(me *member) int {
-	n := 0
-	for _, other := range t.order {
-		if other != me && other.gate && other.wants && other.zone() == me.zone() {
-			n++
-		}
-	}
-	return n
 }
 
 func (m *Machine) tellNeighbours(t *task, me *member) {

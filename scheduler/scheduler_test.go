@@ -23,6 +23,8 @@ type cluster struct {
 	digests    map[HostID]int
 	failed     map[HostID]string
 	revoked    map[HostID]int
+	crossings  map[HostID][]Run    // leases across the border
+	from       map[HostID][]HostID // whom the last of those named
 }
 
 const piece = 1 << 20
@@ -30,7 +32,7 @@ const piece = 1 << 20
 func newCluster(t *testing.T) *cluster {
 	return &cluster{Machine: New(Config{}, rand.New(rand.NewPCG(1, 2))), t: t, now: time.Unix(0, 0),
 		leases: map[HostID][]Run{}, neighbours: map[HostID][]HostID{}, digests: map[HostID]int{},
-		failed: map[HostID]string{}, revoked: map[HostID]int{}}
+		failed: map[HostID]string{}, revoked: map[HostID]int{}, crossings: map[HostID][]Run{}, from: map[HostID][]HostID{}}
 }
 
 func (c *cluster) do(events ...Event) {
@@ -39,6 +41,10 @@ func (c *cluster) do(events ...Event) {
 		for _, cmd := range c.Step(c.now, ev) {
 			switch b := cmd.Body.(type) {
 			case Lease:
+				if len(b.From) > 0 {
+					c.crossed(cmd.To, b)
+					continue
+				}
 				c.leases[cmd.To] = append(c.leases[cmd.To], b.Run)
 				c.leaseOrder = append(c.leaseOrder, b.Run)
 			case Neighbours:
@@ -234,29 +240,8 @@ func TestStuckPeerReadsItself(t *testing.T) {
 	}
 }
 
-func TestNeighboursStayInTheZone(t *testing.T) {
-	c := newCluster(t)
-	c.do(hostJoins("sa", true, "a"))
-	for i := range 6 {
-		c.do(hostJoins(fmt.Sprint("a", i), false, "a"), hostJoins(fmt.Sprint("b", i), false, "b"))
-	}
-	for i := range 6 {
-		c.do(join(fmt.Sprint("a", i), blob(4)), join(fmt.Sprint("b", i), blob(4)))
-	}
-	for _, id := range []HostID{"b0", "b5"} {
-		for _, n := range c.neighbours[id] {
-			if n[0] == 'a' {
-				t.Errorf("%s has neighbour %s across the border that is no seed", id, n)
-			}
-		}
-	}
-	if !slices.Contains(c.neighbours["a0"], "sa") {
-		t.Errorf("a0 does not know the seed of its zone: %v", c.neighbours["a0"])
-	}
-}
-
 // TestEverybodyFinishes runs random clusters with dying hosts and failing origins and checks after each step that no
-// piece has two leases, and at the end that every survivor has everything.
+// piece has two leases, of the origin or of a border, and at the end that every survivor has everything.
 func TestEverybodyFinishes(t *testing.T) {
 	for seed := range uint64(200) {
 		simulate(t, seed)
@@ -267,11 +252,11 @@ func simulate(t *testing.T, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 7))
 	m := New(Config{}, rand.New(rand.NewPCG(seed, 8)))
 	now := time.Unix(0, 0)
-	spec := blob(1 + rng.IntN(40))
+	spec, zones := blob(1+rng.IntN(40)), 1+rng.IntN(3)
 	type state struct {
 		have       map[int]bool
 		neighbours []Host
-		leases     []Run
+		leases     []Lease
 		joined     bool
 	}
 	hosts := map[HostID]*state{}
@@ -284,12 +269,12 @@ func simulate(t *testing.T, seed uint64) {
 			}
 			switch b := cmd.Body.(type) {
 			case Lease:
-				s.leases = append(s.leases, b.Run)
+				s.leases = append(s.leases, b)
 				s.joined = true
 			case Neighbours:
 				s.neighbours = b.Hosts
 			case Revoked:
-				s.leases = slices.DeleteFunc(s.leases, func(r Run) bool { return r == b.Run })
+				s.leases = slices.DeleteFunc(s.leases, func(l Lease) bool { return l.Run == b.Run && b.Border == (len(l.From) > 0) })
 			}
 		}
 		checkLeases(t, m, seed)
@@ -297,7 +282,7 @@ func simulate(t *testing.T, seed uint64) {
 	for i := range 2 + rng.IntN(8) {
 		id := HostID(fmt.Sprint("h", i))
 		order, hosts[id] = append(order, id), &state{have: map[int]bool{}}
-		step(HostJoined{Host{ID: id, Seed: i == 0 && rng.IntN(2) == 0}})
+		step(HostJoined{Host{ID: id, Seed: i == 0 && rng.IntN(2) == 0, Locality: policy.Locality{Zone: fmt.Sprint(rng.IntN(zones))}}})
 	}
 	survivor := order[len(order)-1]
 	for range 2000 {
@@ -319,13 +304,15 @@ func simulate(t *testing.T, seed uint64) {
 		}
 		gained := map[int]bool{}
 		if len(s.leases) > 0 {
-			r := s.leases[0]
+			l := s.leases[0]
 			s.leases = s.leases[1:]
-			if rng.IntN(5) == 0 {
-				step(LeaseFailed{Host: id, Task: "blob", Run: r, Failure: FailureTransient})
+			border := len(l.From) > 0
+			gone := border && !slices.ContainsFunc(l.From, func(h Host) bool { return hosts[h.ID] != nil })
+			if gone || rng.IntN(5) == 0 {
+				step(LeaseFailed{Host: id, Task: "blob", Run: l.Run, Failure: FailureTransient, Border: border})
 				continue
 			}
-			for i := r.First; i < r.End; i++ {
+			for i := l.Run.First; i < l.Run.End; i++ {
 				gained[i] = true
 			}
 		}
@@ -354,6 +341,7 @@ func simulate(t *testing.T, seed uint64) {
 
 func checkLeases(t *testing.T, m *Machine, seed uint64) {
 	for _, task := range m.tasks {
+		checkZones(t, task, seed)
 		seen := map[int]bool{}
 		for _, l := range task.leases {
 			for i := l.run.First; i < l.run.End; i++ {
@@ -387,28 +375,6 @@ func TestAJoinTellsOneSideOfEachPair(t *testing.T) {
 	c.do(HostLeft{Host: "n0"}) // the lists that follow have both sides' pairs
 	if got := len(c.neighbours["n1"]); got != 8 {
 		t.Errorf("n1 has %d neighbours, want 8", got)
-	}
-}
-
-func TestFewPeersOfAZoneReachAcrossItsBorder(t *testing.T) {
-	c := newCluster(t)
-	c.do(hostJoins("seed", true, "a"), hostJoins("a0", false, "a"), join("a0", blob(64)))
-	across := 0
-	for i := range 40 {
-		id := fmt.Sprint("b", i)
-		c.do(hostJoins(id, false, "b"), join(id, blob(64)))
-		if n := c.neighbours[HostID(id)]; slices.Contains(n, "seed") || slices.Contains(n, "a0") {
-			across++
-		}
-	}
-	if across == 0 || across > 16 {
-		t.Errorf("%d peers of b have a neighbour in a, want 1 to 16", across)
-	}
-	for i := range 39 {
-		c.do(HostLeft{Host: HostID(fmt.Sprint("b", i))})
-	}
-	if n := c.neighbours["b39"]; !slices.Contains(n, "seed") && !slices.Contains(n, "a0") {
-		t.Errorf("the last of b is cut off: %v", n)
 	}
 }
 

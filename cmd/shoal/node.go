@@ -20,7 +20,7 @@ Everything can be set in a YAML file; the flags below override it. An unknown ke
    data_dir: /var/lib/shoal
    mirror:                                  # how long a tag, and accepted credentials, are believed; and while the registry is down
       {listen: 127.0.0.1:7701, default_registry: "", tag_ttl: 5s, verdict_ttl: 1m, stale_for: 24h, access_log: false}
-   peer: {listen: 0.0.0.0:7702, advertise: "", zone: "", rack: ""}
+   peer: {listen: 0.0.0.0:7702, advertise: "", zone: "", rack: "", group: ""}
    admin: {listen: 127.0.0.1:7703}          # /healthz, /metrics, /limits and /pins
    seed: false                              # a seed reads origins for the others
    schedulers: []                           # http://HOST:7700, or dns+http://NAME:7700 for all addresses of NAME; https:// with cluster.tls
@@ -48,6 +48,8 @@ EXAMPLES:
 			&cli.StringFlag{Name: "advertise", Usage: "tell other nodes `HOST:PORT` as the address of peer-listen"},
 			&cli.StringFlag{Name: "admin-listen", Usage: "serve /healthz and /metrics at `HOST:PORT`"},
 			&cli.StringFlag{Name: "zone", Usage: "this host is in `ZONE`"},
+			&cli.StringFlag{Name: "rack", Usage: "this host is in `RACK` of its zone"},
+			&cli.StringFlag{Name: "group", Usage: "share with nodes of `GROUP` only"},
 			&cli.StringSliceFlag{Name: "scheduler", Usage: "use the scheduler at `URL`; may be repeated"},
 			&cli.StringSliceFlag{Name: "peer", Usage: "without a scheduler: a node of the cluster is at `HOST:PORT`; once for each of them"},
 			&cli.BoolFlag{Name: "seed", Usage: "read origins for the other nodes"},
@@ -83,7 +85,7 @@ func nodeConfig(c *cli.Context) (config.Node, error) {
 func overrideNode(c *cli.Context, cfg *config.Node) {
 	for flag, field := range map[string]*string{
 		"name": &cfg.Name, "data-dir": &cfg.DataDir, "mirror-listen": &cfg.Mirror.Listen, "peer-listen": &cfg.Peer.Listen,
-		"advertise": &cfg.Peer.Advertise, "admin-listen": &cfg.Admin.Listen, "zone": &cfg.Peer.Zone, "log-level": &cfg.Log.Level,
+		"advertise": &cfg.Peer.Advertise, "admin-listen": &cfg.Admin.Listen, "zone": &cfg.Peer.Zone, "rack": &cfg.Peer.Rack, "group": &cfg.Peer.Group, "log-level": &cfg.Log.Level,
 	} {
 		if c.IsSet(flag) {
 			*field = c.String(flag)

@@ -23,6 +23,8 @@ Everything can be set in a YAML file; the flags below override it. An unknown ke
    admin: {listen: ""}                      # HOST:PORT: /healthz and /metrics there instead
    cluster: {token_file: "", tls: {ca_file: "", cert_file: "", key_file: ""}, insecure: false}
    limits: {source: 0}                      # bytes a second all hosts together read from origins, like 500MiB
+   networks: []                             # where nodes stand that do not say: {cidr: 10.1.0.0/16, zone: "", rack: "", group: ""}
+   near: 10ms                               # longest round trip in a zone, of nodes without one; 0 does not measure
    log: {level: info, format: text}
 
 EXAMPLES:

@@ -31,14 +31,14 @@ func (s *sim) task() scheduler.Task {
 	return scheduler.Task{ID: taskID, Pieces: s.cfg.pieces, PieceSize: s.cfg.pieceSize}
 }
 
-// arrive is the start of a host: it opens a session, and begins the task unless it is a seed, which waits for work.
+// arrive is the start of a host: it opens a session, and after a while begins the task, unless it is a seed, which waits for work.
 func (s *sim) arrive(h *host) {
 	if h.gone() {
 		return
 	}
 	h.open()
 	if !h.seed {
-		h.join()
+		s.after(s.sc.idle, h.join)
 	}
 }
 
@@ -49,11 +49,15 @@ func (h *host) open() {
 		return
 	}
 	h.session, h.queue = true, nil
+	zone := strconv.Itoa(h.zone)
+	if s.sc.unlabelled {
+		zone = ""
+	}
 	epoch := s.epoch
 	s.after(2*s.cfg.latency, func() {
 		if s.epoch == epoch && !h.gone() {
 			s.step(scheduler.HostJoined{Host: scheduler.Host{ID: h.name, Addr: string(h.name), Seed: h.seed,
-				Locality: policy.Locality{Zone: strconv.Itoa(h.zone)}}})
+				Locality: policy.Locality{Zone: zone}}})
 		}
 	})
 }
@@ -68,6 +72,9 @@ func (h *host) join() {
 	ev := scheduler.TaskJoined{Host: h.name, Task: h.sim.task(), Have: runs(slices.Collect(h.have.All())), Wants: !h.have.Full(), Moved: moved}
 	for _, r := range h.planner.Leased() {
 		ev.Reading = append(ev.Reading, scheduler.Run{First: int(r.First), End: int(r.End)})
+	}
+	for _, r := range h.planner.Crossings() {
+		ev.Crossing = append(ev.Crossing, scheduler.Run{First: int(r.First), End: int(r.End)})
 	}
 	h.joined, h.gained, h.reportedAt = true, nil, h.sim.now
 	h.send(ev)
@@ -101,12 +108,12 @@ func (h *host) report() {
 		return
 	}
 	s := h.sim
-	if due := h.reportedAt + h.planner.ReportAfter(h.reading); s.now < due {
+	if due := h.reportedAt + h.planner.ReportAfter(h.reading || h.crossed); s.now < due {
 		h.wake(due)
 		return
 	}
 	h.send(scheduler.Progress{Host: h.name, Task: taskID, Gained: runs(h.gained), Reading: h.reading, Done: h.have.Full()})
-	h.gained, h.reading, h.reportedAt = nil, false, s.now
+	h.gained, h.reading, h.crossed, h.reportedAt = nil, false, false, s.now
 }
 
 // runs turns pieces into runs.
@@ -132,7 +139,8 @@ func (s *sim) step(ev scheduler.Event) {
 		s.messages++
 	}
 	s.returned(ev)
-	_, stuck := ev.(scheduler.Stuck)
+	st, stuck := ev.(scheduler.Stuck)
+	stuck = stuck && !st.Withheld
 	epoch := s.epoch
 	for _, cmd := range s.machine.Step(s.clock(), ev) {
 		s.messages++
@@ -155,49 +163,111 @@ func (h *host) command(b scheduler.Body) {
 	h.dirty = true
 	switch b := b.(type) {
 	case scheduler.Neighbours:
-		h.neighbours, h.moved = b.Hosts, true
+		h.neighbours, h.visitors, h.moved = b.Hosts, nil, true // the list has who came to watch, too
 	case scheduler.Lease:
+		if len(b.From) > 0 {
+			h.planner.Cross(dispatch.Run{First: piece.Index(b.Run.First), End: piece.Index(b.Run.End)}, parentIDs(b.From), b.Again)
+			return
+		}
 		if !h.joined {
 			h.join()
 		}
 		h.planner.Lease(dispatch.Run{First: piece.Index(b.Run.First), End: piece.Index(b.Run.End)})
+	case scheduler.Probe:
+		h.probe(b.Hosts)
 	case scheduler.Revoked:
+		if b.Border {
+			h.planner.RevokeCrossing(dispatch.Run{First: piece.Index(b.Run.First), End: piece.Index(b.Run.End)})
+			return
+		}
 		h.planner.Revoke(dispatch.Run{First: piece.Index(b.Run.First), End: piece.Index(b.Run.End)})
 	}
 }
+
+// probe measures the round trips to hosts, as package peer does.
+func (h *host) probe(hosts []scheduler.Host) {
+	var slowest time.Duration
+	ev := scheduler.Probed{Host: h.name}
+	for _, o := range hosts {
+		if other := h.sim.byName(o.ID); !other.gone() {
+			rtt := 2 * h.sim.latency(h, other)
+			ev.Trips = append(ev.Trips, scheduler.Trip{To: o.ID, RTT: rtt})
+			slowest = max(slowest, rtt)
+		}
+	}
+	h.sim.after(3*slowest, func() { h.send(ev) })
+}
+
+func parentIDs(hosts []scheduler.Host) []dispatch.ParentID {
+	ids := make([]dispatch.ParentID, 0, len(hosts))
+	for _, h := range hosts {
+		ids = append(ids, dispatch.ParentID(h.ID))
+	}
+	return ids
+}
+
+// leaseKey names what may be leased once at a time: a piece of the origin, or one across the border of a zone.
+type leaseKey struct {
+	piece, zone int
+}
+
+// theOrigin stands for a zone in the key of a lease of the origin.
+const theOrigin = -1
 
 // granted checks that no piece is leased twice.
 func (s *sim) granted(h *host, b scheduler.Body) {
 	switch b := b.(type) {
 	case scheduler.Lease:
 		for i := b.Run.First; i < b.Run.End; i++ {
-			s.lease(h, i)
+			s.lease(h, leaseKey{i, h.leasedFrom(len(b.From) > 0)})
 		}
 	case scheduler.Revoked:
 		for i := b.Run.First; i < b.Run.End; i++ {
-			delete(s.leases, i)
+			delete(s.leases, leaseKey{i, h.leasedFrom(b.Border)})
 		}
 	}
 }
 
-func (s *sim) lease(h *host, i int) {
-	if other := s.leases[i]; other != nil {
-		s.fault("piece %d is leased to %s, while %s has the lease", i, h.name, other.name)
+func (h *host) leasedFrom(border bool) int {
+	if border {
+		return h.zone
 	}
-	s.leases[i] = h
+	return theOrigin
+}
+
+func (s *sim) lease(h *host, k leaseKey) {
+	if other := s.leases[k]; other != nil {
+		s.fault("piece %d is leased to %s, while %s has the lease", k.piece, h.name, other.name)
+	}
+	s.leases[k] = h
 }
 
 // returned notes the leases that an event ends.
 func (s *sim) returned(ev scheduler.Event) {
 	switch ev := ev.(type) {
+	case scheduler.TaskJoined:
+		s.held(s.byName(ev.Host).zone, ev.Have)
 	case scheduler.Progress:
-		for _, r := range ev.Gained {
-			for i := r.First; i < r.End; i++ {
-				delete(s.leases, i)
+		s.held(s.byName(ev.Host).zone, ev.Gained)
+	case scheduler.LeaseFailed:
+		h := s.byName(ev.Host)
+		for i := ev.Run.First; i < ev.Run.End; i++ {
+			if k := (leaseKey{i, h.leasedFrom(ev.Border)}); s.leases[k] == h {
+				delete(s.leases, k)
 			}
 		}
 	case scheduler.HostLeft:
-		maps.DeleteFunc(s.leases, func(_ int, h *host) bool { return h.name == ev.Host })
+		maps.DeleteFunc(s.leases, func(_ leaseKey, h *host) bool { return h.name == ev.Host })
+	}
+}
+
+// held ends the leases of what a host of a zone holds.
+func (s *sim) held(zone int, runs []scheduler.Run) {
+	for _, r := range runs {
+		for i := r.First; i < r.End; i++ {
+			delete(s.leases, leaseKey{i, theOrigin})
+			delete(s.leases, leaseKey{i, zone})
+		}
 	}
 }
 
@@ -264,7 +334,7 @@ func (s *sim) forget(h *host) {
 func (s *sim) loseScheduler() {
 	s.epoch++
 	s.lost = s.now
-	s.leases = map[int]*host{}
+	s.leases = map[leaseKey]*host{}
 	s.startScheduler()
 	rng := newRand(s.cfg.seed, 77)
 	for _, h := range s.hosts {

@@ -48,6 +48,7 @@ type host struct {
 	queue      []scheduler.Event
 	gained     []piece.Index // since the last report
 	reading    bool
+	crossed    bool // a piece that was leased across the border has come
 	reportedAt time.Duration
 }
 
@@ -83,6 +84,16 @@ func (h *host) loop() {
 	if h.joined {
 		for _, run := range h.planner.Stuck(now) {
 			h.send(scheduler.Stuck{Host: h.name, Task: taskID, Runs: []scheduler.Run{{First: int(run.First), End: int(run.End)}}})
+		}
+		if withheld := h.planner.Withheld(now); len(withheld) > 0 {
+			ev := scheduler.Stuck{Host: h.name, Task: taskID, Withheld: true}
+			for _, run := range withheld {
+				ev.Runs = append(ev.Runs, scheduler.Run{First: int(run.First), End: int(run.End)})
+			}
+			h.send(ev)
+		}
+		for _, run := range h.planner.Uncrossed() {
+			h.send(scheduler.LeaseFailed{Host: h.name, Task: taskID, Run: scheduler.Run{First: int(run.First), End: int(run.End)}, Border: true})
 		}
 	}
 	if h.moved || h.planner.Missing() == 0 && len(h.watching) > 0 {
@@ -176,6 +187,7 @@ func (h *host) watch(id dispatch.ParentID) {
 // got takes note of a piece that was verified and stored.
 func (h *host) got(i piece.Index) {
 	s := h.sim
+	h.crossed = h.crossed || h.planner.Crosses(i)
 	h.planner.Got(i)
 	h.dirty = true
 	if !h.have.Add(i) {

@@ -71,8 +71,9 @@ func (s *sim) result() result {
 		if h.finishAt == 0 && len(s.faults) == 0 {
 			s.fault("%s has %d of %d pieces", h.name, h.have.Count(), s.cfg.pieces)
 		}
-		ends = append(ends, h.finishAt.Seconds())
-		r.Makespan = max(r.Makespan, h.finishAt.Seconds())
+		end := (h.finishAt - s.sc.idle).Seconds()
+		ends = append(ends, end)
+		r.Makespan = max(r.Makespan, end)
 	}
 	if s.sc.late {
 		last := s.hosts[len(s.hosts)-1]
@@ -80,7 +81,7 @@ func (s *sim) result() result {
 	}
 	slices.Sort(ends)
 	r.Median = ends[len(ends)/2] / r.Bound
-	r.OriginDone = s.originDone.Seconds() / r.Bound
+	r.OriginDone = (s.originDone - s.sc.idle).Seconds() / r.Bound
 	r.Ratio, r.Faults = r.Makespan/r.Bound, s.faults
 	return r
 }
@@ -107,7 +108,8 @@ func simulate(args []string, stdout, stderr io.Writer) error {
 	flags.DurationVar(&cfg.spacing, "spacing", -1, "how long a host that is no seed sends a piece to nobody else after it began to")
 	flags.DurationVar(&cfg.seedSpacing, "seed-spacing", transfer.DefaultSpacing, "the same of seeds")
 	flags.IntVar(&cfg.machine.Neighbours, "neighbours", 0, "neighbours a host; 0 is the scheduler's default")
-	flags.IntVar(&cfg.machine.Gates, "gates", 0, "hosts of a zone with a neighbour in another; 0 is the scheduler's default")
+	flags.IntVar(&cfg.machine.Crossings, "crossings", 0, "pieces on their way into a zone, at least; 0 is the scheduler's default")
+	flags.Int64Var(&cfg.machine.CrossingBytes, "crossing-bytes", 0, "bytes on their way into a zone; 0 is the scheduler's default")
 	flags.IntVar(&cfg.planner.InFlight, "in-flight", 0, "requests a host has out; 0 is the planner's default")
 	flags.IntVar(&cfg.slots, "slots", transfer.DefaultUploadSlots, "uploads of a host at a time")
 	flags.DurationVar(&cfg.haves, "haves", transfer.DefaultHavesInterval, "the interval of what a host tells of its pieces")

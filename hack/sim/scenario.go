@@ -20,10 +20,13 @@ type scenario struct {
 	grey        float64 // share of the hosts whose uplink has 2 % of its rate
 	liars       float64 // share of the hosts that send wrong bytes
 	zones       int
-	border      float64 // what the link between two zones carries each way, in units of C
-	failover    bool    // at half time the scheduler is lost and an empty one takes over
-	seedLoss    bool    // at half time a seed crashes
-	late        bool    // one more host comes when the others should be through
+	border      float64       // what the link between two zones carries each way, in units of C
+	crossing    time.Duration // what a message takes across the border; 0 is 2 ms
+	idle        time.Duration // how long the hosts are there before the blob is wanted
+	unlabelled  bool          // nobody says a zone: they are found by probing
+	failover    bool          // at half time the scheduler is lost and an empty one takes over
+	seedLoss    bool          // at half time a seed crashes
+	late        bool          // one more host comes when the others should be through
 }
 
 // scenarios lists all, in the order of the table.
@@ -39,6 +42,8 @@ func scenarios() []scenario {
 		{name: "grey2", about: "2 % of the hosts send at 2 % of their rate", origin: 1, grey: .02},
 		{name: "liars", about: "2 % of the hosts send wrong bytes", origin: 1, liars: .02},
 		{name: "zones", about: "two zones, a link of 4 rates between them", origin: 1, zones: 2, border: 4},
+		{name: "probed", about: "as zones, 30 ms to the other and back, and nobody names them: hosts measure", origin: 1, zones: 2, border: 4,
+			crossing: 15 * time.Millisecond, idle: 2 * time.Second, unlabelled: true},
 		{name: "failover", about: "the scheduler dies at half time, an empty one takes over", origin: 1, failover: true},
 		{name: "seedloss", about: "a seed crashes at half time", origin: 1, seedLoss: true},
 		{name: "late", about: "one more host comes at twice the time", origin: 1, late: true},
@@ -82,8 +87,7 @@ func (s *sim) people() {
 		h := newHost(s, i)
 		h.seed = i < s.cfg.seeds
 		h.up, h.down = s.cfg.rate, s.cfg.rate
-		h.joinAt = time.Duration(rng.Int64N(int64(20 * time.Millisecond)))
-		if h.seed {
+		if h.joinAt = time.Duration(rng.Int64N(int64(20 * time.Millisecond))); h.seed {
 			h.joinAt = 0
 		}
 		if sc.hetero && !h.seed {
@@ -116,6 +120,7 @@ func (s *sim) people() {
 		}
 		s.hosts = append(s.hosts, h)
 		s.at(h.joinAt, func() { s.arrive(h) })
+		h.joinAt += sc.idle
 	}
 	if sc.seedLoss && s.cfg.seeds > 1 {
 		s.hosts[0].doomed = true
@@ -135,7 +140,7 @@ func (s *sim) bound() float64 {
 		if h.doomed {
 			continue
 		}
-		t = max(t, h.joinAt.Seconds()+size/h.down)
+		t = max(t, (h.joinAt-s.sc.idle).Seconds()+size/h.down)
 		if !h.liar {
 			up += h.up
 		}

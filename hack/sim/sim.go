@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"container/heap"
 	"fmt"
 	"math/rand/v2"
@@ -42,7 +43,7 @@ type sim struct {
 	machine *scheduler.Machine // nil while no scheduler lives
 	epoch   int                // of the scheduler
 	lost    time.Duration      // when the scheduler was lost last
-	leases  map[int]*host      // by piece
+	leases  map[leaseKey]*host
 
 	messages, requests   int
 	busy, shared, hedges int
@@ -53,7 +54,7 @@ type sim struct {
 }
 
 func newSim(cfg config, sc scenario) *sim {
-	s := &sim{cfg: cfg, sc: sc, leases: map[int]*host{}}
+	s := &sim{cfg: cfg, sc: sc, leases: map[leaseKey]*host{}}
 	s.layout = piece.Layout{Size: int64(cfg.pieces) * cfg.pieceSize, PieceSize: cfg.pieceSize}
 	s.stepBy = s.seconds(float64(cfg.pieceSize) / cfg.rate / 4)
 	s.people()
@@ -70,7 +71,11 @@ func (s *sim) seconds(v float64) time.Duration { return time.Duration(v * float6
 func (s *sim) clock() time.Time { return time.Unix(1000, 0).Add(s.now) }
 
 func (s *sim) startScheduler() {
-	s.machine = scheduler.New(s.cfg.machine, rand.New(rand.NewPCG(s.cfg.seed, uint64(100+s.epoch))))
+	cfg := s.cfg.machine
+	if s.sc.unlabelled {
+		cfg.Near = 10 * time.Millisecond
+	}
+	s.machine = scheduler.New(cfg, rand.New(rand.NewPCG(s.cfg.seed, uint64(100+s.epoch))))
 	epoch := s.epoch
 	var tick func()
 	tick = func() {
@@ -84,7 +89,7 @@ func (s *sim) startScheduler() {
 
 // run lets time pass until every host that is to live has everything, and returns what came of it.
 func (s *sim) run() result {
-	limit := 20*s.seconds(s.bound()) + time.Minute
+	limit := s.sc.idle + 20*s.seconds(s.bound()) + time.Minute
 	for s.now < limit && !s.finished() {
 		next := s.now + s.stepBy
 		for len(s.events) > 0 && s.events[0].at <= next {
@@ -155,7 +160,7 @@ func (s *sim) after(d time.Duration, do func()) { s.at(s.now+d, do) }
 // latency is the time a small message takes.
 func (s *sim) latency(a, b *host) time.Duration {
 	if a.zone != b.zone {
-		return s.cfg.crossing
+		return cmp.Or(s.sc.crossing, s.cfg.crossing)
 	}
 	return s.cfg.latency
 }

@@ -12,8 +12,8 @@ import (
 func TestScenariosStayNearTheBound(t *testing.T) {
 	limits := map[string]struct{ ratio, copies float64 }{
 		"hard": {1.24, 1}, "half": {1.12, 1}, "hetero": {1.12, 1}, "arrival": {1.12, 1}, "fail2": {1.25, 1.02}, "fail10": {1.25, 1.05},
-		"hang2": {1.30, 1.05}, "grey2": {1.30, 1}, "liars": {1.25, 1}, "zones": {1.35, 1}, "failover": {1.36, 1}, "seedloss": {1.3, 1.2},
-		"late": {1.1, 1}, "all": {1.15, 1.2},
+		"hang2": {1.30, 1.05}, "grey2": {1.30, 1}, "liars": {1.25, 1}, "zones": {1.30, 1}, "probed": {1.35, 1}, "failover": {1.36, 1}, "seedloss": {1.3, 1.2},
+		"late": {1.1, 1}, "all": {1.25, 1.2},
 	}
 	for _, sc := range scenarios() {
 		t.Run(sc.name, func(t *testing.T) {
@@ -28,6 +28,9 @@ func TestScenariosStayNearTheBound(t *testing.T) {
 			}
 			if r.OriginCopies > limit.copies+1e-6 {
 				t.Errorf("%.4f copies left the origin, want at most %.4f", r.OriginCopies, limit.copies)
+			}
+			if border := map[string]float64{"zones": 1, "probed": 1, "all": 1.25}[sc.name]; r.ZoneCopies > border+1e-6 {
+				t.Errorf("%.4f copies crossed the border, want at most %.4f", r.ZoneCopies, border)
 			}
 			if r.Messages > 20 {
 				t.Errorf("%.1f scheduler messages a piece", r.Messages)
@@ -89,8 +92,8 @@ func TestADoubleLeaseIsAFault(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := newSim(config{peers: 2, pieces: 4, rate: 1e6, pieceSize: 1 << 18, slots: 1}, sc[0])
-	s.lease(s.hosts[0], 1)
-	s.lease(s.hosts[1], 1)
+	s.lease(s.hosts[0], leaseKey{1, theOrigin})
+	s.lease(s.hosts[1], leaseKey{1, theOrigin})
 	if len(s.faults) != 1 {
 		t.Errorf("faults %v, want one", s.faults)
 	}

@@ -74,6 +74,10 @@ func (p *Planner) nextDemanded(now time.Time) (out []Request) {
 		}
 		par := p.quickest(now, i)
 		if par == nil {
+			if f := p.farFor(now, i); f != nil {
+				rushes++
+				out = append(out, p.askFar(now, f, i, true))
+			}
 			return
 		}
 		rushes++

@@ -9,6 +9,7 @@
 //   - pieces that somebody waits for come first, in order; the others rarest first, random among equals;
 //   - the parent is random among those that are idle; a parent that says busy is left alone for some milliseconds,
 //     one that failed for seconds, one that lied for good;
+//   - hosts beyond the border of the zone are asked only for pieces that a lease names, and by nobody else of the zone;
 //   - the origin is read only where a lease permits, or, when the caller says that there is no scheduler, for pieces
 //     nobody known holds.
 package dispatch

@@ -64,6 +64,7 @@ type Request struct {
 	Run    Run
 	// Demanded is set when a reader waits for just this.
 	Demanded bool
+	Border   bool // Parent is beyond the border of this host's zone
 }
 
 // Outcome says how a request ended.
@@ -82,34 +83,40 @@ const (
 
 // Planner plans one task. It is not safe for concurrent use.
 type Planner struct {
-	cfg      Config
-	rng      *rand.Rand
-	layout   piece.Layout
-	have     *piece.Set
-	known    *piece.Set // pieces whose digest is known, so that they can be taken from a parent
-	open     *piece.Set // known, not held, and asked of nobody
-	inFlight map[piece.Index]asked
-	service  time.Duration // what a request takes, a moving mean
-	parents  map[ParentID]*parent
-	order    []*parent // sorted by id
-	banned   map[ParentID]bool
-	idle     []*parent // room for nextPiece
-	avail    []uint16  // per piece, parents that hold it
-	readers  []Run
-	demands  []Run
-	partial  bool // only what is demanded is fetched
-	calm     bool // as in Calm
-	leases   []Run
-	reading  []Run
-	first    []Run      // leases of what is demanded
-	rushing  []Run      // reads of the origin of those
-	local    *piece.Set // pieces that are being put together on this host
-	kept     *piece.Set // those of them that are leased as well
-	self     bool
-	selfFrom time.Time // no read without a lease before
-	selfFail int       // reads of the origin that failed in a row
-	idleFrom time.Time // since when nothing could be done although pieces are missing; zero when not so
-	starved  bool      // Stuck has reported, and no parent gave anything since
+	cfg       Config
+	rng       *rand.Rand
+	layout    piece.Layout
+	have      *piece.Set
+	known     *piece.Set // pieces whose digest is known, so that they can be taken from a parent
+	open      *piece.Set // known, not held, and asked of nobody
+	inFlight  map[piece.Index]asked
+	service   time.Duration // what a request takes, a moving mean
+	parents   map[ParentID]*parent
+	order     []*parent // sorted by id
+	banned    map[ParentID]bool
+	idle      []*parent // room for nextPiece
+	avail     []uint16  // per piece, parents that hold it
+	readers   []Run
+	leases    []Run
+	crossings map[piece.Index]crossing // pieces leased to be fetched across the border
+	fars      map[ParentID]*far
+	uncrossed []Run
+	withheld  []piece.Index // that their only holder gave wrong
+	reading   []Run
+	local     *piece.Set // pieces that are being put together on this host
+	kept      *piece.Set // those of them that are leased as well
+	self      bool
+	selfFrom  time.Time // no read without a lease before
+	selfFail  int       // reads of the origin that failed in a row
+	idleFrom  time.Time // since when nothing could be done although pieces are missing; zero when not so
+	starved   bool      // Stuck has reported, and no parent gave anything since
+	stuckAt   time.Time // when it has
+	came      bool      // a piece has come since, from wherever
+	demands   []Run
+	partial   bool  // only what is demanded is fetched
+	calm      bool  // as in Calm
+	first     []Run // leases of what is demanded
+	rushing   []Run // reads of the origin of those
 }
 
 // asked is a request in flight.
@@ -118,6 +125,8 @@ type asked struct {
 	at   time.Time
 	late bool // Overdue has reported it
 	rush bool // it is demanded
+	told bool // Withheld has reported it
+	far  bool // beyond the border
 }
 
 type parent struct {
@@ -159,7 +168,7 @@ func New(cfg Config, layout piece.Layout, have, known *piece.Set, rng *rand.Rand
 	p := &Planner{cfg: cfg.withDefaults(), rng: rng, layout: layout, have: have.Clone(), known: known.Clone(),
 		open: piece.NewSet(layout.Count()), inFlight: map[piece.Index]asked{}, parents: map[ParentID]*parent{},
 		banned: map[ParentID]bool{}, avail: make([]uint16, layout.Count()), local: piece.NewSet(layout.Count()),
-		kept: piece.NewSet(layout.Count())}
+		kept: piece.NewSet(layout.Count()), crossings: map[piece.Index]crossing{}, fars: map[ParentID]*far{}}
 	for i := range piece.Index(layout.Count()) {
 		p.reopen(i)
 	}
@@ -262,8 +271,10 @@ func (p *Planner) Know(i piece.Index) {
 // Got records that piece i is held, however it came.
 func (p *Planner) Got(i piece.Index) {
 	p.have.Add(i)
+	p.came = true
 	p.local.Remove(i)
 	p.kept.Remove(i)
+	delete(p.crossings, i)
 	p.reopen(i)
 }
 
@@ -351,6 +362,13 @@ func (p *Planner) Next(now time.Time) []Request {
 	}
 	if p.calm {
 		most = min(most, 1)
+	}
+	for len(p.inFlight)-p.rushes() < most {
+		f, i, ok := p.nextCrossing(now)
+		if !ok {
+			break
+		}
+		out = append(out, p.askFar(now, f, i, false))
 	}
 	for len(p.inFlight)-p.rushes() < most {
 		par, i, ok := p.nextPiece(now)
@@ -525,16 +543,18 @@ func (p *Planner) Done(now time.Time, r Request, o Outcome) {
 		return
 	}
 	i, rush := r.Run.First, p.inFlight[r.Run.First].rush
-	if took := now.Sub(p.inFlight[i].at); o == OK && p.service == 0 {
-		p.service = took
-	} else if o == OK {
-		p.service += (took - p.service) / 8
-	}
-	delete(p.inFlight, i)
 	if o == OK {
+		if !r.Border { // which says nothing of the parents' ways
+			p.served(now.Sub(p.inFlight[i].at))
+		}
 		p.have.Add(i)
 	}
+	delete(p.inFlight, i)
 	p.reopen(i)
+	if r.Border {
+		p.crossed(now, r, o)
+		return
+	}
 	par := p.parents[r.Parent]
 	if par == nil {
 		return
@@ -563,9 +583,26 @@ func (p *Planner) Done(now time.Time, r Request, o Outcome) {
 	case Late:
 		par.notUntil = now.Add(4 * p.patience())
 	case Corrupt:
+		if p.avail[i] == 1 {
+			p.withheld = append(p.withheld, i)
+		}
 		p.RemoveParent(r.Parent)
 		p.banned[r.Parent] = true
 	}
+}
+
+// served takes note of how long a request took.
+func (p *Planner) served(took time.Duration) {
+	if p.service == 0 {
+		p.service = took
+	} else {
+		p.service += (took - p.service) / 8
+	}
+}
+
+// elsewhere reports whether a piece that was asked of somebody could come from another one.
+func (p *Planner) elsewhere(i piece.Index, a asked) bool {
+	return !a.far && (p.avail[i] > 1 || p.Crosses(i))
 }
 
 // patience is how long a request may take.
@@ -576,7 +613,7 @@ func (p *Planner) patience() time.Duration { return max(p.cfg.Hedge, 4*p.service
 func (p *Planner) Overdue(now time.Time) []Request {
 	var out []Request
 	for i, a := range p.inFlight {
-		if !a.late && p.avail[i] > 1 && now.Sub(a.at) >= p.patience() {
+		if !a.late && p.elsewhere(i, a) && now.Sub(a.at) >= p.patience() {
 			a.late = true
 			p.inFlight[i] = a
 			out = append(out, Request{Parent: a.of, Run: Run{i, i + 1}})

@@ -1,6 +1,7 @@
 package dispatch
 
 import (
+	"slices"
 	"time"
 
 	"github.com/shoal-project/shoal/peer/piece"
@@ -12,9 +13,11 @@ func (p *Planner) watch(now time.Time) {
 	case !p.Wanting() || len(p.inFlight)+len(p.reading)+len(p.rushing) > 0:
 		p.idleFrom = time.Time{}
 	case p.idleFrom.IsZero():
-		p.idleFrom = now
-		if p.starved {
-			p.idleFrom = now.Add(-p.cfg.StuckAfter) // nobody has come meanwhile
+		switch p.idleFrom = now; {
+		case p.starved && p.came:
+			p.idleFrom = now.Add(-p.cfg.StuckAfter) // what it was allowed then has come, but nobody to go on with
+		case p.starved:
+			p.idleFrom = p.stuckAt
 		}
 	}
 }
@@ -25,7 +28,7 @@ func (p *Planner) Stuck(now time.Time) []Run {
 	if p.idleFrom.IsZero() || now.Sub(p.idleFrom) < p.cfg.StuckAfter {
 		return nil
 	}
-	p.idleFrom, p.starved = now, true
+	p.idleFrom, p.starved, p.stuckAt, p.came = now, true, now, false
 	most := max(int(p.cfg.SourceBytes/max(p.layout.PieceSize, 1)), 1)
 	var runs []Run
 	seen := map[piece.Index]bool{}
@@ -45,7 +48,34 @@ func (p *Planner) Stuck(now time.Time) []Run {
 	return runs
 }
 
-// NextWake returns when Next, Overdue or Stuck may have something new without any further event; the zero time means never.
+// Withheld returns, once, the missing pieces that the only parent who holds them gave wrong, or takes much longer for than others do for
+// theirs. They are still waited for: but who can should get them from elsewhere.
+func (p *Planner) Withheld(now time.Time) []Run {
+	withheld := p.withheld
+	p.withheld = nil
+	for i, a := range p.inFlight {
+		if p.slow(i, a) && !now.Before(a.at.Add(2*p.patience())) {
+			a.told = true
+			p.inFlight[i] = a
+			withheld = append(withheld, i)
+		}
+	}
+	slices.Sort(withheld)
+	var runs []Run
+	for _, i := range withheld {
+		if !p.have.Has(i) {
+			runs = append(runs, Run{i, i + 1})
+		}
+	}
+	return runs
+}
+
+// slow reports whether a request may be one that Withheld is yet to report.
+func (p *Planner) slow(i piece.Index, a asked) bool {
+	return !a.told && !a.far && p.avail[i] == 1 && p.service > 0 && !p.Crosses(i)
+}
+
+// NextWake returns when Next, Overdue, Withheld or Stuck may have something new without any further event; the zero time means never.
 func (p *Planner) NextWake(now time.Time) time.Time {
 	var at time.Time
 	sooner := func(t time.Time) {
@@ -61,10 +91,14 @@ func (p *Planner) NextWake(now time.Time) time.Time {
 		sooner(par.forget(now, p.have))
 	}
 	for i, a := range p.inFlight {
-		if !a.late && p.avail[i] > 1 {
+		if !a.late && p.elsewhere(i, a) {
 			sooner(a.at.Add(p.patience()))
 		}
+		if p.slow(i, a) {
+			sooner(a.at.Add(2 * p.patience()))
+		}
 	}
+	p.crossingWake(sooner)
 	if p.self {
 		sooner(p.selfFrom)
 	}

@@ -28,6 +28,7 @@ import (
 	"github.com/shoal-project/shoal/peer/source"
 	"github.com/shoal-project/shoal/peer/store"
 	"github.com/shoal-project/shoal/peer/transfer"
+	"github.com/shoal-project/shoal/scheduler"
 	"github.com/shoal-project/shoal/scheduler/api"
 	"github.com/shoal-project/shoal/scheduler/server"
 )
@@ -203,7 +204,7 @@ func NewSwarm(t testing.TB) *Swarm {
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := server.New(server.Config{})
+	srv := server.New(server.Config{Machine: scheduler.Config{Near: 10 * time.Millisecond}})
 	s.Server = srv
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
@@ -246,6 +247,17 @@ type hostConfig struct {
 
 // Seed makes the host a seed.
 func Seed(c *hostConfig) { c.peer.Host.Seed = true }
+
+// Zone puts the host into a zone.
+func Zone(name string) Option { return func(c *hostConfig) { c.peer.Host.Zone = name } }
+
+// Group pins the host to a group.
+func Group(name string) Option { return func(c *hostConfig) { c.peer.Host.Group = name } }
+
+// RoundTrip sets what the host measures as the way to others.
+func RoundTrip(f func(ctx context.Context, addr string) (time.Duration, error)) Option {
+	return func(c *hostConfig) { c.peer.RoundTrip = f }
+}
 
 // Lone starts the host without a scheduler.
 func Lone(c *hostConfig) { c.lone = true }
@@ -325,6 +337,9 @@ func (s *Swarm) Host(options ...Option) *Host {
 	web := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { handler.ServeHTTP(w, r) }))
 	h.Addr = c.place(web, fmt.Sprint("host-", s.hosts))
 	c.peer.Registerer = h.registry
+	if c.peer.RoundTrip == nil { // loopback on a busy machine may be anything
+		c.peer.RoundTrip = func(context.Context, string) (time.Duration, error) { return time.Millisecond, nil }
+	}
 	var schedulers peer.Schedulers
 	if !c.lone {
 		schedulers = Fixed{api.NewClient(s.url, "")}

@@ -16,7 +16,9 @@ type Host struct {
 	Addr string `json:"addr"` // host:port of its piece server
 	Zone string `json:"zone,omitempty"`
 	Rack string `json:"rack,omitempty"`
-	Seed bool   `json:"seed,omitempty"`
+	// Group is the name of those it shares with, and nobody else.
+	Group string `json:"group,omitempty"`
+	Seed  bool   `json:"seed,omitempty"`
 }
 
 // Task describes a blob being distributed.
@@ -45,6 +47,7 @@ type Event struct {
 	Failed   *LeaseFailed `json:"failed,omitempty"`
 	Stuck    *Stuck       `json:"stuck,omitempty"`
 	Demand   *Demand      `json:"demand,omitempty"`
+	Probed   *Probed      `json:"probed,omitempty"`
 }
 
 // Join announces a task the host holds pieces of or wants.
@@ -58,6 +61,8 @@ type Join struct {
 	Moved bool `json:"moved,omitempty"`
 	// Reading are the runs being read from the origin under leases of that one.
 	Reading []Run `json:"reading,omitempty"`
+	// Crossing are the runs being fetched across the border of the host's zone under leases of that one.
+	Crossing []Run `json:"crossing,omitempty"`
 }
 
 // Leave ends the host's part in a task.
@@ -75,18 +80,31 @@ type Progress struct {
 	Digests []PieceDigest `json:"digests,omitempty"`
 }
 
-// LeaseFailed reports pieces the host could not read from the origin.
+// LeaseFailed reports pieces the host could not read from the origin, or, with Border, from the hosts the lease named.
 type LeaseFailed struct {
 	Task    string `json:"task"`
 	Run     Run    `json:"run"`
 	Failure string `json:"failure"` // transient, denied, absent, corrupt
 	Text    string `json:"text"`
+	Border  bool   `json:"border,omitempty"`
 }
 
-// Stuck reports pieces the host can get from nobody it knows.
+// Stuck reports pieces the host can get from nobody it knows, or, with Withheld, for now not from the only holder it knows.
 type Stuck struct {
-	Task string `json:"task"`
-	Runs []Run  `json:"runs"`
+	Task     string `json:"task"`
+	Runs     []Run  `json:"runs"`
+	Withheld bool   `json:"withheld,omitempty"`
+}
+
+// Probed has the round trips that were measured, as far as anybody was reached.
+type Probed struct {
+	Trips []Trip `json:"trips"`
+}
+
+// Trip is the round trip to a host.
+type Trip struct {
+	To string `json:"to"` // id of the host
+	US int64  `json:"us"` // microseconds
 }
 
 // Demand tells pieces that readers of the host wait for and nobody it knows holds.
@@ -106,6 +124,7 @@ type Command struct {
 	Digests    *Digests    `json:"digests,omitempty"`
 	Failed     *Failed     `json:"failed,omitempty"`
 	Share      *Share      `json:"share,omitempty"`
+	Probe      *Probe      `json:"probe,omitempty"`
 }
 
 // Welcome is the first command of a session.
@@ -113,7 +132,7 @@ type Welcome struct {
 	Session string `json:"session"`
 }
 
-// Seeds lists the seeds of the cluster.
+// Seeds lists the seeds of the host's group.
 type Seeds struct {
 	Hosts []Host `json:"hosts"`
 }
@@ -124,17 +143,21 @@ type Neighbours struct {
 	Hosts []Host `json:"hosts"`
 }
 
-// Lease permits reading a run of pieces from the origin.
+// Lease permits reading a run of pieces from the origin, or, with From, fetching them from one of these hosts beyond the border of the zone.
 type Lease struct {
-	Task     Task `json:"task"`
-	Run      Run  `json:"run"`
-	Demanded bool `json:"demanded,omitempty"` // readers wait for it: before all others
+	Task     Task   `json:"task"`
+	Run      Run    `json:"run"`
+	Demanded bool   `json:"demanded,omitempty"` // readers wait for it: before all others
+	From     []Host `json:"from,omitempty"`
+	// Again is set when somebody of the zone holds the pieces, but does not seem to give them.
+	Again bool `json:"again,omitempty"`
 }
 
-// Revoked takes a lease back.
+// Revoked takes a lease back; Border is set for one with From.
 type Revoked struct {
-	Task string `json:"task"`
-	Run  Run    `json:"run"`
+	Task   string `json:"task"`
+	Run    Run    `json:"run"`
+	Border bool   `json:"border,omitempty"`
 }
 
 // Digests tells piece digests of a sequential task.
@@ -148,6 +171,11 @@ type Failed struct {
 	Task    string `json:"task"`
 	Failure string `json:"failure"`
 	Text    string `json:"text"`
+}
+
+// Probe asks for the round trips to other hosts.
+type Probe struct {
+	Hosts []Host `json:"hosts"`
 }
 
 // Share is how fast the host may read origins, so that all hosts together keep to the cluster's rate.

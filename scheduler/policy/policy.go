@@ -3,9 +3,11 @@
 package policy
 
 import (
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sort"
+	"time"
 )
 
 // Locality is where a host stands. Empty fields are one place of their own, so an unconfigured cluster is one zone.
@@ -28,37 +30,62 @@ func Distance(a, b Locality) int {
 // Candidate is one host that may be chosen.
 type Candidate struct {
 	Key      int // the caller's, returned on choice
-	Distance int // as Distance
+	Distance int // as the function Distance
 	Load     int // links or leases it has already; fewer is better
 	Seed     bool
 }
 
-// Neighbours returns the keys of up to n candidates to link a peer with. Hosts of the same zone come first, at random but
-// rather those with few links: this builds a near-regular random graph, which spreads
-// pieces in a logarithmic number of steps. A border between zones is the scarce link: one seed is taken across it, other
-// hosts only when there is nobody else.
+// Neighbours returns the keys of up to n candidates to link a peer with, all of its zone: at random but
+// rather those with few links. This builds a near-regular random graph, which spreads pieces in a logarithmic number of steps. Where
+// racks are named half of them are of the peer's own, as far as there are so many.
 func Neighbours(candidates []Candidate, n int, rng *rand.Rand) []int {
-	near, far := make([]Candidate, 0, len(candidates)), []Candidate(nil)
+	var rack, others []Candidate
 	for _, c := range candidates {
-		if c.Distance < 2 {
-			near = append(near, c)
+		if c.Distance == 0 {
+			rack = append(rack, c)
 		} else {
-			far = append(far, c)
+			others = append(others, c)
 		}
 	}
-	var seeds []Candidate
-	for _, c := range far {
-		if c.Seed {
-			seeds = append(seeds, c)
-		}
-	}
-	chosen := mix(near, n, rng)
-	across := mix(seeds, min(n-len(chosen), 1), rng)
-	if len(chosen)+len(across) == 0 {
-		across = mix(far, min(n, 2), rng)
-	}
-	return append(chosen, across...)
+	near := max(n-n/2, n-len(others))
+	chosen := mix(rack, near, rng)
+	return append(chosen, mix(others, n-len(chosen), rng)...)
 }
+
+// Graph links hosts at random, each with as many others, or one or two less: pairs of indices. racks names the rack of each host; where there are several, half
+// of a host's neighbours are of its own. degree is even, and should be much less than the number of hosts.
+func Graph(racks []string, degree int, rng *rand.Rand) [][2]int {
+	everybody, byRack := make([]int, len(racks)), map[string][]int{}
+	for i, r := range racks {
+		everybody[i] = i
+		byRack[r] = append(byRack[r], i)
+	}
+	pairs := make([][2]int, 0, len(racks)*degree/2)
+	ring := func(hosts []int) { // through all of them, in random order
+		rng.Shuffle(len(hosts), func(i, j int) { hosts[i], hosts[j] = hosts[j], hosts[i] })
+		for i := range hosts {
+			if j := (i + 1) % len(hosts); j != i {
+				pairs = append(pairs, [2]int{hosts[i], hosts[j]})
+			}
+		}
+	}
+	for n := range degree / 2 {
+		if n%2 == 0 || len(byRack) == 1 {
+			ring(everybody)
+			continue
+		}
+		for _, r := range slices.Sorted(maps.Keys(byRack)) {
+			ring(byRack[r])
+		}
+	}
+	return pairs
+}
+
+// Sources returns the keys of up to n candidates to fetch a piece from across a border, the least loaded first, at random among equals.
+func Sources(candidates []Candidate, n int, rng *rand.Rand) []int { return take(candidates, n, rng) }
+
+// Slow reports whether something took much longer than it does for others, on the mean; zero is no mean yet.
+func Slow(took, mean time.Duration) bool { return mean > 0 && took > 4*mean }
 
 // Reader returns the key of the candidate that should read the origin next, the least loaded one at random among
 // equals, seeds before all others. ok is false when there is no candidate.

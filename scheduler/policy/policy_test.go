@@ -28,23 +28,17 @@ func TestNeighbours(t *testing.T) {
 		n          int
 		want       []int // sorted
 	}{
-		"nobody":                        {nil, 4, []int{}},
-		"no room":                       {[]Candidate{{Key: 1}}, 0, []int{}},
-		"room taken back":               {[]Candidate{{Key: 1}}, -3, []int{}},
-		"the least linked first":        {[]Candidate{{Key: 1, Load: 9}, {Key: 2, Load: 1}, {Key: 3, Load: 5}}, 2, []int{2, 3}},
-		"own zone before others":        {[]Candidate{{Key: 1, Distance: 2}, {Key: 2}}, 4, []int{2}},
-		"one seed across the border":    {[]Candidate{{Key: 1, Distance: 2, Seed: true}, {Key: 2, Distance: 2, Seed: true, Load: 3}, {Key: 3}}, 4, []int{1, 3}},
-		"others only for want of seeds": {[]Candidate{{Key: 1, Distance: 2}, {Key: 2, Distance: 2}, {Key: 3, Distance: 2}}, 1, []int{1}},
+		"nobody":                                {nil, 4, []int{}},
+		"no room":                               {[]Candidate{{Key: 1}}, 0, []int{}},
+		"room taken back":                       {[]Candidate{{Key: 1}}, -3, []int{}},
+		"the least linked first":                {[]Candidate{{Key: 1, Load: 9}, {Key: 2, Load: 1}, {Key: 3, Load: 5}}, 2, []int{2, 3}},
+		"half of the own rack":                  {[]Candidate{{Key: 1, Distance: 1}, {Key: 2}, {Key: 3, Load: 1}, {Key: 4, Distance: 1, Load: 1}}, 2, []int{1, 2}},
+		"others when there are few of the rack": {[]Candidate{{Key: 1, Distance: 1}, {Key: 2}, {Key: 3, Distance: 1}}, 3, []int{1, 2, 3}},
+		"the rack when there are few others":    {[]Candidate{{Key: 1, Distance: 1}, {Key: 2}, {Key: 3}, {Key: 4}}, 4, []int{1, 2, 3, 4}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := Neighbours(tc.candidates, tc.n, rng())
 			slices.Sort(got)
-			if name == "others only for want of seeds" {
-				if len(got) != 1 {
-					t.Errorf("got %v, want one", got)
-				}
-				return
-			}
 			if d := cmp.Diff(tc.want, got); d != "" {
 				t.Errorf("neighbours (-want +got):\n%s", d)
 			}
@@ -106,5 +100,46 @@ func TestNeighboursAreNotJustTheNewest(t *testing.T) {
 	}
 	if far == 0 {
 		t.Error("the last one has no neighbour among the first half")
+	}
+}
+
+func TestGraphLinksEachHostToEquallyMany(t *testing.T) {
+	for name, racks := range map[string]int{"one rack": 1, "four racks": 4} {
+		t.Run(name, func(t *testing.T) {
+			hosts := make([]string, 200)
+			for i := range hosts {
+				hosts[i] = string(rune('a' + i%racks))
+			}
+			links, own := make([]map[int]bool, len(hosts)), 0
+			for i := range links {
+				links[i] = map[int]bool{}
+			}
+			for _, p := range Graph(hosts, 16, rng()) {
+				links[p[0]][p[1]], links[p[1]][p[0]] = true, true
+			}
+			for i, l := range links {
+				if len(l) < 13 || len(l) > 16 || l[i] {
+					t.Errorf("host %d has neighbours %v, want about 16 others", i, l)
+				}
+				for j := range l {
+					if hosts[i] == hosts[j] {
+						own++
+					}
+				}
+			}
+			if share := float64(own) / float64(16*len(hosts)); racks > 1 && (share < .4 || share > .7) {
+				t.Errorf("%.2f of the neighbours are of the own rack, want about half, and what chance adds", share)
+			}
+		})
+	}
+}
+
+func TestGraphOfFewHostsHasNoLoops(t *testing.T) {
+	for _, n := range []int{0, 1, 2} {
+		for _, p := range Graph(make([]string, n), 4, rng()) {
+			if p[0] == p[1] {
+				t.Errorf("%d hosts: one is its own neighbour", n)
+			}
+		}
 	}
 }

@@ -28,6 +28,8 @@ type Config struct {
 	Machine scheduler.Config
 	// Token admits hosts; empty admits everybody.
 	Token string
+	// Networks say where hosts stand that do not say so themselves.
+	Networks policy.Networks
 	// HostSilence is how long a host may say nothing before it counts as dead. Default 2 s.
 	HostSilence time.Duration
 	// Log is where sessions are reported; nil discards.
@@ -104,6 +106,13 @@ func (s *Server) tick(now time.Time) {
 	s.metrics.observe(s.machine.Snapshot())
 }
 
+// Zones returns the zone of each host, in the order of their names.
+func (s *Server) Zones() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.machine.Snapshot().Zones
+}
+
 // SetOriginRate changes the rate at which all hosts together may read origins, in bytes a second; zero is no bound.
 func (s *Server) SetOriginRate(rate int64) {
 	s.mu.Lock()
@@ -129,9 +138,9 @@ func (s *Server) Open(_ context.Context, h api.Host) (string, *api.Queue, func()
 		s.endLocked(old)
 	}
 	s.sessions[ses.id], s.byHost[ses.host] = ses, ses
-	s.stepLocked(now, scheduler.HostJoined{Host: scheduler.Host{ID: ses.host, Addr: h.Addr, Seed: h.Seed,
-		Locality: policy.Locality{Zone: h.Zone, Rack: h.Rack}}})
-	s.log.Info("host joined", "host", h.ID, "addr", h.Addr, "seed", h.Seed, "zone", h.Zone)
+	at := s.cfg.Networks.Complete(policy.Place{Locality: policy.Locality{Zone: h.Zone, Rack: h.Rack}, Group: h.Group}, h.Addr)
+	s.stepLocked(now, scheduler.HostJoined{Host: scheduler.Host{ID: ses.host, Addr: h.Addr, Seed: h.Seed, Locality: at.Locality, Group: at.Group}})
+	s.log.Info("host joined", "host", h.ID, "addr", h.Addr, "seed", h.Seed, "zone", at.Zone, "rack", at.Rack, "group", at.Group)
 	return ses.id, ses.commands, func() { s.gone(ses) }, nil
 }
 

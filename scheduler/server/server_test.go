@@ -15,6 +15,7 @@ import (
 
 	"github.com/shoal-project/shoal/scheduler"
 	"github.com/shoal-project/shoal/scheduler/api"
+	"github.com/shoal-project/shoal/scheduler/policy"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -184,5 +185,23 @@ func TestHostThatDoesNotReadLosesItsSession(t *testing.T) {
 	}
 	if _, ended := commands.Take(); deaf() || !ended {
 		t.Errorf("the queue of a host that does not read has no bound: host there %v, queue ended %v", deaf(), ended)
+	}
+}
+
+func TestHostThatDoesNotSayWhereItStandsIsPlacedByItsAddress(t *testing.T) {
+	networks, err := policy.NewNetworks([]policy.Network{{CIDR: "10.1.0.0/16", Place: policy.Place{Locality: policy.Locality{Zone: "a"}, Group: "g"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := New(Config{Networks: networks})
+	for _, h := range []api.Host{{ID: "h1", Addr: "10.1.2.3:1"}, {ID: "h2", Addr: "10.1.2.4:1", Zone: "b"}} {
+		if _, _, _, err := s.Open(t.Context(), h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, zone := range []string{"a", "b"} {
+		if got := s.machine.Snapshot().Hosts[i]; got.Locality.Zone != zone || got.Group != "g" {
+			t.Errorf("%s is in zone %q and group %q, want %q and g", got.ID, got.Locality.Zone, got.Group, zone)
+		}
 	}
 }

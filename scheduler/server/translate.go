@@ -1,6 +1,8 @@
 package server
 
 import (
+	"time"
+
 	"github.com/shoal-project/shoal/scheduler"
 	"github.com/shoal-project/shoal/scheduler/api"
 )
@@ -11,7 +13,7 @@ func toEvent(host scheduler.HostID, ev api.Event) (e scheduler.Event, ok bool) {
 	case ev.Join != nil:
 		j := ev.Join
 		return scheduler.TaskJoined{Host: host, Wants: j.Wants, Have: toRuns(j.Have), Digests: toDigests(j.Digests),
-			Partial: j.Partial, Moved: j.Moved, Reading: toRuns(j.Reading),
+			Partial: j.Partial, Moved: j.Moved, Reading: toRuns(j.Reading), Crossing: toRuns(j.Crossing),
 			Task: scheduler.Task{ID: scheduler.TaskID(j.Task.ID), Pieces: j.Task.Pieces, PieceSize: j.Task.PieceSize,
 				Sequential: j.Task.Sequential, Origin: j.Task.Origin}}, true
 	case ev.Leave != nil:
@@ -23,11 +25,18 @@ func toEvent(host scheduler.HostID, ev api.Event) (e scheduler.Event, ok bool) {
 	case ev.Failed != nil:
 		f := ev.Failed
 		return scheduler.LeaseFailed{Host: host, Task: scheduler.TaskID(f.Task), Run: scheduler.Run{First: f.Run[0], End: f.Run[1]},
-			Failure: scheduler.Failure(f.Failure), Text: f.Text}, true
+			Failure: scheduler.Failure(f.Failure), Text: f.Text, Border: f.Border}, true
 	case ev.Stuck != nil:
-		return scheduler.Stuck{Host: host, Task: scheduler.TaskID(ev.Stuck.Task), Runs: toRuns(ev.Stuck.Runs)}, true
+		return scheduler.Stuck{Host: host, Task: scheduler.TaskID(ev.Stuck.Task), Runs: toRuns(ev.Stuck.Runs),
+			Withheld: ev.Stuck.Withheld}, true
 	case ev.Demand != nil:
 		return scheduler.Demand{Host: host, Task: scheduler.TaskID(ev.Demand.Task), Runs: toRuns(ev.Demand.Runs), All: ev.Demand.All}, true
+	case ev.Probed != nil:
+		p := scheduler.Probed{Host: host}
+		for _, t := range ev.Probed.Trips {
+			p.Trips = append(p.Trips, scheduler.Trip{To: scheduler.HostID(t.To), RTT: time.Duration(t.US) * time.Microsecond})
+		}
+		return p, true
 	default:
 		return nil, false
 	}
@@ -56,10 +65,10 @@ func toCommand(b scheduler.Body) api.Command {
 	case scheduler.Neighbours:
 		return api.Command{Neighbours: &api.Neighbours{Task: string(b.Task), Hosts: fromHosts(b.Hosts)}}
 	case scheduler.Lease:
-		return api.Command{Lease: &api.Lease{Run: fromRun(b.Run), Demanded: b.Demanded, Task: api.Task{ID: string(b.Task.ID), Pieces: b.Task.Pieces,
+		return api.Command{Lease: &api.Lease{Run: fromRun(b.Run), Demanded: b.Demanded, From: fromHosts(b.From), Again: b.Again, Task: api.Task{ID: string(b.Task.ID), Pieces: b.Task.Pieces,
 			PieceSize: b.Task.PieceSize, Sequential: b.Task.Sequential, Origin: b.Task.Origin}}}
 	case scheduler.Revoked:
-		return api.Command{Revoked: &api.Revoked{Task: string(b.Task), Run: fromRun(b.Run)}}
+		return api.Command{Revoked: &api.Revoked{Task: string(b.Task), Run: fromRun(b.Run), Border: b.Border}}
 	case scheduler.Digests:
 		out := make([]api.PieceDigest, 0, len(b.Digests))
 		for _, d := range b.Digests {
@@ -68,6 +77,8 @@ func toCommand(b scheduler.Body) api.Command {
 		return api.Command{Digests: &api.Digests{Task: string(b.Task), Digests: out}}
 	case scheduler.Failed:
 		return api.Command{Failed: &api.Failed{Task: string(b.Task), Failure: string(b.Failure), Text: b.Text}}
+	case scheduler.Probe:
+		return api.Command{Probe: &api.Probe{Hosts: fromHosts(b.Hosts)}}
 	case scheduler.Share:
 		return api.Command{Share: &api.Share{Rate: b.Rate}}
 	default:
@@ -80,7 +91,7 @@ func fromRun(r scheduler.Run) api.Run { return api.Run{r.First, r.End} }
 func fromHosts(hosts []scheduler.Host) []api.Host {
 	out := make([]api.Host, 0, len(hosts))
 	for _, h := range hosts {
-		out = append(out, api.Host{ID: string(h.ID), Addr: h.Addr, Zone: h.Locality.Zone, Rack: h.Locality.Rack, Seed: h.Seed})
+		out = append(out, api.Host{ID: string(h.ID), Addr: h.Addr, Zone: h.Locality.Zone, Rack: h.Locality.Rack, Group: h.Group, Seed: h.Seed})
 	}
 	return out
 }

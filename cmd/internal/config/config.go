@@ -22,6 +22,7 @@ import (
 
 	"github.com/shoal-project/shoal/peer/limits"
 	"github.com/shoal-project/shoal/scheduler/identity"
+	"github.com/shoal-project/shoal/scheduler/policy"
 )
 
 // Log is where and how a daemon reports.
@@ -71,7 +72,33 @@ type Scheduler struct {
 	Admin   Admin         `yaml:"admin"` // apart from Listen, if set
 	Cluster Cluster       `yaml:"cluster"`
 	Limits  ClusterLimits `yaml:"limits"`
-	Log     Log           `yaml:"log"`
+	// Networks say where nodes stand that do not say so themselves.
+	Networks []Network `yaml:"networks"`
+	// Near is the longest round trip within a zone, for nodes that have none by then; 0 does not measure.
+	Near time.Duration `yaml:"near"`
+	Log  Log           `yaml:"log"`
+}
+
+// Network is a range of addresses and where its nodes stand.
+type Network struct {
+	CIDR  string `yaml:"cidr"`
+	Zone  string `yaml:"zone"`
+	Rack  string `yaml:"rack"`
+	Group string `yaml:"group"`
+}
+
+// Places returns the networks as the scheduler wants them, or what is wrong with them.
+func (s Scheduler) Places() (policy.Networks, error) {
+	list := make([]policy.Network, 0, len(s.Networks))
+	for _, n := range s.Networks {
+		list = append(list, policy.Network{CIDR: n.CIDR,
+			Place: policy.Place{Locality: policy.Locality{Zone: n.Zone, Rack: n.Rack}, Group: n.Group}})
+	}
+	places, err := policy.NewNetworks(list)
+	if err != nil {
+		return places, fmt.Errorf("networks: %w", err)
+	}
+	return places, nil
 }
 
 // ClusterLimits are what a scheduler has all hosts keep to together.
@@ -131,6 +158,7 @@ type Peer struct {
 	Advertise string `yaml:"advertise"` // HOST:PORT under which others reach it; found out by default
 	Zone      string `yaml:"zone"`
 	Rack      string `yaml:"rack"`
+	Group     string `yaml:"group"` // shares with nodes of the same name only
 }
 
 // Admin serves /healthz, /metrics, /limits and /pins.
@@ -153,7 +181,7 @@ type Store struct {
 
 // DefaultScheduler returns the configuration without a file.
 func DefaultScheduler() Scheduler {
-	return Scheduler{Listen: "0.0.0.0:7700", Log: defaultLog()}
+	return Scheduler{Listen: "0.0.0.0:7700", Near: 10 * time.Millisecond, Log: defaultLog()}
 }
 
 // DefaultNode returns the configuration without a file: a lone host that reads every blob from its origin once.
@@ -211,6 +239,12 @@ func readable(err error) string {
 // Validate reports all faults at once.
 func (s Scheduler) Validate() error {
 	errs := []error{checkAddr("listen", s.Listen), s.Cluster.validate(true), s.Limits.Validate(), s.Log.validate()}
+	if _, err := s.Places(); err != nil {
+		errs = append(errs, err)
+	}
+	if s.Near < 0 {
+		errs = append(errs, fmt.Errorf("near: %v is negative; 0 does not measure", s.Near))
+	}
 	if s.Admin.Listen != "" {
 		errs = append(errs, checkAddr("admin.listen", s.Admin.Listen))
 	}

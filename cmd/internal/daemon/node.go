@@ -164,7 +164,7 @@ func (n *node) build() error {
 		id = n.cfg.Peer.Advertise // what the others' list calls it
 	}
 	n.peer, err = peer.New(peer.Config{Peers: n.cfg.Peers, Host: api.Host{ID: id, Addr: n.cfg.Peer.Advertise, Zone: n.cfg.Peer.Zone,
-		Rack: n.cfg.Peer.Rack, Seed: n.cfg.Seed}, Limits: n.limits, Log: n.component("peer"), Registerer: n.admin.registry}, n.store, n.wire, n.origin, schedulers)
+		Rack: n.cfg.Peer.Rack, Group: n.cfg.Peer.Group, Seed: n.cfg.Seed}, Limits: n.limits, Log: n.component("peer"), Registerer: n.admin.registry}, n.store, n.wire, n.origin, schedulers)
 	if err != nil {
 		return err
 	}

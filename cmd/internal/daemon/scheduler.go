@@ -9,6 +9,7 @@ import (
 
 	"github.com/shoal-project/shoal/cmd/internal/config"
 	"github.com/shoal-project/shoal/peer/transfer"
+	"github.com/shoal-project/shoal/scheduler"
 	"github.com/shoal-project/shoal/scheduler/identity"
 	"github.com/shoal-project/shoal/scheduler/server"
 )
@@ -30,7 +31,11 @@ func RunScheduler(ctx context.Context, cfg config.Scheduler, version string, w i
 	}
 	limitMemory(log)
 	adm := newAdmin(version)
-	s := server.New(server.Config{Token: token, Log: log.With("component", "scheduler"), Registerer: adm.registry})
+	places, err := cfg.Places()
+	if err != nil {
+		return err
+	}
+	s := server.New(server.Config{Token: token, Networks: places, Machine: scheduler.Config{Near: cfg.Near}, Log: log.With("component", "scheduler"), Registerer: adm.registry})
 	rate := &originRate{apply: s.SetOriginRate, log: log}
 	if err := rate.set(cfg.Limits); err != nil {
 		return err
