@@ -115,3 +115,32 @@ func TestWhoDemandsAPieceIsANeighbourOfItsReaderOrHolder(t *testing.T) {
 		t.Errorf("leases (-want +got):\n%s", d)
 	}
 }
+
+// TestWhatIsDemandedCrossesABorderOnce has two hosts of a zone without a seed wait for a piece: one before it is read, one after.
+func TestWhatIsDemandedCrossesABorderOnce(t *testing.T) {
+	c := newCluster(t)
+	c.do(hostJoins("sa", true, "a"), hostJoins("b0", false, "b"), partial("b0", blob(100)), hostJoins("b1", false, "b"), partial("b1", blob(100)))
+	run := []Run{{50, 51}}
+	c.do(Demand{Host: "b0", Task: "blob", Runs: run})
+	if d := cmp.Diff(map[HostID][]Run{"sa": run}, c.leases); d != "" || len(c.crossings) > 0 {
+		t.Errorf("before the piece was read: crossings %v, leases (-want +got):\n%s", c.crossings, d)
+	}
+	c.do(Progress{Host: "sa", Task: "blob", Gained: run}, Demand{Host: "b1", Task: "blob", Runs: run})
+	if d := cmp.Diff(map[HostID][]Run{"b0": run}, c.crossings); d != "" {
+		t.Errorf("crossings (-want +got):\n%s", d)
+	}
+	if !slices.Contains(c.neighbours["b1"], "b0") {
+		t.Errorf("b1 does not know b0, which fetches the piece: %v", c.neighbours["b1"])
+	}
+	for _, id := range []HostID{"b0", "b1"} {
+		if slices.Contains(c.neighbours[id], "sa") {
+			t.Errorf("%s has a neighbour beyond the border", id)
+		}
+	}
+	c.do(Progress{Host: "b0", Task: "blob", Gained: run})
+	c.after(time.Second, Tick{})
+	if d := cmp.Diff(map[HostID][]Run{"b0": run}, c.crossings); d != "" {
+		t.Errorf("crossings at the end (-want +got):\n%s", d)
+	}
+	checkZones(t, c.tasks[taskKey{"blob", ""}], 0)
+}

@@ -373,10 +373,35 @@ func (m *Machine) find(h HostID, id TaskID) (*task, *member) {
 	return t, t.members[h]
 }
 
+// drawn is how many members are looked at for the neighbours of one: many more than policy.Neighbours compares, and few enough to cost microseconds.
+const drawn = 256
+
+// draw returns the members, by their place in the order, among whom a member's neighbours are chosen: all, or of very many some at random. Where racks or
+// zones are named the choice is among fewer than all already.
+func (m *Machine) draw(t *task, me *member) []int {
+	n := len(t.order)
+	if n <= 4*drawn || me.host.Locality.Rack != "" || len(t.zones) > 1 {
+		out := make([]int, n)
+		for i := range out {
+			out[i] = i
+		}
+		return out
+	}
+	out, seen := make([]int, 0, drawn), make(map[int]bool, drawn)
+	for len(out) < drawn {
+		if i := m.rng.IntN(n); !seen[i] {
+			seen[i] = true
+			out = append(out, i)
+		}
+	}
+	return out
+}
+
 // link gives a member as many neighbours of its zone as it may have and tells both sides.
 func (m *Machine) link(t *task, me *member) {
 	var candidates, full []policy.Candidate
-	for i, other := range t.order {
+	for _, i := range m.draw(t, me) {
+		other := t.order[i]
 		if other.zone != me.zone || other == me || me.neighbours[other.host.ID] || (!me.wants && !other.wants) {
 			continue
 		}
