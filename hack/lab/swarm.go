@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -123,27 +122,6 @@ func (s *swarm) pullAll(ctx context.Context, ref string) ([]time.Duration, error
 	}
 	_ = group.Wait() // all of them are in errs
 	return took, errors.Join(errs...)
-}
-
-type usage struct {
-	cpu     time.Duration // of all daemons of ours
-	peakRSS int64         // of the largest
-}
-
-func (s *swarm) usage() usage {
-	u := usage{}
-	var procs []*cluster.Process
-	for _, scheduler := range s.schedulers {
-		procs = append(procs, scheduler.Process)
-	}
-	for _, n := range slices.Concat(s.seeds, s.nodes) {
-		procs = append(procs, n.Process)
-	}
-	for _, p := range procs {
-		u.cpu += p.CPU()
-		u.peakRSS = max(u.peakRSS, p.PeakRSS())
-	}
-	return u
 }
 
 // read adds up what the nodes' readers got so far, over all nodes and origins. Nodes that do not answer count nothing.

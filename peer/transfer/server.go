@@ -179,6 +179,7 @@ func (h *handler) serveBlob(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusRequestedRangeNotSatisfiable)
 		return
 	}
+	h.metrics.requests.Inc()
 	demanded := r.Header.Get(demandHeader) != ""
 	if !h.take(demanded) {
 		h.refuse(w, busyHost, "all upload slots are taken")
@@ -328,6 +329,7 @@ func (h *handler) stream(ctx context.Context, w http.ResponseWriter, haves Haves
 		if err := controller.SetWriteDeadline(time.Now().Add(h.cfg.UploadStall)); err != nil {
 			return err
 		}
+		h.metrics.frames.Inc()
 		if _, err := w.Write(frames); err != nil {
 			return err
 		}

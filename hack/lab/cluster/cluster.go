@@ -159,6 +159,15 @@ func (h *Host) SetPlugged(ctx context.Context, plugged bool) error {
 	return commands(ctx, fmt.Sprintf("ip -n %s link set %s %s", h.c.switchNS(), h.port, state))
 }
 
+// TimeWait returns how many closed connections the host's kernel remembers; 0 when it cannot be asked.
+func (h *Host) TimeWait(ctx context.Context) int {
+	out, err := command(ctx, "ip", "netns", "exec", string(h.ns), "cat", "/proc/net/sockstat")
+	if err != nil {
+		return 0
+	}
+	return parseTimeWait(out)
+}
+
 // Client returns an HTTP client that connects from the host. URLs have IP addresses, no names.
 func (h *Host) Client() *http.Client { return h.client }
 

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"time"
 
@@ -163,4 +164,18 @@ func (ns namespace) listen(ctx context.Context, addr string) (l net.Listener, er
 		return err
 	})
 	return l, err
+}
+
+// parseTimeWait reads the field of /proc/net/sockstat.
+func parseTimeWait(sockstat string) int {
+	for line := range strings.Lines(sockstat) {
+		fields := strings.Fields(line)
+		for i := 1; i+1 < len(fields) && fields[0] == "TCP:"; i += 2 {
+			if fields[i] == "tw" {
+				n, _ := strconv.Atoi(fields[i+1]) // the kernel writes numbers
+				return n
+			}
+		}
+	}
+	return 0
 }
