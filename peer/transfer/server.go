@@ -343,29 +343,32 @@ func (h *handler) stream(ctx context.Context, w http.ResponseWriter, haves Haves
 	if err := send(appendAll(nil, sent)); err != nil {
 		return err
 	}
-	pause := rate.NewLimiter(rate.Every(h.cfg.HavesInterval), havesBurst) // the next changes wait for it
+	frames := rate.NewLimiter(rate.Every(h.cfg.HavesInterval), havesBurst)
+	pause := time.NewTimer(frames.Reserve().Delay())
+	defer pause.Stop()
 	alive := time.NewTimer(aliveInterval)
 	defer alive.Stop()
+	var next <-chan struct{} // the next change; nil during the pause, so that not each piece wakes every stream
 	for {
-		var frames []byte
+		var told []byte
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-alive.C:
-			frames = appendFrame(nil, frameAlive, nil)
-		case <-changed:
-			if err := pause.Wait(ctx); err != nil {
-				return err
-			}
+			told = appendFrame(nil, frameAlive, nil)
+		case <-pause.C:
+			next = changed
+		case <-next:
 			changed = haves.Changed()
 			now := haves.Have()
-			frames = appendChanges(nil, sent, now)
-			sent = now
+			told = appendChanges(nil, sent, now)
+			sent, next = now, nil
+			pause.Reset(frames.Reserve().Delay())
 		}
-		if len(frames) == 0 {
+		if len(told) == 0 {
 			continue
 		}
-		if err := send(frames); err != nil {
+		if err := send(told); err != nil {
 			return err
 		}
 		alive.Reset(aliveInterval)
