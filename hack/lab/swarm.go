@@ -24,9 +24,11 @@ type swarm struct {
 	containerds []*cluster.Containerd // one for each node, after addContainerds
 }
 
-// swarmConfig says how large a swarm is. Zero schedulers and seeds mean one.
+// swarmConfig says how large a swarm is. Zero schedulers, seeds and zones mean one.
 type swarmConfig struct {
 	nodes, seeds, schedulers int
+	zones                    int            // that nodes are spread over; all else is in the first
+	border                   cluster.Rate   // of the others' borders
 	proxied                  bool           // proxies stand before the registry, the seeds and the nodes
 	bounds                   cluster.Bounds // of each node and seed
 }
@@ -39,6 +41,11 @@ type blob struct {
 
 func newSwarm(ctx context.Context, c *cluster.Cluster, cfg swarmConfig) (*swarm, error) {
 	s := &swarm{Cluster: c}
+	for i := 1; i < cfg.zones; i++ {
+		if err := c.AddZone(ctx, zoneName(i), cfg.border); err != nil {
+			return nil, err
+		}
+	}
 	var err error
 	if cfg.proxied {
 		s.registry, err = c.StartProxiedRegistry(ctx)
@@ -61,7 +68,7 @@ func newSwarm(ctx context.Context, c *cluster.Cluster, cfg swarmConfig) (*swarm,
 		for i, name := range names {
 			group.Go(func() (err error) {
 				started[i], err = c.StartNode(ctx, cluster.NodeConfig{
-					Name: name, Seed: seed, Zone: "lab", Proxied: cfg.proxied, Bounds: cfg.bounds,
+					Name: name, Seed: seed, Zone: zoneOf(i, seed, cfg.zones), Proxied: cfg.proxied, Bounds: cfg.bounds,
 					Schedulers: s.schedulers, Registries: []*cluster.Registry{s.registry},
 				})
 				return err
@@ -78,6 +85,22 @@ func newSwarm(ctx context.Context, c *cluster.Cluster, cfg swarmConfig) (*swarm,
 	}
 	s.nodes, err = start(nodes, false)
 	return s, err
+}
+
+// zoneOf returns the zone of the i-th node or seed: nodes take turns, seeds are in the first.
+func zoneOf(i int, seed bool, zones int) string {
+	if seed || zones < 2 {
+		return zoneName(0)
+	}
+	return zoneName(i % zones)
+}
+
+// zoneName returns the name of a zone by its number from 0.
+func zoneName(i int) string {
+	if i == 0 {
+		return "lab"
+	}
+	return fmt.Sprintf("lab-%d", i+1)
 }
 
 // numbered returns n names; a single thing needs no number.

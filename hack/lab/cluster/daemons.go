@@ -90,7 +90,7 @@ type Node struct {
 
 // StartNode adds a host and runs a shoal node on it.
 func (c *Cluster) StartNode(ctx context.Context, cfg NodeConfig) (*Node, error) {
-	host, err := c.AddHost(ctx, cfg.Name)
+	host, err := c.AddHostIn(ctx, cfg.Zone, cfg.Name)
 	if err != nil {
 		return nil, err
 	}

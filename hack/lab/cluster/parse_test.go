@@ -110,3 +110,15 @@ func TestTimeWaitIsReadFromTheLineOfTCP(t *testing.T) {
 		}
 	}
 }
+
+func TestBytesOfALinkAreThoseItSent(t *testing.T) {
+	text := `[{"ifname":"beyond2","link":"inside2","stats64":{"rx":{"bytes":7,"packets":1},"tx":{"bytes":1234567890123,"packets":9}}}]`
+	if got, err := parseSent([]byte(text)); err != nil || got != 1234567890123 {
+		t.Errorf("got %d, %v", got, err)
+	}
+	for _, text := range []string{"", "[]", "{}"} {
+		if got, err := parseSent([]byte(text)); err == nil {
+			t.Errorf("%q gave %d", text, got)
+		}
+	}
+}
