@@ -194,7 +194,7 @@ func (c *Client) ask(ctx context.Context, cn *conn, w wanted) (answered bool, er
 			_ = cn.Close() // what it still has to say is not wanted
 		}
 	}()
-	resp, err := cn.exchange(ctx, c.request(w), c.cfg.Stall)
+	resp, err := cn.exchange(ctx, c.request(w), c.cfg.Stall) //nolint:bodyclose // its body has nothing to close, and closing it would wait for bytes
 	if err != nil {
 		return false, noEOF(err)
 	}

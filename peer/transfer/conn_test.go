@@ -73,3 +73,23 @@ func TestConnectionsToOnePeerAreBounded(t *testing.T) {
 		t.Errorf("%d are kept of a peer whose connections are dead", len(p.idle["a"]))
 	}
 }
+
+func TestHavesPauseUntilTwoPiecesCanBeExpected(t *testing.T) {
+	const interval = 20 * time.Millisecond
+	for _, test := range []struct {
+		name   string
+		since  time.Duration
+		gained int
+		want   time.Duration
+	}{
+		{"many pieces in an interval", interval, 8, interval},
+		{"a piece in 15 ms", 30 * time.Millisecond, 2, 30 * time.Millisecond},
+		{"a piece in an interval", interval, 1, 2 * interval},
+		{"a piece a second", time.Second, 1, 3 * interval},
+		{"pieces were lost", interval, -3, 2 * interval},
+	} {
+		if got := pauseAfter(test.since, test.gained, interval); got != test.want {
+			t.Errorf("%s: %v, want %v", test.name, got, test.want)
+		}
+	}
+}

@@ -83,7 +83,8 @@ type Config struct {
 	Spacing time.Duration
 	// UploadStall ends an upload whose receiver takes no byte for this long. Zero is DefaultUploadStall.
 	UploadStall time.Duration
-	// HavesInterval is the mean time between two frames of changes; after a pause some go at once. Zero is DefaultHavesInterval.
+	// HavesInterval is the mean time between two frames of changes, up to three times as long where pieces come slowly; after a pause some go
+	// at once. Zero is DefaultHavesInterval.
 	HavesInterval time.Duration
 	// Pacer holds back what is sent. Nil sends as fast as the network takes it.
 	Pacer Pacer
@@ -348,6 +349,7 @@ func (h *handler) stream(ctx context.Context, w http.ResponseWriter, haves Haves
 	defer pause.Stop()
 	alive := time.NewTimer(aliveInterval)
 	defer alive.Stop()
+	last := time.Now()
 	var next <-chan struct{} // the next change; nil during the pause, so that not each piece wakes every stream
 	for {
 		var told []byte
@@ -362,7 +364,8 @@ func (h *handler) stream(ctx context.Context, w http.ResponseWriter, haves Haves
 			changed = haves.Changed()
 			now := haves.Have()
 			told = appendChanges(nil, sent, now)
-			sent, next = now, nil
+			frames.SetLimit(rate.Every(pauseAfter(time.Since(last), now.Count()-sent.Count(), h.cfg.HavesInterval)))
+			sent, next, last = now, nil, time.Now()
 			pause.Reset(frames.Reserve().Delay())
 		}
 		if len(told) == 0 {
@@ -373,6 +376,12 @@ func (h *handler) stream(ctx context.Context, w http.ResponseWriter, haves Haves
 		}
 		alive.Reset(aliveInterval)
 	}
+}
+
+// pauseAfter returns how long the next changes wait when so many more pieces are held than were told the given time ago: until two more can
+// be expected, between the interval and three times as long. On a slow link a frame for each piece is most of what a host has to do.
+func pauseAfter(since time.Duration, gained int, interval time.Duration) time.Duration {
+	return min(max(2*since/time.Duration(max(gained, 1)), interval), 3*interval)
 }
 
 // fail answers with the status of err's class.
