@@ -52,6 +52,7 @@ func (s *swarm) usage() usage {
 	return u
 }
 
+// ownCPU returns the processor time this process has used.
 func ownCPU() cluster.CPU {
 	var r unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &r); err != nil {

@@ -110,6 +110,9 @@ func (c CPU) Add(o CPU) CPU { return CPU{c.User + o.User, c.System + o.System} }
 // Sub returns the time between two readings.
 func (c CPU) Sub(o CPU) CPU { return CPU{c.User - o.User, c.System - o.System} }
 
+// Total returns both times together.
+func (c CPU) Total() time.Duration { return c.User + c.System }
+
 // CPU returns the processor time the process has used, or used while it lived.
 func (p *Process) CPU() CPU {
 	select {
