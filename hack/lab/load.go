@@ -15,7 +15,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/shoal-project/shoal/hack/lab/cluster"
 	"github.com/shoal-project/shoal/peer/piece"
@@ -108,15 +107,6 @@ func (r loadResult) print(w io.Writer) error {
 	return err
 }
 
-// ownCPU returns the processor time this process has used.
-func ownCPU() time.Duration {
-	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
-		return 0
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-}
-
 func inSeconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
 // load runs a scheduler in one network namespace and all hosts in another.
@@ -161,8 +151,8 @@ func load(ctx context.Context, cfg loadConfig) (result loadResult, err error) {
 	}
 	result = crowd.result(metrics)
 	result.LimitSeconds, result.Seconds = cfg.link.Seconds(cfg.size), took
-	result.SchedulerCPU, result.SchedulerPeakRSS = (s.CPU() - cpu).Seconds(), s.PeakRSS()
-	result.SchedulerCores, result.GeneratorCPUShare = result.SchedulerCPU/took, (ownCPU()-own).Seconds()/took
+	result.SchedulerCPU, result.SchedulerPeakRSS = s.CPU().Sub(cpu).Total().Seconds(), s.PeakRSS()
+	result.SchedulerCores, result.GeneratorCPUShare = result.SchedulerCPU/took, ownCPU().Sub(own).Total().Seconds()/took
 	return result, nil
 }
 

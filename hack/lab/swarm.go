@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -25,9 +24,11 @@ type swarm struct {
 	containerds []*cluster.Containerd // one for each node, after addContainerds
 }
 
-// swarmConfig says how large a swarm is. Zero schedulers and seeds mean one.
+// swarmConfig says how large a swarm is. Zero schedulers, seeds and zones mean one.
 type swarmConfig struct {
 	nodes, seeds, schedulers int
+	zones                    int            // that nodes are spread over; all else is in the first
+	border                   cluster.Rate   // of the others' borders
 	proxied                  bool           // proxies stand before the registry, the seeds and the nodes
 	bounds                   cluster.Bounds // of each node and seed
 }
@@ -40,6 +41,11 @@ type blob struct {
 
 func newSwarm(ctx context.Context, c *cluster.Cluster, cfg swarmConfig) (*swarm, error) {
 	s := &swarm{Cluster: c}
+	for i := 1; i < cfg.zones; i++ {
+		if err := c.AddZone(ctx, zoneName(i), cfg.border); err != nil {
+			return nil, err
+		}
+	}
 	var err error
 	if cfg.proxied {
 		s.registry, err = c.StartProxiedRegistry(ctx)
@@ -62,7 +68,7 @@ func newSwarm(ctx context.Context, c *cluster.Cluster, cfg swarmConfig) (*swarm,
 		for i, name := range names {
 			group.Go(func() (err error) {
 				started[i], err = c.StartNode(ctx, cluster.NodeConfig{
-					Name: name, Seed: seed, Zone: "lab", Proxied: cfg.proxied, Bounds: cfg.bounds,
+					Name: name, Seed: seed, Zone: zoneOf(i, seed, cfg.zones), Proxied: cfg.proxied, Bounds: cfg.bounds,
 					Schedulers: s.schedulers, Registries: []*cluster.Registry{s.registry},
 				})
 				return err
@@ -79,6 +85,22 @@ func newSwarm(ctx context.Context, c *cluster.Cluster, cfg swarmConfig) (*swarm,
 	}
 	s.nodes, err = start(nodes, false)
 	return s, err
+}
+
+// zoneOf returns the zone of the i-th node or seed: nodes take turns, seeds are in the first.
+func zoneOf(i int, seed bool, zones int) string {
+	if seed || zones < 2 {
+		return zoneName(0)
+	}
+	return zoneName(i % zones)
+}
+
+// zoneName returns the name of a zone by its number from 0.
+func zoneName(i int) string {
+	if i == 0 {
+		return "lab"
+	}
+	return fmt.Sprintf("lab-%d", i+1)
 }
 
 // numbered returns n names; a single thing needs no number.
@@ -123,27 +145,6 @@ func (s *swarm) pullAll(ctx context.Context, ref string) ([]time.Duration, error
 	}
 	_ = group.Wait() // all of them are in errs
 	return took, errors.Join(errs...)
-}
-
-type usage struct {
-	cpu     time.Duration // of all daemons of ours
-	peakRSS int64         // of the largest
-}
-
-func (s *swarm) usage() usage {
-	u := usage{}
-	var procs []*cluster.Process
-	for _, scheduler := range s.schedulers {
-		procs = append(procs, scheduler.Process)
-	}
-	for _, n := range slices.Concat(s.seeds, s.nodes) {
-		procs = append(procs, n.Process)
-	}
-	for _, p := range procs {
-		u.cpu += p.CPU()
-		u.peakRSS = max(u.peakRSS, p.PeakRSS())
-	}
-	return u
 }
 
 // read adds up what the nodes' readers got so far, over all nodes and origins. Nodes that do not answer count nothing.

@@ -37,7 +37,7 @@ func (p *Planner) Done(now time.Time, r Request, o Outcome) {
 	case OK:
 		par.failures, p.starved = 0, false
 	case Busy:
-		half := p.cfg.BusyPause / 2
+		half := max(p.cfg.BusyPause, p.service/2) / 2 // a slot is free when an upload ends, and they take what ours take
 		par.notUntil = now.Add(half + time.Duration(p.rng.Int64N(int64(half)+1)))
 	case Shared:
 		par.shared[i] = now.Add(p.cfg.SharedPause)

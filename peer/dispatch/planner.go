@@ -30,7 +30,8 @@ type Config struct {
 	Demanded int
 	// Window is how many bytes ahead of a reader count as waited for. Default 8 MiB, at least one piece.
 	Window int64
-	// BusyPause is how long a parent that answered busy is left alone; the pause is random, between half and all of it. Default 10 ms.
+	// BusyPause is how long a parent that answered busy is left alone at the least; else it is half of what a request usually takes. The
+	// pause is random, between half and all of it. Default 10 ms.
 	BusyPause time.Duration
 	// SharedPause is how long a piece is not asked again of a parent that is sending it to another peer. Default 150 ms.
 	SharedPause time.Duration

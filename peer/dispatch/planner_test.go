@@ -114,6 +114,21 @@ func TestFailuresSteerAwayFromTheParent(t *testing.T) {
 	}
 }
 
+func TestABusyParentIsLeftAloneForAsLongAsRequestsTake(t *testing.T) {
+	p := withParents(planner(3), "a")
+	p.Done(t0.Add(400*time.Millisecond), p.Next(t0)[0], OK) // half of which is 200 ms
+	now := t0.Add(time.Second)
+	for _, r := range p.Next(now) {
+		p.Done(now, r, Busy)
+	}
+	if got := p.Next(now.Add(99 * time.Millisecond)); len(got) != 0 {
+		t.Errorf("asked again before a slot can be free: %v", got)
+	}
+	if got := p.Next(now.Add(200 * time.Millisecond)); len(got) == 0 {
+		t.Error("not asked again")
+	}
+}
+
 func TestAPieceSentToAnotherPeerIsPassedOverForAMoment(t *testing.T) {
 	p := withParents(planner(2), "a", "b")
 	p.RemoveParent("b")

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -205,6 +206,7 @@ type session struct {
 	err                 error
 	dir                 *os.Root
 	data, groups, index diskFile
+	unvouched           atomic.Bool // the disk says that nobody vouches for the blob: not each Write has to
 }
 
 // diskFile is an open file of a blob: an *os.File, or one of a disk that fails, in tests.

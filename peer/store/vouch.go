@@ -13,6 +13,7 @@ const wholeName = "whole"
 
 // Vouch notes that the bytes of the whole blob, which is complete, were checked against its own digest. Any later Write revokes it.
 func (b *Blob) Vouch() error {
+	b.session.unvouched.Store(false) // before there is anything to revoke
 	f, err := b.session.dir.OpenFile(wholeName, os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fmt.Errorf("%s: %w", b.entry.digest, noSpace(err))
@@ -28,8 +29,12 @@ func (b *Blob) Vouched() bool {
 
 // unvouch revokes Vouch.
 func (s *session) unvouch() error {
+	if s.unvouched.Load() {
+		return nil
+	}
 	if err := s.dir.Remove(wholeName); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	s.unvouched.Store(true)
 	return nil
 }

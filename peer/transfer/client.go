@@ -12,6 +12,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -78,7 +79,8 @@ func (c ClientConfig) Validate() error {
 // connections are kept for the next. Addresses are HOST:PORT.
 type Client struct {
 	cfg     ClientConfig
-	http    *http.Client
+	conns   *conns       // for pieces
+	http    *http.Client // for everything else
 	close   func()
 	metrics *clientMetrics
 }
@@ -107,6 +109,7 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	}
 	return &Client{
 		cfg: cfg, metrics: newClientMetrics(cfg.Registerer), close: transport.CloseIdleConnections,
+		conns: &conns{dial: cfg.Dial, tls: cfg.TLS, stall: cfg.Stall, idle: map[string][]*conn{}},
 		http: &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error {
 			return http.ErrUseLastResponse // a peer never redirects
 		}},
@@ -114,37 +117,116 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 }
 
 // Close closes the connections that are kept.
-func (c *Client) Close() { c.close() }
+func (c *Client) Close() {
+	c.conns.close()
+	c.close()
+}
 
 // Piece fills buf with the bytes of the blob from off on, from the peer at addr. On an error buf holds anything.
 func (c *Client) Piece(ctx context.Context, addr string, d digest.Digest, off int64, buf []byte) error {
-	return c.piece(ctx, call{addr: addr, header: http.Header{}}, d, off, buf)
+	return c.fetch(ctx, wanted{addr, d, off, buf, false})
 }
 
 // Demanded is Piece for what a reader waits for: the peer neither refuses it because it is busy nor sends others' pieces first.
 func (c *Client) Demanded(ctx context.Context, addr string, d digest.Digest, off int64, buf []byte) error {
-	return c.piece(ctx, call{addr: addr, header: http.Header{demandHeader: {"1"}}}, d, off, buf)
+	return c.fetch(ctx, wanted{addr, d, off, buf, true})
 }
 
-func (c *Client) piece(ctx context.Context, r call, d digest.Digest, off int64, buf []byte) error {
-	if len(buf) == 0 {
+// wanted is a range of a blob that a peer is asked for.
+type wanted struct {
+	addr     string
+	digest   digest.Digest
+	off      int64
+	buf      []byte // as long as the range
+	demanded bool   // a reader waits
+}
+
+func (c *Client) fetch(ctx context.Context, w wanted) error {
+	if len(w.buf) == 0 {
 		return nil
 	}
-	r.path = "/v1/blobs/" + d.String()
-	r.header.Set("Range", fmt.Sprintf("bytes=%d-%d", off, off+int64(len(buf))-1))
-	err := c.do(ctx, r,
-		func(resp *http.Response, alarm *alarm) error {
-			if err := checkRange(resp, off, int64(len(buf))); err != nil {
-				return err
-			}
-			n, err := c.readPaced(ctx, d.String(), resp.Body, buf, alarm)
-			c.metrics.received.Add(float64(n))
-			return err
-		})
-	if err != nil {
-		return fmt.Errorf("bytes [%d, %d) of %s from %s: %w", off, off+int64(len(buf)), d, r.addr, err)
+	if err := c.tryKept(ctx, w); err != nil {
+		return fmt.Errorf("bytes [%d, %d) of %s from %s: %w", w.off, w.off+int64(len(w.buf)), w.digest, w.addr, c.classed(ctx, err))
 	}
 	return nil
+}
+
+// tryKept asks on a connection that is kept, and once more on a new one when the kept one turns out to be dead.
+func (c *Client) tryKept(ctx context.Context, w wanted) error {
+	cn, err := c.conns.take(ctx, w.addr)
+	if err != nil {
+		return err
+	}
+	answered, err := c.ask(ctx, cn, w)
+	if answered || !cn.used || ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		return err
+	}
+	c.conns.forget(w.addr)
+	if cn, err = c.conns.connect(ctx, w.addr); err != nil {
+		return err
+	}
+	_, err = c.ask(ctx, cn, w)
+	return err
+}
+
+// request returns the request for a range of a blob as it goes over the wire.
+func (c *Client) request(w wanted) []byte {
+	b := fmt.Appendf(make([]byte, 0, 512), "GET /v1/blobs/%s HTTP/1.1\r\nHost: %s\r\nRange: bytes=%d-%d\r\n",
+		w.digest, w.addr, w.off, w.off+int64(len(w.buf))-1)
+	if w.demanded {
+		b = append(b, demandHeader+": 1\r\n"...)
+	}
+	if c.cfg.Token != "" {
+		b = append(append(append(b, "Authorization: Bearer "...), c.cfg.Token...), "\r\n"...)
+	}
+	return append(b, "\r\n"...)
+}
+
+// ask sends a request on a connection, reads the answer into the buffer, and keeps or closes the connection. answered is set when the peer
+// answered anything.
+func (c *Client) ask(ctx context.Context, cn *conn, w wanted) (answered bool, err error) {
+	whole := false // the answer was read to its end
+	stop := context.AfterFunc(ctx, func() { _ = cn.SetDeadline(time.Unix(1, 0)) })
+	defer func() {
+		if stop() && whole && cn.r.Buffered() == 0 {
+			c.conns.give(cn)
+		} else {
+			_ = cn.Close() // what it still has to say is not wanted
+		}
+	}()
+	resp, err := cn.exchange(ctx, c.request(w), c.cfg.Stall) //nolint:bodyclose // its body has nothing to close, and closing it would wait for bytes
+	if err != nil {
+		return false, noEOF(err)
+	}
+	if resp.StatusCode >= 300 {
+		err := statusError(resp)
+		_, more := resp.Body.Read(make([]byte, 1))
+		whole = errors.Is(more, io.EOF) && !resp.Close
+		return true, err
+	}
+	if err := checkRange(resp, w.off, int64(len(w.buf))); err != nil {
+		return true, err
+	}
+	n, err := c.receive(ctx, cn, w.digest.String(), w.buf)
+	c.metrics.received.Add(float64(n))
+	whole = err == nil && !resp.Close
+	return true, err
+}
+
+// receive reads the body into buf at the pacer's rate. The time that takes is not the parent's.
+func (c *Client) receive(ctx context.Context, cn *conn, task string, buf []byte) (int, error) {
+	n := 0
+	for n < len(buf) {
+		m, err := cn.fill(ctx, buf[n:min(len(buf), n+c.cfg.Pacer.Step())], c.cfg.Stall)
+		n += m
+		if err != nil {
+			return n, err
+		}
+		if err := c.cfg.Pacer.Pace(ctx, task, m); err != nil {
+			return n, err
+		}
+	}
+	return n, nil
 }
 
 // checkRange makes sure that the answer is the range that was asked for, before a byte of it is read.
@@ -160,24 +242,6 @@ func checkRange(resp *http.Response, off, length int64) error {
 		return fmt.Errorf("%w: Content-Range %q, want %q", ErrProtocol, got, want)
 	}
 	return nil
-}
-
-// readPaced is readFull at the pacer's rate; the alarm sleeps while that makes it wait.
-func (c *Client) readPaced(ctx context.Context, task string, r io.Reader, buf []byte, alarm *alarm) (int, error) {
-	n := 0
-	for n < len(buf) {
-		m, err := readFull(r, buf[n:min(len(buf), n+c.cfg.Pacer.Step())], alarm)
-		n += m
-		if err != nil {
-			return n, err
-		}
-		alarm.stop()
-		if err := c.cfg.Pacer.Pace(ctx, task, m); err != nil {
-			return n, err
-		}
-		alarm.reset()
-	}
-	return n, nil
 }
 
 // readFull is io.ReadFull that puts the alarm off after each read.
@@ -275,9 +339,6 @@ type alarm struct {
 // reset starts the time anew: bytes came, or may come again.
 func (a *alarm) reset() { a.timer.Reset(a.stall) }
 
-// stop holds the time until the next reset: nothing is expected of the peer.
-func (a *alarm) stop() { a.timer.Stop() }
-
 // do sends a request and hands a good answer to read, which resets the alarm whenever bytes came; nothing for the stall time
 // is ErrStalled. Every error has a class of piece, except that of an ended ctx.
 func (c *Client) do(ctx context.Context, r call, read func(resp *http.Response, alarm *alarm) error) error {
@@ -285,19 +346,30 @@ func (c *Client) do(ctx context.Context, r call, read func(resp *http.Response, 
 	watched, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	watchdog := &alarm{timer: time.AfterFunc(stall, func() { cancel(ErrStalled) }), stall: stall}
-	defer watchdog.stop()
+	defer watchdog.timer.Stop()
 
 	err := c.exchange(watched, r, func(resp *http.Response) error {
 		return read(resp, watchdog)
 	})
+	if err != nil && errors.Is(context.Cause(watched), ErrStalled) {
+		err = fmt.Errorf("%w: nothing for %s", ErrStalled, stall)
+	}
+	return c.classed(ctx, err)
+}
+
+// classed gives an error its class; that of an ended ctx is its cause.
+func (c *Client) classed(ctx context.Context, err error) error {
 	switch {
 	case err == nil:
 		return nil
 	case ctx.Err() != nil:
 		return fmt.Errorf("%w: %w", context.Cause(ctx), err)
-	case errors.Is(context.Cause(watched), ErrStalled):
+	case errors.Is(err, ErrStalled):
 		c.metrics.stalls.Inc()
-		return fmt.Errorf("%w: nothing for %s", ErrStalled, stall)
+		return err
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		c.metrics.stalls.Inc()
+		return fmt.Errorf("%w: nothing for %s", ErrStalled, c.cfg.Stall)
 	case errors.Is(err, piece.ErrAbsent), errors.Is(err, piece.ErrDenied), errors.Is(err, piece.ErrTransient):
 		return err
 	}

@@ -20,6 +20,7 @@
 // # Frames
 //
 // The answer to haves begins with a frame of everything the peer holds. Changes follow within Config.HavesInterval, the first four at once,
+// or within three times that where pieces come slowly,
 // and an empty frame when nothing changed for a second, so that silence means a hung peer. A frame, big endian:
 //
 //	0  1  type
@@ -32,5 +33,5 @@
 //	type 3, removed   the same
 //	types from 128    are reserved for additions and skipped; other types are an error
 //
-// The handler starts no goroutine of its own, and the client only those of net/http.
+// The handler starts no goroutine of its own, and the client only those of net/http, for what are no pieces.
 package transfer

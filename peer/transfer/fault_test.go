@@ -120,6 +120,26 @@ func TestExtraBytesBehindTheRangeAreNotTaken(t *testing.T) {
 	}
 }
 
+func TestAKeptConnectionThatHasDiedIsReplaced(t *testing.T) {
+	addr := script(t, partial+"0123456789", false) // closes after each answer without having said so
+	c := newClient(t, transfer.ClientConfig{})
+	for range 5 {
+		buf := make([]byte, 10)
+		if err := c.Piece(t.Context(), addr, digest.FromString("x"), 0, buf); err != nil || string(buf) != "0123456789" {
+			t.Fatalf("got %q, error %v", buf, err)
+		}
+	}
+}
+
+func TestEndlessHeaderIsNotRead(t *testing.T) {
+	addr := script(t, "HTTP/1.1 206 Partial Content\r\n"+strings.Repeat("X: y\r\n", 100_000), true)
+	c := newClient(t, transfer.ClientConfig{Stall: time.Minute})
+	err := c.Piece(t.Context(), addr, digest.FromString("x"), 0, make([]byte, 10))
+	if !errors.Is(err, piece.ErrTransient) || errors.Is(err, transfer.ErrStalled) {
+		t.Fatalf("error %v, want ErrTransient at once", err)
+	}
+}
+
 func TestSlowButSteadyParentIsNotStalled(t *testing.T) {
 	const step, steps = 20 * time.Millisecond, 10
 	addr := serveHTTP(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

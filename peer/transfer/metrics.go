@@ -3,7 +3,9 @@ package transfer
 import "github.com/prometheus/client_golang/prometheus"
 
 type serverMetrics struct {
+	requests  prometheus.Counter
 	uploaded  prometheus.Counter
+	frames    prometheus.Counter
 	busy      *prometheus.CounterVec
 	suspected prometheus.Counter
 	watchers  prometheus.Gauge
@@ -12,6 +14,10 @@ type serverMetrics struct {
 // newServerMetrics registers the metrics of the serving end with r; nil means nowhere.
 func newServerMetrics(r prometheus.Registerer) *serverMetrics {
 	m := &serverMetrics{
+		requests: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "shoal_transfer_requests_total", Help: "Ranges of blobs that other peers asked for, those refused included."}),
+		frames: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "shoal_transfer_have_writes_total", Help: "Times that other peers were told what this one holds."}),
 		uploaded: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "shoal_transfer_uploaded_bytes_total", Help: "Bytes of blobs sent to other peers."}),
 		busy: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "shoal_transfer_busy_total",
@@ -23,7 +29,7 @@ func newServerMetrics(r prometheus.Registerer) *serverMetrics {
 			Name: "shoal_transfer_watchers", Help: "Open streams that tell other peers what this one holds."}),
 	}
 	if r != nil {
-		r.MustRegister(m.uploaded, m.busy, m.suspected, m.watchers)
+		r.MustRegister(m.requests, m.uploaded, m.frames, m.busy, m.suspected, m.watchers)
 	}
 	return m
 }

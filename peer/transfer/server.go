@@ -83,7 +83,8 @@ type Config struct {
 	Spacing time.Duration
 	// UploadStall ends an upload whose receiver takes no byte for this long. Zero is DefaultUploadStall.
 	UploadStall time.Duration
-	// HavesInterval is the mean time between two frames of changes; after a pause some go at once. Zero is DefaultHavesInterval.
+	// HavesInterval is the mean time between two frames of changes, up to three times as long where pieces come slowly; after a pause some go
+	// at once. Zero is DefaultHavesInterval.
 	HavesInterval time.Duration
 	// Pacer holds back what is sent. Nil sends as fast as the network takes it.
 	Pacer Pacer
@@ -179,6 +180,7 @@ func (h *handler) serveBlob(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusRequestedRangeNotSatisfiable)
 		return
 	}
+	h.metrics.requests.Inc()
 	demanded := r.Header.Get(demandHeader) != ""
 	if !h.take(demanded) {
 		h.refuse(w, busyHost, "all upload slots are taken")
@@ -328,6 +330,7 @@ func (h *handler) stream(ctx context.Context, w http.ResponseWriter, haves Haves
 		if err := controller.SetWriteDeadline(time.Now().Add(h.cfg.UploadStall)); err != nil {
 			return err
 		}
+		h.metrics.frames.Inc()
 		if _, err := w.Write(frames); err != nil {
 			return err
 		}
@@ -341,33 +344,44 @@ func (h *handler) stream(ctx context.Context, w http.ResponseWriter, haves Haves
 	if err := send(appendAll(nil, sent)); err != nil {
 		return err
 	}
-	pause := rate.NewLimiter(rate.Every(h.cfg.HavesInterval), havesBurst) // the next changes wait for it
+	frames := rate.NewLimiter(rate.Every(h.cfg.HavesInterval), havesBurst)
+	pause := time.NewTimer(frames.Reserve().Delay())
+	defer pause.Stop()
 	alive := time.NewTimer(aliveInterval)
 	defer alive.Stop()
+	last := time.Now()
+	var next <-chan struct{} // the next change; nil during the pause, so that not each piece wakes every stream
 	for {
-		var frames []byte
+		var told []byte
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-alive.C:
-			frames = appendFrame(nil, frameAlive, nil)
-		case <-changed:
-			if err := pause.Wait(ctx); err != nil {
-				return err
-			}
+			told = appendFrame(nil, frameAlive, nil)
+		case <-pause.C:
+			next = changed
+		case <-next:
 			changed = haves.Changed()
 			now := haves.Have()
-			frames = appendChanges(nil, sent, now)
-			sent = now
+			told = appendChanges(nil, sent, now)
+			frames.SetLimit(rate.Every(pauseAfter(time.Since(last), now.Count()-sent.Count(), h.cfg.HavesInterval)))
+			sent, next, last = now, nil, time.Now()
+			pause.Reset(frames.Reserve().Delay())
 		}
-		if len(frames) == 0 {
+		if len(told) == 0 {
 			continue
 		}
-		if err := send(frames); err != nil {
+		if err := send(told); err != nil {
 			return err
 		}
 		alive.Reset(aliveInterval)
 	}
+}
+
+// pauseAfter returns how long the next changes wait when so many more pieces are held than were told the given time ago: until two more can
+// be expected, between the interval and three times as long. On a slow link a frame for each piece is most of what a host has to do.
+func pauseAfter(since time.Duration, gained int, interval time.Duration) time.Duration {
+	return min(max(2*since/time.Duration(max(gained, 1)), interval), 3*interval)
 }
 
 // fail answers with the status of err's class.

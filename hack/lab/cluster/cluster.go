@@ -57,6 +57,7 @@ type Cluster struct {
 	hosts   []*Host
 	procs   []*Process
 	proxies []*Proxy
+	zones   []zone
 }
 
 // A Host is a network namespace with an address, a link and a folder.
@@ -120,6 +121,15 @@ func (c *Cluster) Logf(format string, args ...any) {
 
 // AddHost plugs a new host into the switch. Names are short: letters, digits and dashes.
 func (c *Cluster) AddHost(ctx context.Context, name string) (*Host, error) {
+	return c.AddHostIn(ctx, "", name)
+}
+
+// AddHostIn is AddHost in a zone that AddZone made; another name is the first switch.
+func (c *Cluster) AddHostIn(ctx context.Context, zone, name string) (*Host, error) {
+	bridge := firstBridge
+	if z, ok := c.zone(zone); ok {
+		bridge = z.bridge
+	}
 	c.mu.Lock()
 	n := len(c.hosts) + 1
 	h := &Host{
@@ -136,7 +146,7 @@ func (c *Cluster) AddHost(ctx context.Context, name string) (*Host, error) {
 	if err := os.Mkdir(h.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("host %s: %w", name, err)
 	}
-	if err := plugIn(ctx, c.switchNS(), h.ns, h.port, net.ParseIP(h.Addr)); err != nil {
+	if err := c.plugIn(ctx, bridge, h); err != nil {
 		return nil, fmt.Errorf("host %s: %w", name, err)
 	}
 	if err := h.SetLink(ctx, c.cfg.Link); err != nil {
@@ -147,7 +157,8 @@ func (c *Cluster) AddHost(ctx context.Context, name string) (*Host, error) {
 
 // SetLink changes the rate of the host's link, both directions; zero takes the limit away.
 func (h *Host) SetLink(ctx context.Context, rate Rate) error {
-	if err := limit(ctx, h.c.switchNS(), h.ns, h.port, rate); err != nil {
+	// What the host sends is held back on its own end, what it receives on the switch's.
+	if err := errors.Join(shape(ctx, h.ns, "eth0", rate), shape(ctx, h.c.switchNS(), h.port, rate)); err != nil {
 		return fmt.Errorf("link of %s: %w", h.Name, err)
 	}
 	return nil
@@ -157,6 +168,15 @@ func (h *Host) SetLink(ctx context.Context, rate Rate) error {
 func (h *Host) SetPlugged(ctx context.Context, plugged bool) error {
 	state := map[bool]string{true: "up", false: "down"}[plugged]
 	return commands(ctx, fmt.Sprintf("ip -n %s link set %s %s", h.c.switchNS(), h.port, state))
+}
+
+// TimeWait returns how many closed connections the host's kernel remembers; 0 when it cannot be asked.
+func (h *Host) TimeWait(ctx context.Context) int {
+	out, err := command(ctx, "ip", "netns", "exec", string(h.ns), "cat", "/proc/net/sockstat")
+	if err != nil {
+		return 0
+	}
+	return parseTimeWait(out)
 }
 
 // Client returns an HTTP client that connects from the host. URLs have IP addresses, no names.

@@ -90,7 +90,7 @@ type Node struct {
 
 // StartNode adds a host and runs a shoal node on it.
 func (c *Cluster) StartNode(ctx context.Context, cfg NodeConfig) (*Node, error) {
-	host, err := c.AddHost(ctx, cfg.Name)
+	host, err := c.AddHostIn(ctx, cfg.Zone, cfg.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -142,7 +142,7 @@ func (n *Node) Start(ctx context.Context) (err error) {
 	if n.Process, err = n.host.Start("node", argv, nil); err != nil {
 		return err
 	}
-	return n.waitHealthy(ctx, n.host.client, "http://127.0.0.1:"+adminPort+"/healthz")
+	return n.waitHealthy(ctx, n.host.client, n.AdminURL()+"/healthz")
 }
 
 // Host returns the host the node runs on.
@@ -154,6 +154,9 @@ func (n *Node) DataDir() string { return filepath.Join(n.host.Dir, "data") }
 // MirrorURL is where programs on the node's host reach its mirror.
 func (n *Node) MirrorURL() string { return "http://127.0.0.1:" + mirrorPort }
 
+// AdminURL is where programs on the node's host reach its health, metrics and profiles.
+func (n *Node) AdminURL() string { return "http://127.0.0.1:" + adminPort }
+
 // ConfigureMirror has shoal write the hosts.toml that sends containerd to the node for a registry.
 func (n *Node) ConfigureMirror(ctx context.Context, c *Containerd, r *Registry) error {
 	_, err := n.host.Run(ctx, n.host.c.cfg.Shoal, "mirror", "configure", "--certs-dir", c.HostsDir(),
@@ -163,7 +166,7 @@ func (n *Node) ConfigureMirror(ctx context.Context, c *Containerd, r *Registry) 
 
 // Metrics reads what the node says of itself.
 func (n *Node) Metrics(ctx context.Context) (Metrics, error) {
-	return n.host.metrics(ctx, "http://127.0.0.1:"+adminPort, "")
+	return n.host.metrics(ctx, n.AdminURL(), "")
 }
 
 // Metrics reads what the scheduler says of itself.

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"time"
 
@@ -91,46 +92,42 @@ func (ns namespace) pids(ctx context.Context) ([]int, error) {
 	return pids, nil
 }
 
+// firstBridge is the switch that hosts of no zone are plugged into.
+const firstBridge = "bridge"
+
 // makeSwitch makes a namespace with a bridge that hosts are plugged into.
 func makeSwitch(ctx context.Context, ns namespace) error {
 	return commands(ctx,
 		"ip netns add "+string(ns),
 		"ip -n "+string(ns)+" link set lo up",
-		"ip -n "+string(ns)+" link add bridge type bridge stp_state 0 forward_delay 0",
-		"ip -n "+string(ns)+" link set bridge up",
+		"ip -n "+string(ns)+" link add "+firstBridge+" type bridge stp_state 0 forward_delay 0",
+		"ip -n "+string(ns)+" link set "+firstBridge+" up",
 	)
 }
 
-// plugIn makes a host's namespace and its link to the switch, whose end is called port.
-func plugIn(ctx context.Context, sw, ns namespace, port string, addr net.IP) error {
+// plugIn makes a host's namespace and its link to a bridge of the switch, whose end is called port.
+func (c *Cluster) plugIn(ctx context.Context, bridge string, h *Host) error {
+	sw, ns, port := c.switchNS(), h.ns, h.port
 	return commands(ctx,
 		"ip netns add "+string(ns),
 		"ip -n "+string(ns)+" link set lo up",
 		fmt.Sprintf("ip -n %s link add %s type veth peer name eth0 netns %s", sw, port, ns),
-		fmt.Sprintf("ip -n %s link set %s master bridge up", sw, port),
-		fmt.Sprintf("ip -n %s addr add %s/24 dev eth0", ns, addr),
+		fmt.Sprintf("ip -n %s link set %s master %s up", sw, port, bridge),
+		fmt.Sprintf("ip -n %s addr add %s/24 dev eth0", ns, h.Addr),
 		fmt.Sprintf("ip -n %s link set eth0 up", ns),
 	)
 }
 
-// limit gives a link the rate in both directions: what the host sends is held back on its own end, what it receives
-// on the switch's. Zero takes the limit away.
-func limit(ctx context.Context, sw, ns namespace, port string, rate Rate) error {
-	for _, end := range []string{string(ns) + " dev eth0", string(sw) + " dev " + port} {
-		netns, dev, _ := strings.Cut(end, " ")
-		if rate == 0 {
-			// Without a qdisc of ours there is nothing to delete, which is what was asked for.
-			_ = commands(ctx, "tc -n "+netns+" qdisc del "+dev+" root")
-			continue
-		}
-		// A burst takes 10 ms of the rate, and never less than two of the largest segments the kernel hands over whole.
-		burst := max(128<<10, int64(rate)/8/100)
-		err := commands(ctx, fmt.Sprintf("tc -n %s qdisc replace %s root tbf rate %dbit burst %d latency 50ms", netns, dev, rate, burst))
-		if err != nil {
-			return err
-		}
+// shape holds back what an interface sends to a rate. Zero takes the limit away.
+func shape(ctx context.Context, ns namespace, dev string, rate Rate) error {
+	if rate == 0 {
+		// Without a qdisc of ours there is nothing to delete, which is what was asked for.
+		_ = commands(ctx, fmt.Sprintf("tc -n %s qdisc del dev %s root", ns, dev))
+		return nil
 	}
-	return nil
+	// A burst takes 10 ms of the rate, and never less than two of the largest segments the kernel hands over whole.
+	burst := max(128<<10, int64(rate)/8/100)
+	return commands(ctx, fmt.Sprintf("tc -n %s qdisc replace dev %s root tbf rate %dbit burst %d latency 50ms", ns, dev, rate, burst))
 }
 
 // commands runs simple commands, words apart by spaces, up to the first that fails.
@@ -163,4 +160,18 @@ func (ns namespace) listen(ctx context.Context, addr string) (l net.Listener, er
 		return err
 	})
 	return l, err
+}
+
+// parseTimeWait reads the field of /proc/net/sockstat.
+func parseTimeWait(sockstat string) int {
+	for line := range strings.Lines(sockstat) {
+		fields := strings.Fields(line)
+		for i := 1; i+1 < len(fields) && fields[0] == "TCP:"; i += 2 {
+			if fields[i] == "tw" {
+				n, _ := strconv.Atoi(fields[i+1]) // the kernel writes numbers
+				return n
+			}
+		}
+	}
+	return 0
 }

@@ -3,6 +3,7 @@ package cluster
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
@@ -82,5 +83,42 @@ func TestUnits(t *testing.T) {
 	// The figure of DESIGN: 256 MiB at 200 Mbit/s.
 	if got := Rate(200e6).Seconds(256 << 20); got < 11.2 || got > 11.3 {
 		t.Errorf("256 MiB at 200 Mbit/s take at least %.2f s, want 11.2 s", got)
+	}
+}
+
+func TestCPUTimesAreReadBehindTheNameWhateverItHolds(t *testing.T) {
+	stat := "7 (a) b (c) S 1 7 7 0 -1 4194560 1 2 3 4 150 25 8 9 20 0 11 0 5\n"
+	want := CPU{User: 1500 * time.Millisecond, System: 250 * time.Millisecond}
+	if got := parseCPU([]byte(stat)); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if got := parseCPU([]byte("7 (cut) S 1")); got != (CPU{}) {
+		t.Errorf("got %+v of a line that was cut", got)
+	}
+	if got := want.Add(want).Sub(want); got != want {
+		t.Errorf("adding and taking away the same gives %+v", got)
+	}
+}
+
+func TestTimeWaitIsReadFromTheLineOfTCP(t *testing.T) {
+	for sockstat, want := range map[string]int{
+		"sockets: used 9\nTCP: inuse 4 orphan 0 tw 31 alloc 5 mem 1\nUDP: inuse 0 mem 0\n": 31,
+		"UDP: tw 3\n": 0, "TCP: inuse\n": 0, "": 0,
+	} {
+		if got := parseTimeWait(sockstat); got != want {
+			t.Errorf("%q: %d, want %d", sockstat, got, want)
+		}
+	}
+}
+
+func TestBytesOfALinkAreThoseItSent(t *testing.T) {
+	text := `[{"ifname":"beyond2","link":"inside2","stats64":{"rx":{"bytes":7,"packets":1},"tx":{"bytes":1234567890123,"packets":9}}}]`
+	if got, err := parseSent([]byte(text)); err != nil || got != 1234567890123 {
+		t.Errorf("got %d, %v", got, err)
+	}
+	for _, text := range []string{"", "[]", "{}"} {
+		if got, err := parseSent([]byte(text)); err == nil {
+			t.Errorf("%q gave %d", text, got)
+		}
 	}
 }

@@ -100,25 +100,43 @@ func (p *Process) Tail() string {
 	return string(lastLines(data, 20))
 }
 
+// CPU is processor time: in the program itself, and in the kernel for it. The latter has what the kernel did of others' work while it
+// was there, such as delivering packets.
+type CPU struct{ User, System time.Duration }
+
+// Add returns the sum of two times.
+func (c CPU) Add(o CPU) CPU { return CPU{c.User + o.User, c.System + o.System} }
+
+// Sub returns the time between two readings.
+func (c CPU) Sub(o CPU) CPU { return CPU{c.User - o.User, c.System - o.System} }
+
+// Total returns both times together.
+func (c CPU) Total() time.Duration { return c.User + c.System }
+
 // CPU returns the processor time the process has used, or used while it lived.
-func (p *Process) CPU() time.Duration {
+func (p *Process) CPU() CPU {
 	select {
 	case <-p.done:
-		return p.cmd.ProcessState.UserTime() + p.cmd.ProcessState.SystemTime()
+		return CPU{p.cmd.ProcessState.UserTime(), p.cmd.ProcessState.SystemTime()}
 	default:
 	}
 	data, err := os.ReadFile("/proc/" + strconv.Itoa(p.PID()) + "/stat")
 	if err != nil {
-		return 0
+		return CPU{}
 	}
+	return parseCPU(data)
+}
+
+// parseCPU reads /proc/PID/stat; what it cannot read is zero.
+func parseCPU(stat []byte) CPU {
 	// The second field is the program's name in parentheses, which may hold anything; utime and stime are 14th and 15th.
-	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	if len(fields) < 13 {
-		return 0
+		return CPU{}
 	}
 	utime, _ := strconv.ParseInt(fields[11], 10, 64)
 	stime, _ := strconv.ParseInt(fields[12], 10, 64)
-	return time.Duration(utime+stime) * time.Second / userHZ
+	return CPU{time.Duration(utime) * time.Second / userHZ, time.Duration(stime) * time.Second / userHZ}
 }
 
 // PeakRSS returns the largest resident memory of the process so far, in bytes; 0 when it has ended.
