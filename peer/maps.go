@@ -84,7 +84,7 @@ func (c *mapCache) loaded(layer digest.Digest, e *mapEntry) {
 		delete(c.entries, layer)
 	}
 	for _, m := range e.maps {
-		e.size += int64(32*len(m.Groups) + 36*len(m.Chunks))
+		e.size += int64(32*len(m.Groups) + 20*len(m.Chunks))
 	}
 	for len(c.entries) > mapsKept || len(c.entries) > 1 && c.size() > mapBytesKept {
 		var oldest digest.Digest

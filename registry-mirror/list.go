@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"maps"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -12,12 +13,8 @@ import (
 // serveList answers with the origin's list of tags or referrers. Nothing of it is kept: lists change, and nobody waits for them to run a
 // container. While the origin is down there is none.
 func (h *Handler) serveList(w http.ResponseWriter, r *http.Request, req request) {
-	query := url.Values{}
-	for _, key := range []string{"n", "last", "artifactType"} {
-		if v := req.query.Get(key); v != "" {
-			query.Set(key, v)
-		}
-	}
+	query := maps.Clone(req.query) // all of it: where a list goes on may be told by any key
+	query.Del("ns")
 	ask := h.origin.Tags
 	if req.kind == "referrers" {
 		ask = h.origin.Referrers

@@ -50,7 +50,7 @@ func listing(t *testing.T, origin http.HandlerFunc) func(path string, header ...
 
 func TestTagsAreThoseOfTheOrigin(t *testing.T) {
 	get := listing(t, func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != "/prefix/v2/a/b/tags/list" || r.URL.RawQuery != "last=v1&n=2" || r.Header.Get("Authorization") != "Basic x" {
+		if r.URL.Path != "/prefix/v2/a/b/tags/list" || r.URL.RawQuery != "last=v1&n=2&next_page=TOKEN" || r.Header.Get("Authorization") != "Basic x" {
 			http.Error(w, r.URL.String(), http.StatusTeapot)
 			return
 		}
@@ -58,7 +58,7 @@ func TestTagsAreThoseOfTheOrigin(t *testing.T) {
 		w.Header().Set("Link", `</prefix/v2/a/b/tags/list?last=v3&n=2>; rel="next"`)
 		_, _ = io.WriteString(w, `{"name":"a/b","tags":["v2","v3"]}`)
 	})
-	got := get("/v2/a/b/tags/list?ns=origin:5000&n=2&last=v1&other=x", "Authorization", "Basic x")
+	got := get("/v2/a/b/tags/list?ns=origin:5000&n=2&last=v1&next_page=TOKEN", "Authorization", "Basic x")
 	if got.status != 200 || string(got.body) != `{"name":"a/b","tags":["v2","v3"]}` || got.header.Get("Content-Type") != "application/json" {
 		t.Errorf("%d %v %s", got.status, got.header, got.body)
 	}
@@ -152,6 +152,27 @@ func TestRangesOfOnePartAreHonoured(t *testing.T) {
 	for _, header := range []string{"bytes=9-1", "bytes=100-", "bytes=-0"} {
 		if _, _, _, err := parseRange(header, 100); !errors.Is(err, errRange) {
 			t.Errorf("%s: error %v", header, err)
+		}
+	}
+}
+
+// TestNameBeginsWithARegistryOnlyIfItIsKnown has a default registry, whose repositories may begin with what looks like a host.
+func TestNameBeginsWithARegistryOnlyIfItIsKnown(t *testing.T) {
+	for _, c := range []struct {
+		cfg                   Config
+		path, registry, image string
+	}{
+		{Config{}, "team.dev/app", "team.dev", "app"},
+		{Config{}, "localhost/app", "localhost", "app"},
+		{Config{DefaultRegistry: "hub.example"}, "team.dev/app", "hub.example", "team.dev/app"},
+		{Config{DefaultRegistry: "hub.example"}, "hub.example/a/b", "hub.example", "a/b"},
+		{Config{DefaultRegistry: "hub.example", Registries: []string{"team.dev"}}, "team.dev/app", "team.dev", "app"},
+		{Config{DefaultRegistry: "hub.example"}, "library/app", "hub.example", "library/app"},
+	} {
+		h := &Handler{cfg: c.cfg}
+		req, err := h.parse(&http.Request{Method: http.MethodGet, URL: &url.URL{Path: "/v2/" + c.path + "/manifests/v1"}})
+		if err != nil || req.Registry != c.registry || req.Repository != c.image {
+			t.Errorf("%s with default %q: %s %s, %v", c.path, c.cfg.DefaultRegistry, req.Registry, req.Repository, err)
 		}
 	}
 }

@@ -72,6 +72,9 @@ type Cluster interface {
 type Config struct {
 	// DefaultRegistry is the origin of requests that name none with ?ns=. Empty refuses those.
 	DefaultRegistry string
+	// Registries are those that may be the first part of a name instead of being told with ?ns=, besides the default one. Without a
+	// default registry any host may.
+	Registries []string
 	// TagTTL is how long a tag is believed without asking the origin. Default 5 s.
 	TagTTL time.Duration
 	// VerdictTTL is how long accepted credentials are believed without asking the origin. Default 60 s.
@@ -182,7 +185,7 @@ func (h *Handler) parse(r *http.Request) (request, error) {
 		return req, fmt.Errorf("%s is not served here; ask the origin", r.URL.Path)
 	}
 	registry := req.query.Get("ns")
-	if first, rest, ok := strings.Cut(name, "/"); ok && registry == "" && isHost(first) {
+	if first, rest, ok := strings.Cut(name, "/"); ok && registry == "" && h.namesRegistry(first) {
 		registry, name = first, rest
 	}
 	registry = cmp.Or(registry, h.cfg.DefaultRegistry)
@@ -202,9 +205,15 @@ func (h *Handler) parse(r *http.Request) (request, error) {
 	return req, nil
 }
 
-// isHost reports whether the first part of an image's name is a registry, by the rule of image references. Clients that know no ?ns= are
-// given the mirror's address with the registry behind it.
-func isHost(part string) bool { return part == "localhost" || strings.ContainsAny(part, ".:") }
+// namesRegistry reports whether the first part of a name is a registry. Clients that know no ?ns= are given the mirror's address with the
+// registry behind it. Where there is a default registry, whose repositories may begin with what looks like a host, it has to be that one or
+// one of Config.Registries: else another host would get what was meant for the default one, and its credentials.
+func (h *Handler) namesRegistry(part string) bool {
+	if h.cfg.DefaultRegistry == "" {
+		return part == "localhost" || strings.ContainsAny(part, ".:")
+	}
+	return part == h.cfg.DefaultRegistry || slices.Contains(h.cfg.Registries, part)
+}
 
 // cutLast splits a path at its last slash; neither side may be empty.
 func cutLast(path string) (before, after string, ok bool) {

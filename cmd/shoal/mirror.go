@@ -28,7 +28,11 @@ const (
 	forDocker     = "docker"
 )
 
-var errFor = errors.New("--for is containerd, podman or docker")
+var (
+	errFor            = errors.New("--for is containerd, podman or docker")
+	errDockerRegistry = errors.New("--registry: dockerd uses mirrors for docker.io alone; leave it out")
+	errPodmanRemove   = errors.New("--registry: for podman all are removed at once; to keep some, run configure with these")
+)
 
 func mirrorCommand() *cli.Command {
 	return &cli.Command{
@@ -80,6 +84,9 @@ func mirrorConfigureCommand() *cli.Command {
 				}
 				return applyHosts(ctx, []hosts.Change{change}, err)
 			case forDocker:
+				if len(cfg.Registries) > 0 {
+					return usageError(errDockerRegistry)
+				}
 				change, err := hosts.PlanDocker(cfg, ctx.String("docker-config"))
 				if err := applyHosts(ctx, []hosts.Change{change}, err); err != nil || !change.Changed() {
 					return err
@@ -113,9 +120,15 @@ func mirrorRemoveCommand() *cli.Command {
 			}
 			switch ctx.String("for") {
 			case forPodman:
+				if len(cfg.Registries) > 0 {
+					return usageError(errPodmanRemove)
+				}
 				change, err := hosts.PlanContainersRemove(ctx.String("registries-dir"))
 				return applyHosts(ctx, []hosts.Change{change}, err)
 			case forDocker:
+				if len(cfg.Registries) > 0 {
+					return usageError(errDockerRegistry)
+				}
 				change, err := hosts.PlanDockerRemove(cfg, ctx.String("docker-config"))
 				return applyHosts(ctx, []hosts.Change{change}, err)
 			case forContainerd:

@@ -182,7 +182,7 @@ func parseHeader(data []byte) (header, error) {
 	}
 	le := binary.LittleEndian
 	if v := le.Uint32(data[8:]); v != version {
-		return header{}, fmt.Errorf("%w: version %d, this program reads %d", ErrUnsupported, v, version)
+		return header{}, fmt.Errorf("%w: version %d, this program reads %d; convert the image again", ErrUnsupported, v, version)
 	}
 	digestLen, size := uint64(le.Uint32(data[12:])), le.Uint64(data[16:])
 	groups, chunks := uint64(le.Uint32(data[24:])), uint64(le.Uint32(data[28:]))

@@ -84,7 +84,7 @@ func PlanContainersRemove(dir string) (Change, error) {
 }
 
 func ownFile(dir string) (Change, error) {
-	path := filepath.Join(dir, registriesName)
+	path := target(filepath.Join(dir, registriesName))
 	text, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return Change{Path: path}, err

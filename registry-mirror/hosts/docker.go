@@ -47,6 +47,7 @@ func without(mirrors []string, mirror string) []string {
 }
 
 func planDocker(file, mirror string, edit func([]string) []string, note string) (Change, error) {
+	file = target(file)
 	text, err := os.ReadFile(file)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return Change{Path: file}, err
@@ -61,8 +62,11 @@ func planDocker(file, mirror string, edit func([]string) []string, note string) 
 	}
 	if bytes.Equal(bytes.Join(bytes.Fields(change.After), nil), []byte("{}")) { // nothing of anybody else's
 		change.After, err = os.ReadFile(file + backupSuffix)
+		if errors.Is(err, fs.ErrNotExist) || !bytes.Equal(bytes.Join(bytes.Fields(change.After), nil), []byte("{}")) {
+			change.After = nil
+		}
 		if errors.Is(err, fs.ErrNotExist) {
-			change.After, err = nil, nil
+			err = nil
 		}
 	}
 	return change, err

@@ -308,7 +308,20 @@ func (c Change) keepBackup(backup string) error {
 	if _, err := os.Lstat(backup); err == nil {
 		return nil
 	}
-	return write(backup, c.Before)
+	info, err := os.Stat(c.Path)
+	if err != nil {
+		return err
+	}
+	// It may hold secrets, as the file does.
+	return renameio.WriteFile(backup, c.Before, info.Mode().Perm(), renameio.WithTempDir(filepath.Dir(backup)), renameio.WithStaticPermissions(info.Mode().Perm()))
+}
+
+// target follows symbolic links, so that a link stays one.
+func target(path string) string {
+	if resolved, err := filepath.EvalSymlinks(path); err == nil {
+		return resolved
+	}
+	return path
 }
 
 // write replaces a file in one step, keeping the permissions of one that was there.

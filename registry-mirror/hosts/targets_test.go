@@ -3,6 +3,7 @@ package hosts_test
 import (
 	"encoding/json"
 	"errors"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -138,5 +139,43 @@ func TestContainersConfigOfOthersIsNotOverridden(t *testing.T) {
 	}
 	if _, err := hosts.PlanContainers(hosts.Config{}, t.TempDir()); !errors.Is(err, hosts.ErrNeedsRegistries) {
 		t.Errorf("without registries: %v", err)
+	}
+}
+
+// TestBackupIsAsSecretAsTheFileAndALinkStaysOne has daemon.json be a link to a file with a secret.
+func TestBackupIsAsSecretAsTheFileAndALinkStaysOne(t *testing.T) {
+	dir := t.TempDir()
+	put(t, dir, map[string]string{"real/d.json": `{"http-proxy":"http://u:secret@p"}`})
+	real, link := filepath.Join(dir, "real", "d.json"), filepath.Join(dir, "daemon.json")
+	if err := os.Chmod(real, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(real, link); err != nil {
+		t.Fatal(err)
+	}
+	change, err := hosts.PlanDocker(hosts.Config{}, link)
+	apply(t, change, err)
+	for path, want := range map[string]os.FileMode{link: os.ModeSymlink, real: 0o600, real + ".before-shoal": 0o600} {
+		info, err := os.Lstat(path)
+		if err != nil || info.Mode().Type() != want.Type() || want.IsRegular() && info.Mode() != want {
+			t.Errorf("%s: %v, %v", path, info.Mode(), err)
+		}
+	}
+	if got := tree(t, dir)["real/d.json"]; !strings.Contains(got, "registry-mirrors") {
+		t.Errorf("the link's file has %s", got)
+	}
+}
+
+func TestDockerBackupDoesNotBringBackWhatWasDeleted(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "daemon.json")
+	put(t, dir, map[string]string{"daemon.json": `{"log-driver":"syslog"}`})
+	change, err := hosts.PlanDocker(hosts.Config{}, file)
+	apply(t, change, err)
+	put(t, dir, map[string]string{"daemon.json": `{"registry-mirrors":["http://127.0.0.1:7701"]}`})
+	change, err = hosts.PlanDockerRemove(hosts.Config{}, file)
+	apply(t, change, err)
+	if got, there := tree(t, dir)["daemon.json"]; there {
+		t.Errorf("daemon.json is %s", got)
 	}
 }

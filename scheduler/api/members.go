@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -35,14 +36,18 @@ type Members struct {
 	log      *slog.Logger
 }
 
-// NewMembers returns the schedulers behind urls: http://HOST:PORT is one, dns+http://NAME:PORT one for each address of the name, and https
-// likewise. client makes a client of one. A nil resolver is the system's, a nil log discards.
+// NewMembers returns the schedulers behind urls: http://HOST:PORT is one, dns+http://NAME:PORT one for each IPv4 address of the name, or each IPv6
+// address if it has none of the others, and https likewise. client makes a client of one. A nil resolver is the system's, a nil log discards.
 func NewMembers(urls []string, client func(url string) *Client, resolver Resolver, log *slog.Logger) *Members {
 	if resolver == nil {
 		resolver = net.DefaultResolver
 	}
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
+	}
+	urls = slices.Clone(urls)
+	for i := range urls {
+		urls[i] = strings.TrimSuffix(urls[i], "/")
 	}
 	return &Members{urls: urls, client: client, resolver: resolver, log: log}
 }
@@ -110,11 +115,25 @@ func (m *Members) lookUp(ctx context.Context, raw string) ([]string, error) {
 		return nil, errors.New("the name has no addresses")
 	}
 	out := make([]string, 0, len(addrs))
-	for _, a := range addrs {
+	for _, a := range oneFamily(addrs) {
 		u.Host = net.JoinHostPort(a, u.Port())
 		out = append(out, u.String())
 	}
 	return out, nil
+}
+
+// oneFamily returns the IPv4 addresses, or all when there are none: a scheduler with an address of each kind must not be two.
+func oneFamily(addrs []string) []string {
+	var four []string
+	for _, a := range addrs {
+		if ip, err := netip.ParseAddr(a); err == nil && ip.Is4() {
+			four = append(four, a)
+		}
+	}
+	if len(four) > 0 {
+		return four
+	}
+	return addrs
 }
 
 // clients returns the clients of the schedulers at urls, and forgets those of others.

@@ -38,7 +38,7 @@ func TestMembersFollowTheirName(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		z := &zone{}
 		z.set(errors.New("server failure"))
-		m := NewMembers([]string{"http://10.0.0.9:7700", "dns+http://schedulers.example:7700"},
+		m := NewMembers([]string{"http://10.0.0.9:7700/", "dns+http://schedulers.example:7700"},
 			func(u string) *Client { return NewClient(u, "") }, z, nil)
 		var said []string
 		clients := map[string]*Client{}
@@ -67,6 +67,7 @@ func TestMembersFollowTheirName(t *testing.T) {
 			{errors.New("server failure"), nil},
 			{nil, nil},
 			{nil, []string{"10.0.0.1", "fd00::3", "10.0.0.9"}},
+			{nil, []string{"fd00::3"}},
 		} {
 			z.set(step.err, step.addrs...)
 			time.Sleep(lookEvery + time.Millisecond)
@@ -79,7 +80,8 @@ func TestMembersFollowTheirName(t *testing.T) {
 		want := []string{
 			"http://10.0.0.9:7700",
 			"http://10.0.0.1:7700 http://10.0.0.2:7700 http://10.0.0.9:7700",
-			"http://10.0.0.1:7700 http://10.0.0.9:7700 http://[fd00::3]:7700",
+			"http://10.0.0.1:7700 http://10.0.0.9:7700",
+			"http://10.0.0.9:7700 http://[fd00::3]:7700",
 		}
 		if !slices.Equal(said, want) {
 			t.Errorf("said\n%s\nwant\n%s", strings.Join(said, "\n"), strings.Join(want, "\n"))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -178,7 +179,7 @@ func (n *node) buildHandlers() error {
 	}
 	n.seeds = mirror.NewSeeds(mirror.SeedConfig{Addrs: n.peer.Seeds, Token: n.token, TLS: clientTLS(n.identity, identity.Node),
 		Log: n.component("mirror")})
-	n.mirror = mirror.New(mirror.Config{DefaultRegistry: n.cfg.Mirror.DefaultRegistry, TagTTL: orNever(n.cfg.Mirror.TagTTL),
+	n.mirror = mirror.New(mirror.Config{DefaultRegistry: n.cfg.Mirror.DefaultRegistry, Registries: slices.Collect(maps.Keys(n.cfg.Registries)), TagTTL: orNever(n.cfg.Mirror.TagTTL),
 		VerdictTTL: orNever(n.cfg.Mirror.VerdictTTL), StaleFor: orNever(n.cfg.Mirror.StaleFor), Log: n.component("mirror"),
 		Registerer: n.admin.registry}, n.records, manifests, blobs{n.peer}, n.seeds)
 	n.uploads = newUploads()
