@@ -146,16 +146,16 @@ func TestContainersConfigOfOthersIsNotOverridden(t *testing.T) {
 func TestBackupIsAsSecretAsTheFileAndALinkStaysOne(t *testing.T) {
 	dir := t.TempDir()
 	put(t, dir, map[string]string{"real/d.json": `{"http-proxy":"http://u:secret@p"}`})
-	real, link := filepath.Join(dir, "real", "d.json"), filepath.Join(dir, "daemon.json")
-	if err := os.Chmod(real, 0o600); err != nil {
+	file, link := filepath.Join(dir, "real", "d.json"), filepath.Join(dir, "daemon.json")
+	if err := os.Chmod(file, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink(real, link); err != nil {
+	if err := os.Symlink(file, link); err != nil {
 		t.Fatal(err)
 	}
 	change, err := hosts.PlanDocker(hosts.Config{}, link)
 	apply(t, change, err)
-	for path, want := range map[string]os.FileMode{link: os.ModeSymlink, real: 0o600, real + ".before-shoal": 0o600} {
+	for path, want := range map[string]os.FileMode{link: os.ModeSymlink, file: 0o600, file + ".before-shoal": 0o600} {
 		info, err := os.Lstat(path)
 		if err != nil || info.Mode().Type() != want.Type() || want.IsRegular() && info.Mode() != want {
 			t.Errorf("%s: %v, %v", path, info.Mode(), err)
