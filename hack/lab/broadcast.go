@@ -117,8 +117,7 @@ func broadcastCommand() *cli.Command {
 
 // broadcastConfigOf reads the flags.
 func broadcastConfigOf(ctx *cli.Context) (broadcastConfig, error) {
-	size, errSize := cluster.ParseSize(ctx.String("size"))
-	link, errLink := cluster.ParseRate(ctx.String("link"))
+	size, link, errSize := sizeAndLink(ctx)
 	border, errBorder := cluster.ParseRate(ctx.String("border"))
 	cfg := broadcastConfig{peers: ctx.Int("peers"), size: size, link: link, zones: ctx.Int("zones"), border: border,
 		stagger: ctx.Duration("stagger"), bounds: cluster.Bounds{CPUs: ctx.Float64("cpus")},
@@ -130,7 +129,7 @@ func broadcastConfigOf(ctx *cli.Context) (broadcastConfig, error) {
 	if cfg.peers < 1 || ctx.Int("runs") < 1 || cfg.zones < 1 || cfg.stagger < 0 {
 		errShape = errors.New("--peers, --runs and --zones have to be at least 1, --stagger at least 0")
 	}
-	return cfg, errors.Join(errSize, errLink, errBorder, errMemory, errShape)
+	return cfg, errors.Join(errSize, errBorder, errMemory, errShape)
 }
 
 // limit returns the least time in seconds that the broadcast of a blob can take; 0 when nothing limits it.

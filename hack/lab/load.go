@@ -70,9 +70,8 @@ func loadCommand() *cli.Command {
 			&cli.BoolFlag{Name: "json", Usage: "print one JSON object"},
 		},
 		Action: func(ctx *cli.Context) error {
-			size, errSize := cluster.ParseSize(ctx.String("size"))
-			link, errLink := cluster.ParseRate(ctx.String("link"))
-			if err := errors.Join(errSize, errLink); err != nil {
+			size, link, err := sizeAndLink(ctx)
+			if err != nil {
 				return err
 			}
 			cfg := loadConfig{hosts: ctx.Int("hosts"), seeds: ctx.Int("seeds"), zones: ctx.Int("zones"), size: size, link: link,
@@ -81,7 +80,7 @@ func loadCommand() *cli.Command {
 				return errors.New("--hosts, --seeds, --zones, --size and --link have to be above 0")
 			}
 			var result loadResult
-			err := withShoal(ctx, func(shoal string) (err error) {
+			err = withShoal(ctx, func(shoal string) (err error) {
 				cfg.shoal = shoal
 				result, err = load(ctx.Context, cfg)
 				return err
@@ -89,10 +88,7 @@ func loadCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			if ctx.Bool("json") {
-				return json.NewEncoder(ctx.App.Writer).Encode(result)
-			}
-			return result.print(ctx.App.Writer)
+			return tellResult(ctx, result)
 		},
 	}
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -78,6 +79,21 @@ func cleanCommand() *cli.Command {
 			return err
 		},
 	}
+}
+
+// sizeAndLink reads the flags --size and --link.
+func sizeAndLink(ctx *cli.Context) (size int64, link cluster.Rate, err error) {
+	size, errSize := cluster.ParseSize(ctx.String("size"))
+	link, errLink := cluster.ParseRate(ctx.String("link"))
+	return size, link, errors.Join(errSize, errLink)
+}
+
+// tellResult writes a result as one JSON object with --json, and for people without.
+func tellResult(ctx *cli.Context, result interface{ print(w io.Writer) error }) error {
+	if ctx.Bool("json") {
+		return json.NewEncoder(ctx.App.Writer).Encode(result)
+	}
+	return result.print(ctx.App.Writer)
 }
 
 func linkFlag(value string) cli.Flag {

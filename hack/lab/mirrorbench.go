@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -57,9 +56,8 @@ func mirrorBenchCommand() *cli.Command {
 			&cli.BoolFlag{Name: "json", Usage: "print one JSON object"},
 		},
 		Action: func(ctx *cli.Context) error {
-			size, errSize := cluster.ParseSize(ctx.String("size"))
-			link, errLink := cluster.ParseRate(ctx.String("link"))
-			if err := errors.Join(errSize, errLink); err != nil {
+			size, link, err := sizeAndLink(ctx)
+			if err != nil {
 				return err
 			}
 			cfg := mirrorBenchConfig{size: size, link: link, rounds: ctx.Int("rounds"), log: ctx.App.ErrWriter}
@@ -67,7 +65,7 @@ func mirrorBenchCommand() *cli.Command {
 				return errors.New("--rounds and --size have to be above 0")
 			}
 			var result mirrorBenchResult
-			err := withShoal(ctx, func(shoal string) (err error) {
+			err = withShoal(ctx, func(shoal string) (err error) {
 				cfg.shoal = shoal
 				result, err = mirrorBench(ctx.Context, cfg)
 				return err
@@ -75,10 +73,7 @@ func mirrorBenchCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			if ctx.Bool("json") {
-				return json.NewEncoder(ctx.App.Writer).Encode(result)
-			}
-			return result.print(ctx.App.Writer)
+			return tellResult(ctx, result)
 		},
 	}
 }

@@ -2,6 +2,7 @@ package hosts
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -116,7 +117,7 @@ func (c Config) checkOthers(dir string) error {
 			errs = append(errs, fmt.Errorf("%s: %w", file, err))
 		}
 		for _, there := range parsed.Registry {
-			named := strings.TrimSuffix(orElse(there.Prefix, there.Location), "/")
+			named := strings.TrimSuffix(cmp.Or(there.Prefix, there.Location), "/")
 			if slices.ContainsFunc(c.Registries, func(r Registry) bool { return r.Host == named }) {
 				errs = append(errs, fmt.Errorf("%s speaks of %s already, and only one file can; add there:\n\n  [[registry.mirror]]\n  location = %q\n  insecure = true",
 					file, named, strings.TrimPrefix(c.Mirror, "http://")+"/"+named))
@@ -124,11 +125,4 @@ func (c Config) checkOthers(dir string) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-func orElse(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
 }
