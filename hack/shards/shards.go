@@ -29,13 +29,13 @@ func Write(dir string, seed uint64, size int64, n int) ([]string, error) {
 	return paths, os.WriteFile(filepath.Join(dir, "config.json"), []byte("{}\n"), 0o644)
 }
 
-// writeShard writes a safetensors file of random bf16 tensors of 32 MiB, as those of a language model are.
+// writeShard writes a safetensors file of random f16 tensors of 32 MiB, as those of a language model are.
 func writeShard(path string, seed uint64, size int64) error {
 	const tensor = 32 << 20
 	header := map[string]any{}
 	for at, n := int64(0), 0; at < size; at, n = at+tensor, n+1 {
 		end := min(at+tensor, size)
-		header[fmt.Sprintf("layers.%d.weight", n)] = map[string]any{"dtype": "BF16", "shape": []int64{(end - at) / 2}, "data_offsets": []int64{at, end}}
+		header[fmt.Sprintf("layers.%d.weight", n)] = map[string]any{"dtype": "F16", "shape": []int64{(end - at) / 2}, "data_offsets": []int64{at, end}}
 	}
 	raw, err := json.Marshal(header)
 	if err != nil {
