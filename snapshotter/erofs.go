@@ -1,5 +1,3 @@
-// Package snapshotter makes images readable as file systems. So far it holds what that stands on: mounting a bootstrap with
-// its blobs by the kernel's EROFS, straight from plain files.
 package snapshotter
 
 import (
