@@ -80,7 +80,7 @@ func (e *Eager) device(ctx context.Context, ref mirror.BlobRef, d device, x *boo
 		return "", err
 	}
 	if d.aligned() {
-		return f.Name(), nil
+		return os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
 	}
 	return d.path, d.expand(ctx, f, x)
 }

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/shoal-project/shoal/converter/bootstrap"
 )
 
 // MountEROFS mounts the EROFS image in the file bootstrap, read-only, at the folder target. devices are its blobs in the
@@ -95,4 +97,25 @@ func Unmount(target string) error {
 		return fmt.Errorf("unmount %s: %w", target, err)
 	}
 	return nil
+}
+
+// Probe tells whether this host can mount images: it mounts an empty one below the folder dir, and unmounts it. The error names what is missing.
+func Probe(dir string) error {
+	dir, err := os.MkdirTemp(dir, "probe-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	raw, err := bootstrap.Encode(&bootstrap.Image{ChunkSize: 1 << 20, Root: &bootstrap.Inode{Mode: bootstrap.TypeDir | 0o755}})
+	if err != nil {
+		return err
+	}
+	boot, target := filepath.Join(dir, "image.boot"), filepath.Join(dir, "fs")
+	if err := errors.Join(os.WriteFile(boot, raw, 0o600), os.Mkdir(target, 0o700)); err != nil {
+		return err
+	}
+	if err := MountEROFS(boot, nil, target); err != nil {
+		return err
+	}
+	return Unmount(target)
 }

@@ -64,6 +64,13 @@ func (s *Snapshotter) isUp(id string) bool {
 	return s.up[id]
 }
 
+// Mounted returns how many images are mounted.
+func (s *Snapshotter) Mounted() int {
+	s.upMu.Lock()
+	defer s.upMu.Unlock()
+	return len(s.up)
+}
+
 func (s *Snapshotter) setUp(id string, up bool) {
 	s.upMu.Lock()
 	defer s.upMu.Unlock()

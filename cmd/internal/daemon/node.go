@@ -51,8 +51,9 @@ type node struct {
 	wire      *transfer.Client
 	peer      *peer.Peer
 	seeds     *mirror.Seeds
-	mirror    http.Handler
+	mirror    *mirror.Handler
 	piece     http.Handler
+	snapshots snapshots
 
 	mirrorListener, pieceListener, adminListener net.Listener
 }
@@ -99,7 +100,10 @@ func (n *node) open(ctx context.Context) error {
 	if err := n.openData(); err != nil {
 		return err
 	}
-	return n.build()
+	if err := n.build(); err != nil {
+		return err
+	}
+	return n.openSnapshots(ctx, images{n.mirror, blobs{n.peer}})
 }
 
 // openData opens what is on disk.
@@ -219,6 +223,8 @@ func (n *node) run(ctx context.Context) error {
 
 	front, frontCtx := errgroup.WithContext(ctx)
 	front.Go(func() error { return serve(frontCtx, n.mirrorListener, n.front(), n.component("mirror")) })
+	front.Go(func() error { return n.snapshots.run(frontCtx) })
+	front.Go(func() error { return n.restoreSnapshots(frontCtx) })
 	front.Go(func() error { return supervise(frontCtx, n.mirrorListener.Addr(), n.log) })
 	front.Go(func() error { // what runs below failed: stop the front too
 		select {
@@ -245,6 +251,7 @@ func (n *node) close() {
 			_ = l.Close() // usually closed by its server already
 		}
 	}
+	n.snapshots.close()
 	if n.wire != nil {
 		n.wire.Close()
 	}

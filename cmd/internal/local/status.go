@@ -25,6 +25,15 @@ type Status struct {
 	Uploads    []Upload          `json:"uploads"`
 	Limits     limits.Rates      `json:"limits"`                 // bytes a second; 0 is no limit
 	Share      limits.Rate       `json:"source_share,omitempty"` // of the cluster's rate of reading origins, as schedulers told
+	// Snapshotter is what containerd asks for file systems.
+	Snapshotter SnapshotterStatus `json:"snapshotter"`
+}
+
+// SnapshotterStatus is the state of a node's snapshotter.
+type SnapshotterStatus struct {
+	Address string `json:"address,omitempty"` // of its socket; empty when it does not run
+	Mounted int    `json:"mounted"`           // images
+	Off     string `json:"off,omitempty"`     // why it does not run, or why images are unpacked
 }
 
 // StoreStatus is what a node keeps, in bytes.
