@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
@@ -129,7 +130,7 @@ func (s *Snapshotter) Restore(ctx context.Context) error {
 	errs := []error{s.Cleanup(ctx), s.sweepBootstraps()}
 	images := map[string]note{}
 	err := s.meta.WithTransaction(ctx, false, func(ctx context.Context) error {
-		ids, err := storage.IDMap(ctx)
+		ids, err := idMap(ctx)
 		for id, key := range ids {
 			if n, noteErr := s.readNote(id); noteErr == nil && n.whole() {
 				if _, info, _, err := storage.GetInfo(ctx, key); err == nil && info.Kind == snapshots.KindCommitted {
@@ -154,6 +155,15 @@ func (s *Snapshotter) Restore(ctx context.Context) error {
 		})
 	}
 	return errors.Join(append(errs, group.Wait())...)
+}
+
+// idMap returns the keys of all snapshots by their IDs.
+func idMap(ctx context.Context) (map[string]string, error) {
+	ids, err := storage.IDMap(ctx)
+	if errdefs.IsNotFound(err) { // nothing was ever written
+		return nil, nil
+	}
+	return ids, err
 }
 
 // sweepPins takes away the pins of snapshots that have no image.

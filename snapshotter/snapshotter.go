@@ -216,7 +216,7 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	var orphans []string
 	err := s.meta.WithTransaction(ctx, true, func(ctx context.Context) error { // a folder is made and named within one such
-		ids, err := storage.IDMap(ctx)
+		ids, err := idMap(ctx)
 		if err != nil {
 			return err
 		}
