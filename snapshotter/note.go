@@ -231,5 +231,7 @@ func sizes(layers []ocispec.Descriptor) map[digest.Digest]int64 {
 	return out
 }
 
-// isLayer reports whether containerd prepares the snapshot to unpack a layer into it.
-func isLayer(info snapshots.Info) bool { return info.Labels[snapshots.LabelSnapshotRef] != "" }
+// isBootstrap reports whether containerd unpacks the bootstrap layer of a Nydus image into the snapshot.
+func isBootstrap(info snapshots.Info) bool {
+	return info.Labels[labelBootstrap] == "true" && info.Labels[snapshots.LabelSnapshotRef] != ""
+}

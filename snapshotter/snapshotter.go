@@ -184,7 +184,7 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	if err != nil {
 		return err
 	}
-	if info.Labels[labelBootstrap] != "true" || !isLayer(info) {
+	if !isBootstrap(info) {
 		return s.plain.Commit(ctx, name, key, opts...)
 	}
 	n, err := s.adopt(id, info.Labels)
@@ -251,12 +251,15 @@ func (s *Snapshotter) find(ctx context.Context, key string) (id string, info sna
 // image, which has the files of all layers, nothing is looked at.
 func (s *Snapshotter) resolve(ctx context.Context, key string, mounts []mount.Mount) ([]mount.Mount, error) {
 	var snap storage.Snapshot
+	var info snapshots.Info
 	err := s.meta.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
-		snap, err = storage.GetSnapshot(ctx, key)
+		if snap, err = storage.GetSnapshot(ctx, key); err == nil {
+			_, info, _, err = storage.GetInfo(ctx, key)
+		}
 		return err
 	})
-	if err != nil {
-		return nil, err
+	if err != nil || isBootstrap(info) { // a bootstrap is unpacked over nothing, and stands for all below it
+		return mounts, err
 	}
 	lower := snap.ParentIDs
 	var missing []string

@@ -24,9 +24,12 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
+	"github.com/shoal-project/shoal/converter/bootstrap"
+	"github.com/shoal-project/shoal/converter/image"
 	"github.com/shoal-project/shoal/hack/lab/cluster"
 )
 
@@ -304,6 +307,67 @@ func TestRootImagesBelowAndAboveAMountedOne(t *testing.T) {
 	if n := len(l.mounts()); n != 1 {
 		t.Errorf("%d images are mounted, want 1", n)
 	}
+}
+
+// Images that nydus-snapshotter's converter has made with nydus-image are mounted too, whatever they are compressed with.
+func TestRootImagesOfOtherConvertersAreMounted(t *testing.T) {
+	cluster.NeedTools(t, "nydus-image")
+	ctx, l := newLazyLab(t)
+	bin := filepath.Join(t.TempDir(), "nydusconvert")
+	build := exec.CommandContext(ctx, "go", "build", "-o", bin, ".")
+	build.Dir = "../../converter/testdata/nydusconvert"
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	want := l.wantFiles()
+	delete(want, "/models/model/weights.bin")
+	for _, compressor := range []string{"none", "lz4_block", "zstd"} {
+		t.Run(compressor, func(t *testing.T) {
+			check(t, l.registry.Push(ctx, "test/nydus", compressor, l.nydusImage(ctx, bin, compressor)))
+			ref := l.registry.Addr() + "/test/nydus:" + compressor
+			check(t, l.containerd.Pull(ctx, ref))
+			l.expect(compressor, want, l.run(ctx, ref, compressor, "/etc"))
+			check(t, l.containerd.Forget(ctx, ref))
+		})
+	}
+}
+
+// nydusImage has others convert the base image.
+func (l *lazyLab) nydusImage(ctx context.Context, bin, compressor string) v1.Image {
+	l.t.Helper()
+	dir := l.t.TempDir()
+	args := []string{compressor, dir}
+	layers, err := l.base.Layers()
+	check(l.t, err)
+	for i, layer := range layers {
+		from, err := layer.Uncompressed()
+		check(l.t, err)
+		file := filepath.Join(dir, fmt.Sprintf("layer-%d.tar", i))
+		check(l.t, writeFile(file, from))
+		check(l.t, from.Close())
+		args = append(args, file)
+	}
+	if out, err := exec.CommandContext(ctx, bin, args...).CombinedOutput(); err != nil {
+		l.t.Fatalf("%v: %s", err, out)
+	}
+	img := l.image(empty.Image)
+	boot, err := os.ReadFile(filepath.Join(dir, "image.boot"))
+	check(l.t, err)
+	known, err := bootstrap.Decode(bytes.NewReader(boot), int64(len(boot)))
+	check(l.t, err)
+	for _, b := range known.Blobs {
+		data, err := os.ReadFile(filepath.Join(dir, b.Digest.Encoded()))
+		check(l.t, err)
+		img, err = mutate.Append(img, mutate.Addendum{Layer: static.NewLayer(data, image.MediaTypeBlob), MediaType: image.MediaTypeBlob,
+			Annotations: map[string]string{image.AnnotationBlob: "true"}})
+		check(l.t, err)
+	}
+	last, err := l.image(empty.Image, map[string]string{image.BootstrapName: string(boot)}).Layers()
+	check(l.t, err)
+	img, err = mutate.Append(img, mutate.Addendum{Layer: last[0],
+		Annotations: map[string]string{image.AnnotationBootstrap: "true", image.AnnotationFSVersion: "6"}})
+	check(l.t, err)
+	return img
 }
 
 func (l *lazyLab) name(ref string) name.Reference {
