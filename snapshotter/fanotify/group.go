@@ -87,6 +87,9 @@ func Adopt(files []*os.File) (*Group, error) {
 	return &Group{file: files[0], log: log}, nil
 }
 
+// ID tells the group from others on this machine, also to a successor.
+func (g *Group) ID() (File, error) { return FileOf(g.log.file) }
+
 // Files returns what Adopt takes. They belong to the group.
 func (g *Group) Files() []*os.File { return []*os.File{g.file, g.log.file} }
 
@@ -259,18 +262,23 @@ func (r *run) settle(ctx context.Context, i, fd int) {
 
 // answer lets the reader go on or fail, and frees slot and descriptor, in this order.
 func (r *run) answer(i, fd int, cause error) {
-	response := unix.FanotifyResponse{Fd: int32(r.log.slot(i).fd()), Response: unix.FAN_ALLOW}
+	_ = r.reply(r.log.slot(i), cause) // ENOENT: answered before, by a predecessor that died here
+	r.log.clear(i)
+	closeFD(fd)
+}
+
+// reply answers an event.
+func (g *Group) reply(s slot, cause error) error {
+	response := unix.FanotifyResponse{Fd: int32(s.fd()), Response: unix.FAN_ALLOW}
 	if cause != nil {
 		response.Response = unix.FAN_DENY | uint32(unix.EIO)<<24
 	}
-	err := r.respond(response)
+	err := g.respond(response)
 	if errors.Is(err, unix.EINVAL) && cause != nil { // it takes no error number
 		response.Response = unix.FAN_DENY
-		err = r.respond(response)
+		err = g.respond(response)
 	}
-	_ = err // ENOENT: answered before, by a predecessor that died here
-	r.log.clear(i)
-	closeFD(fd)
+	return err
 }
 
 func (g *Group) respond(r unix.FanotifyResponse) error {
