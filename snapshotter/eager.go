@@ -8,6 +8,7 @@ import (
 
 	"github.com/shoal-project/shoal/converter/bootstrap"
 	mirror "github.com/shoal-project/shoal/registry-mirror"
+	"github.com/shoal-project/shoal/snapshotter/erofs"
 )
 
 // Eager is a Mounter that fetches all of an image before it mounts it. Blobs whose chunks lie as the file system wants them are mounted from
@@ -19,7 +20,7 @@ func NewEager(images Images) *Eager { return &Eager{images: images} }
 
 // Mount implements Mounter.
 func (e *Eager) Mount(ctx context.Context, image MountedImage, target string) error {
-	if err := Unmount(target); err != nil { // one of a process before this one
+	if err := erofs.Unmount(target); err != nil { // one of a process before this one
 		return err
 	}
 	boot, err := decodeFile(image.Bootstrap)
@@ -43,11 +44,11 @@ func (e *Eager) Mount(ctx context.Context, image MountedImage, target string) er
 			return fmt.Errorf("blob %s: %w", ref.Digest, err)
 		}
 	}
-	return MountEROFS(image.Bootstrap, files, target)
+	return erofs.Mount(image.Bootstrap, files, target)
 }
 
 // Unmount implements Mounter.
-func (e *Eager) Unmount(_ context.Context, target string) error { return Unmount(target) }
+func (e *Eager) Unmount(_ context.Context, target string) error { return erofs.Unmount(target) }
 
 // device is a blob as the file system reads it.
 type device struct {

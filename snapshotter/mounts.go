@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	mirror "github.com/shoal-project/shoal/registry-mirror"
+	"github.com/shoal-project/shoal/snapshotter/erofs"
 )
 
 const (
@@ -97,7 +98,7 @@ func (s *Snapshotter) discard(ctx context.Context, id string) error {
 	if mounted && s.cfg.Mounter != nil {
 		err = s.cfg.Mounter.Unmount(ctx, s.fsPath(id))
 	} else if mounted {
-		err = Unmount(s.fsPath(id))
+		err = erofs.Unmount(s.fsPath(id))
 	} else {
 		err = nil
 	}

@@ -59,3 +59,10 @@ func needRoot(t *testing.T) {
 		t.Skip("needs root")
 	}
 }
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
