@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
@@ -41,15 +42,12 @@ func (s *Snapshotter) ensureMounted(ctx context.Context, id string, n note) erro
 	if s.cfg.Mounter == nil {
 		return fmt.Errorf("image %s: this host cannot mount it", n.Image)
 	}
+	if err := s.pin(id, n); err != nil {
+		return fmt.Errorf("image %s: %w", n.Image, err)
+	}
 	image := MountedImage{Name: n.Image, Bootstrap: s.imagePath(id)}
 	for _, b := range n.Blobs {
 		image.Blobs = append(image.Blobs, n.ref(b))
-		if s.cfg.Pins == nil {
-			continue
-		}
-		if err := s.cfg.Pins.Pin(b.Digest, pinOwner+id); err != nil {
-			return fmt.Errorf("image %s: %w", n.Image, err)
-		}
 	}
 	if err := s.cfg.Mounter.Mount(ctx, image, s.fsPath(id)); err != nil {
 		return fmt.Errorf("image %s: %w", n.Image, err)
@@ -109,24 +107,36 @@ func (s *Snapshotter) discard(ctx context.Context, id string) error {
 	return errors.Join(s.unpin(id), os.RemoveAll(s.dir(id)))
 }
 
+// pin keeps what is read of an image: its blobs, and the layer with their chunk maps.
+func (s *Snapshotter) pin(id string, n note) error {
+	if s.cfg.Pins == nil {
+		return nil
+	}
+	var errs []error
+	for _, b := range n.pinned() {
+		errs = append(errs, s.cfg.Pins.Pin(b.Digest, pinOwner+id))
+	}
+	return errors.Join(errs...)
+}
+
 // unpin lets go of the blobs that a snapshot has pinned.
 func (s *Snapshotter) unpin(id string) error {
 	if s.cfg.Pins == nil {
 		return nil
 	}
 	n, err := s.readNote(id)
-	if err != nil {
+	if err != nil || !n.whole() {
 		return nil // an ordinary one, or Restore finds what it has left
 	}
 	var errs []error
-	for _, b := range n.Blobs {
+	for _, b := range n.pinned() {
 		errs = append(errs, s.cfg.Pins.Unpin(b.Digest, pinOwner+id))
 	}
 	return errors.Join(errs...)
 }
 
-// Restore brings things to where they were before a restart: what no snapshot has is removed, and images are mounted that are not. It goes
-// on with the next image where one fails, and returns when it has tried all; snapshots can be used meanwhile.
+// Restore brings things to where they were before a restart: what no snapshot has is removed, and images are mounted that are not, or taken
+// over. It goes on with the next image where one fails, and tells of all that failed; it may be called again. Snapshots can be used meanwhile.
 func (s *Snapshotter) Restore(ctx context.Context) error {
 	errs := []error{s.Cleanup(ctx), s.sweepBootstraps()}
 	images := map[string]note{}
@@ -145,13 +155,21 @@ func (s *Snapshotter) Restore(ctx context.Context) error {
 	if err == nil {
 		errs = append(errs, s.sweepPins(images))
 	}
+	return errors.Join(append(errs, s.mountAll(ctx, images))...)
+}
+
+// mountAll mounts images by the IDs of their snapshots.
+func (s *Snapshotter) mountAll(ctx context.Context, images map[string]note) error {
 	var group errgroup.Group
 	group.SetLimit(restoring)
+	var mu sync.Mutex // guards errs
+	var errs []error
 	for id, n := range images {
 		group.Go(func() error {
-			if err := s.ensureMounted(ctx, id, n); err != nil && ctx.Err() == nil {
-				s.log.Warn("image is not mounted yet", "image", n.Image, "error", err)
-			}
+			err := s.ensureMounted(ctx, id, n)
+			mu.Lock()
+			defer mu.Unlock()
+			errs = append(errs, err)
 			return nil
 		})
 	}

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -55,6 +56,9 @@ type blob struct {
 
 // whole reports whether an image is mounted here.
 func (n note) whole() bool { return n.Whole }
+
+// pinned are the blobs that are read of a mounted image: its own, and the layer with their chunk maps.
+func (n note) pinned() []blob { return append(slices.Clip(n.Blobs), n.Map) }
 
 // ref names a blob of the note's image for the peer.
 func (n note) ref(b blob) mirror.BlobRef {

@@ -40,8 +40,8 @@ EXAMPLES:
 
 func nodeCommand() *cli.Command {
 	return command(&cli.Command{
-		Name:  "node",
-		Usage: "run the daemon of a node: registry mirror and peer in one",
+		Name:        "node",
+		Usage:       "run the daemon of a node: registry mirror and peer in one",
 		Description: nodeHelp,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "config", Aliases: []string{"c"}, Usage: "read the configuration from `FILE`"},

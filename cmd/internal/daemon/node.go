@@ -212,6 +212,7 @@ func (n *node) run(ctx context.Context) error {
 	below, belowCtx := errgroup.WithContext(inner)
 	below.Go(func() error { return n.peer.Run(belowCtx) })
 	below.Go(func() error { return n.seeds.Run(belowCtx) })
+	below.Go(func() error { return n.snapshots.runDriver(belowCtx) })
 	if n.pieceListener != nil {
 		l := serverTLS(n.pieceListener, n.identity)
 		below.Go(func() error { return serveEndless(belowCtx, l, n.piece, n.component("transfer")) })
@@ -333,6 +334,10 @@ type blobs struct{ peer *peer.Peer }
 
 // Open implements mirror.Blobs.
 func (b blobs) Open(ctx context.Context, ref mirror.BlobRef, authorization string) (mirror.Blob, error) {
+	return b.open(ctx, ref, authorization)
+}
+
+func (b blobs) open(ctx context.Context, ref mirror.BlobRef, authorization string) (*peer.Reader, error) {
 	blob := peer.Blob{Digest: ref.Digest, Size: ref.Size, Origin: peer.Origin{Registry: ref.Registry, Repository: ref.Repository}}
 	if ref.MapLayer != "" {
 		blob.Origin.Map = &peer.MapRef{Layer: ref.MapLayer, Size: ref.MapSize}
