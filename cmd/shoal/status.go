@@ -68,7 +68,7 @@ func snapshotterText(s local.SnapshotterStatus) string {
 	if s.Address == "" {
 		return ""
 	}
-	text := fmt.Sprintf("  snapshots  %s, %s mounted", s.Address, count(s.Mounted, "image"))
+	text := fmt.Sprintf("  snapshots  %s, driver %s, %s mounted", s.Address, printable(s.Driver), count(s.Mounted, "image"))
 	if s.Off != "" {
 		text += "; " + printable(s.Off)
 	}

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -202,6 +203,22 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
+// status asks the node for the state of its snapshotter.
+func (l *lazyLab) status(ctx context.Context) snapshotterStatus {
+	l.t.Helper()
+	body, err := get(ctx, l.node.Host().Client(), l.node.AdminURL()+"/v1/status", "")
+	check(l.t, err)
+	defer body.Close()
+	var s struct{ Snapshotter snapshotterStatus }
+	check(l.t, json.NewDecoder(body).Decode(&s))
+	return s.Snapshotter
+}
+
+type snapshotterStatus struct {
+	Driver  string
+	Mounted int
+}
+
 // metric reads one of the node's.
 func (l *lazyLab) metric(ctx context.Context, name string, labels ...string) int {
 	l.t.Helper()
@@ -214,6 +231,9 @@ func TestRootContainersRunFromImagesThatAreNotUnpacked(t *testing.T) {
 	ctx, l := newLazyLab(t)
 	want := l.wantFiles()
 	check(t, l.containerd.Pull(ctx, l.ref))
+	if got := l.status(ctx); got.Driver != "lazy" || got.Mounted != 1 {
+		t.Errorf("status %+v, want the lazy driver with one image", got)
+	}
 	if got := l.metric(ctx, "layers_total", `how="placed"`); got != 3 {
 		t.Errorf("%d layers placed, want 3", got)
 	}

@@ -25,9 +25,10 @@ type snapshots struct {
 	*snapshotter.Snapshotter
 
 	driver   *lazy.Driver // nil when images are fetched before they are mounted
+	kind     string       // as local.SnapshotterStatus has it
 	listener net.Listener
 	address  string
-	off      string // why it does not run, or why it mounts no images; empty when it does both
+	off      string // why it does not run, or why not lazily; empty when it does
 }
 
 var errSnapshotterRoot = errors.New("mounting needs root")
@@ -65,6 +66,7 @@ func (n *node) tryOpenSnapshots(ctx context.Context, images images) error {
 	var err error
 	if cfg.Mounter, err = n.openMounter(ctx, root, images); err != nil {
 		cfg.Images = nil
+		s.kind = "none"
 		s.off = "images are unpacked: " + err.Error()
 		n.log.Warn("images are unpacked, not mounted", "error", err)
 	}
@@ -89,9 +91,10 @@ func (n *node) openMounter(ctx context.Context, root string, images images) (sna
 	if err != nil {
 		n.snapshots.off = "images are fetched before they are mounted: " + err.Error()
 		n.log.Warn("images are fetched before they are mounted", "error", err)
+		n.snapshots.kind = "eager"
 		return snapshotter.NewEager(images), nil
 	}
-	n.snapshots.driver = driver
+	n.snapshots.driver, n.snapshots.kind = driver, "lazy"
 	return lazyMounter{driver, images}, nil
 }
 
@@ -111,7 +114,9 @@ func (m lazyMounter) Mount(ctx context.Context, image snapshotter.MountedImage, 
 }
 
 // Unmount implements snapshotter.Mounter.
-func (m lazyMounter) Unmount(ctx context.Context, target string) error { return m.driver.Unmount(ctx, target) }
+func (m lazyMounter) Unmount(ctx context.Context, target string) error {
+	return m.driver.Unmount(ctx, target)
+}
 
 // imageBlobs are the blobs of one image.
 type imageBlobs struct {
@@ -189,7 +194,7 @@ func (s *snapshots) close() {
 func (s *snapshots) status() local.SnapshotterStatus {
 	st := local.SnapshotterStatus{Off: s.off}
 	if s.listener != nil {
-		st.Address = s.address
+		st.Address, st.Driver = s.address, s.kind
 		st.Mounted = s.Mounted()
 	}
 	return st
