@@ -24,7 +24,7 @@ import (
 	"github.com/shoal-project/shoal/converter/bootstrap"
 	"github.com/shoal-project/shoal/converter/image"
 	"github.com/shoal-project/shoal/peer/chunkmap"
-	"github.com/shoal-project/shoal/snapshotter"
+	"github.com/shoal-project/shoal/snapshotter/erofs"
 )
 
 // The judges are the tools of the field: what they make of an image is what counts.
@@ -291,9 +291,9 @@ func mountKernel(t *testing.T, v *nydusVariant) string {
 		devices = append(devices, device)
 	}
 	mnt := t.TempDir()
-	check(t, snapshotter.MountEROFS(v.bootstrap, devices, mnt))
+	check(t, erofs.Mount(v.bootstrap, devices, mnt))
 	t.Cleanup(func() {
-		if err := snapshotter.Unmount(mnt); err != nil {
+		if err := erofs.Unmount(mnt); err != nil {
 			t.Error(err)
 		}
 	})

@@ -43,6 +43,9 @@ func (r *Reader) Complete() bool { return r.blob.Complete() }
 // valid until Close.
 func (r *Reader) File() (*os.File, error) { return r.blob.File() }
 
+// Verified reports whether the whole blob is on this host and was verified by this process not long ago.
+func (r *Reader) Verified() bool { return r.blob.Verified() }
+
 // Await blocks until bytes at off are held and verified and returns how many of [off, off+length) are, at least one. It
 // raises the priority of these pieces, of a long range those ahead of off. A long range, of more than 8 MiB or the whole blob, has all of the
 // blob fetched. It fails when ctx ends, or when nobody can deliver them.

@@ -19,6 +19,7 @@ func (h *Handler) serveManifest(w http.ResponseWriter, r *http.Request, req requ
 		h.refuseError(w, err)
 		return
 	}
+	h.callers.note(req.Registry, req.Repository, req.authorization())
 	h.learn(r.Context(), req, rec)
 	w.Header().Set("Content-Type", rec.MediaType)
 	w.Header().Set("Content-Length", strconv.Itoa(len(rec.Body)))

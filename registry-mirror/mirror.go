@@ -117,6 +117,7 @@ type Handler struct {
 	records *Records
 	flights singleflight.Group
 	kept    atomic.Int64 // verdicts since the start
+	callers callers
 
 	mu      sync.Mutex           // guards refused
 	refused map[string]time.Time // by blobKey, until when

@@ -70,6 +70,7 @@ func mirrorConfigureCommand() *cli.Command {
 			&cli.StringSliceFlag{Name: "registry", Usage: "`HOST` or HOST:PORT to mirror, can be repeated; without it all that have no folder of their own"},
 			&cli.StringSliceFlag{Name: "plain-http", Usage: "like --registry, for a `HOST` that speaks HTTP without TLS"},
 			&cli.StringFlag{Name: "containerd-config", Value: hosts.DefaultContainerdConfig, Usage: "containerd's configuration `FILE`, to tell whether it reads the folder"},
+			&cli.StringFlag{Name: "snapshotter", Usage: "also print what containerd's configuration needs to use the node's snapshotter, whose socket is at `PATH`"},
 		),
 		Action: func(ctx *cli.Context) error {
 			cfg := hosts.Config{CertsDir: ctx.String("certs-dir"), Mirror: ctx.String("mirror"), Registries: mirrorRegistries(ctx)}
@@ -101,9 +102,36 @@ func mirrorConfigureCommand() *cli.Command {
 			if err := applyHosts(ctx, changes, err); err != nil {
 				return err
 			}
-			return reportContainerd(ctx.App.ErrWriter, ctx.String("containerd-config"), ctx.String("certs-dir"))
+			if err := reportContainerd(ctx.App.ErrWriter, ctx.String("containerd-config"), ctx.String("certs-dir")); err != nil {
+				return err
+			}
+			return printSnapshotter(ctx)
 		},
 	})
+}
+
+// printSnapshotter prints what the user has to put into containerd's configuration. It is no block of ours in that file: containerd has to be
+// restarted for it, and the sections may be there already.
+func printSnapshotter(ctx *cli.Context) error {
+	address := ctx.String("snapshotter")
+	if address == "" {
+		return nil
+	}
+	config := ctx.String("containerd-config")
+	version, err := hosts.ConfigVersion(config)
+	if err != nil {
+		return needRoot(err)
+	}
+	fmt.Fprintf(ctx.App.ErrWriter, "\nput this into %s and restart containerd once:\n\n", config)
+	switch version {
+	case 0:
+		fmt.Fprintln(ctx.App.Writer, "version = 3 # of containerd 2")
+		version = 3
+	case 1:
+		return fmt.Errorf("%s is of version 1, which has no place for snapshotters of others; begin it with version = 2", config)
+	}
+	_, err = io.WriteString(ctx.App.Writer, hosts.SnapshotterConfig(version, address))
+	return err
 }
 
 func mirrorRemoveCommand() *cli.Command {

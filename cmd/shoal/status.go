@@ -63,6 +63,18 @@ func limitsText(s *local.Status) string {
 	return "  limits     " + strings.Join(words, ", ") + "\n"
 }
 
+// snapshotterText tells of the snapshotter in a line; nothing when it does not run.
+func snapshotterText(s local.SnapshotterStatus) string {
+	if s.Address == "" {
+		return ""
+	}
+	text := fmt.Sprintf("  snapshots  %s, driver %s, %s mounted", s.Address, printable(s.Driver), count(s.Mounted, "image"))
+	if s.Off != "" {
+		text += "; " + printable(s.Off)
+	}
+	return text + "\n"
+}
+
 func statusText(s *local.Status) string {
 	var b strings.Builder
 	kind := "node"
@@ -91,6 +103,7 @@ func statusText(s *local.Status) string {
 		fmt.Fprintf(&b, ", at most %d%% of what others leave of the disk", s.Store.MaxPercent)
 	}
 	b.WriteString("\n")
+	b.WriteString(snapshotterText(s.Snapshotter))
 	b.WriteString(limitsText(s))
 	if len(s.Tasks) > 0 {
 		rows := [][]string{{"TASK", "HELD", "OF", "READERS", "FROM", "BYTES"}}

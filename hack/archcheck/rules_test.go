@@ -51,8 +51,11 @@ var rules = []rule{
 
 	{path: "snapshotter/readfs", may: []string{"converter/bootstrap", "peer/piece"}},
 	{path: "snapshotter/metastore"},
+	{path: "snapshotter/erofs"},
+	{path: "snapshotter/fanotify"},
 	{path: "snapshotter/keeper"},
-	{path: "snapshotter", may: []string{"snapshotter/*", "converter/bootstrap", "converter/image"}},
+	{path: "snapshotter/lazy", may: []string{"snapshotter/erofs", "snapshotter/fanotify", "snapshotter/keeper", "converter/bootstrap"}},
+	{path: "snapshotter", may: []string{"snapshotter/*", "converter/bootstrap", "converter/image", "registry-mirror"}},
 
 	{path: "manager", may: []string{"manager/*", "scheduler/api"}},
 	{path: "manager/console", may: []string{"scheduler/api"}},

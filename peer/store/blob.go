@@ -45,6 +45,9 @@ func (b *Blob) Held() int64 { n, _ := b.entry.progress(); return n }
 // Complete reports whether every piece is held.
 func (b *Blob) Complete() bool { _, complete := b.entry.progress(); return complete }
 
+// Verified reports whether every piece is held and was verified by this process within Config.Reverify.
+func (b *Blob) Verified() bool { return b.entry.sound(b.store.cfg.now(), b.store.cfg.Reverify) }
+
 // Changed returns a channel that is closed when a piece comes or goes next, or the blob is dropped. To wait for a piece,
 // take the channel first, then look, then wait.
 func (b *Blob) Changed() <-chan struct{} { return b.entry.watch() }

@@ -139,6 +139,13 @@ func (e *entry) status(i piece.Index, now time.Time, within time.Duration) (held
 	return e.held.Has(i), e.verified.Has(i)
 }
 
+// sound reports whether all pieces are held and were verified not longer than the given time ago.
+func (e *entry) sound(now time.Time, within time.Duration) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.held.Full() && e.verified.Full() && now.Sub(e.fresh) <= within && !e.gone
+}
+
 func (e *entry) setVerified(i piece.Index, now time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

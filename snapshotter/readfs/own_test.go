@@ -9,7 +9,7 @@ import (
 	"testing"
 
 	"github.com/shoal-project/shoal/converter/bootstrap"
-	"github.com/shoal-project/shoal/snapshotter"
+	"github.com/shoal-project/shoal/snapshotter/erofs"
 )
 
 // ownImage packs files into one blob in the folder of i and writes its bootstrap. Files are made of few parts, so that chunks
@@ -66,8 +66,8 @@ func (i image) mountKernel(t testing.TB, img *bootstrap.Image) string {
 		devices = append(devices, device.Name())
 	}
 	mnt := t.TempDir()
-	check(t, snapshotter.MountEROFS(i.boot, devices, mnt))
-	t.Cleanup(func() { check(t, snapshotter.Unmount(mnt)) })
+	check(t, erofs.Mount(i.boot, devices, mnt))
+	t.Cleanup(func() { check(t, erofs.Unmount(mnt)) })
 	return mnt
 }
 

@@ -124,7 +124,9 @@ type Node struct {
 	Registries map[string]Registry `yaml:"registries"`
 	Store      Store               `yaml:"store"`
 	Limits     limits.Rates        `yaml:"limits"`
-	Log        Log                 `yaml:"log"`
+	// Snapshotter gives containerd the file systems of images.
+	Snapshotter Snapshotter `yaml:"snapshotter"`
+	Log         Log         `yaml:"log"`
 }
 
 // Mirror is the registry mirror that containerd asks.
@@ -191,7 +193,7 @@ func DefaultNode() Node {
 		name = "localhost"
 	}
 	return Node{Name: name, DataDir: "/var/lib/shoal", Mirror: Mirror{Listen: "127.0.0.1:7701", TagTTL: 5 * time.Second, VerdictTTL: time.Minute, StaleFor: 24 * time.Hour},
-		Peer: Peer{Listen: "0.0.0.0:7702"}, Admin: Admin{Listen: "127.0.0.1:7703"}, Store: Store{MaxPercent: 80}, Log: defaultLog()}
+		Peer: Peer{Listen: "0.0.0.0:7702"}, Admin: Admin{Listen: "127.0.0.1:7703"}, Store: Store{MaxPercent: 80}, Snapshotter: Snapshotter{Enabled: SnapshotterAuto}, Log: defaultLog()}
 }
 
 func defaultLog() Log { return Log{Level: "info", Format: "text"} }
@@ -254,7 +256,7 @@ func (s Scheduler) Validate() error {
 // Validate reports all faults at once.
 func (n Node) Validate() error {
 	errs := []error{n.Mirror.validate(), checkAddr("peer.listen", n.Peer.Listen),
-		checkAddr("admin.listen", n.Admin.Listen), n.Log.validate(), n.Limits.Validate(),
+		checkAddr("admin.listen", n.Admin.Listen), n.Log.validate(), n.Limits.Validate(), n.Snapshotter.validate(),
 		n.Cluster.validate(len(n.Schedulers)+len(n.Peers) > 0)}
 	if n.Name == "" {
 		errs = append(errs, errors.New("name is empty: give the host a name that no other host of the cluster has"))

@@ -34,7 +34,7 @@ func (n *node) status(ctx context.Context) local.Status {
 		Peers: n.peer.Seeds(), Tasks: n.peer.Tasks(ctx), Uploads: n.uploads.list(),
 		Store: local.StoreStatus{Blobs: usage.Blobs, Held: usage.Held, Reserved: usage.Reserved, MaxBytes: n.cfg.Store.MaxBytes,
 			MaxPercent: n.cfg.Store.MaxPercent},
-		Limits: n.limits.Rates(), Share: n.limits.SourceShare()}
+		Limits: n.limits.Rates(), Share: n.limits.SourceShare(), Snapshotter: n.snapshots.status()}
 	// Lists are never null, so that scripts can walk them.
 	s.Schedulers, s.Peers, s.Tasks = append([]peer.LinkStatus{}, s.Schedulers...), append([]string{}, s.Peers...), append([]peer.TaskStatus{}, s.Tasks...)
 	return s

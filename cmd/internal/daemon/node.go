@@ -51,8 +51,9 @@ type node struct {
 	wire      *transfer.Client
 	peer      *peer.Peer
 	seeds     *mirror.Seeds
-	mirror    http.Handler
+	mirror    *mirror.Handler
 	piece     http.Handler
+	snapshots snapshots
 
 	mirrorListener, pieceListener, adminListener net.Listener
 }
@@ -99,7 +100,10 @@ func (n *node) open(ctx context.Context) error {
 	if err := n.openData(); err != nil {
 		return err
 	}
-	return n.build()
+	if err := n.build(); err != nil {
+		return err
+	}
+	return n.openSnapshots(ctx, images{n.mirror, blobs{n.peer}})
 }
 
 // openData opens what is on disk.
@@ -208,6 +212,7 @@ func (n *node) run(ctx context.Context) error {
 	below, belowCtx := errgroup.WithContext(inner)
 	below.Go(func() error { return n.peer.Run(belowCtx) })
 	below.Go(func() error { return n.seeds.Run(belowCtx) })
+	below.Go(func() error { return n.snapshots.runDriver(belowCtx) })
 	if n.pieceListener != nil {
 		l := serverTLS(n.pieceListener, n.identity)
 		below.Go(func() error { return serveEndless(belowCtx, l, n.piece, n.component("transfer")) })
@@ -219,6 +224,8 @@ func (n *node) run(ctx context.Context) error {
 
 	front, frontCtx := errgroup.WithContext(ctx)
 	front.Go(func() error { return serve(frontCtx, n.mirrorListener, n.front(), n.component("mirror")) })
+	front.Go(func() error { return n.snapshots.run(frontCtx) })
+	front.Go(func() error { return n.restoreSnapshots(frontCtx) })
 	front.Go(func() error { return supervise(frontCtx, n.mirrorListener.Addr(), n.log) })
 	front.Go(func() error { // what runs below failed: stop the front too
 		select {
@@ -245,6 +252,7 @@ func (n *node) close() {
 			_ = l.Close() // usually closed by its server already
 		}
 	}
+	n.snapshots.close()
 	if n.wire != nil {
 		n.wire.Close()
 	}
@@ -326,6 +334,10 @@ type blobs struct{ peer *peer.Peer }
 
 // Open implements mirror.Blobs.
 func (b blobs) Open(ctx context.Context, ref mirror.BlobRef, authorization string) (mirror.Blob, error) {
+	return b.open(ctx, ref, authorization)
+}
+
+func (b blobs) open(ctx context.Context, ref mirror.BlobRef, authorization string) (*peer.Reader, error) {
 	blob := peer.Blob{Digest: ref.Digest, Size: ref.Size, Origin: peer.Origin{Registry: ref.Registry, Repository: ref.Repository}}
 	if ref.MapLayer != "" {
 		blob.Origin.Map = &peer.MapRef{Layer: ref.MapLayer, Size: ref.MapSize}

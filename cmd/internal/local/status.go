@@ -25,6 +25,16 @@ type Status struct {
 	Uploads    []Upload          `json:"uploads"`
 	Limits     limits.Rates      `json:"limits"`                 // bytes a second; 0 is no limit
 	Share      limits.Rate       `json:"source_share,omitempty"` // of the cluster's rate of reading origins, as schedulers told
+	// Snapshotter is what containerd asks for file systems.
+	Snapshotter SnapshotterStatus `json:"snapshotter"`
+}
+
+// SnapshotterStatus is the state of a node's snapshotter.
+type SnapshotterStatus struct {
+	Address string `json:"address,omitempty"` // of its socket; empty when it does not run
+	Driver  string `json:"driver,omitempty"`  // lazy, eager (fetched before they are mounted), or none: images are unpacked
+	Mounted int    `json:"mounted"`           // images
+	Off     string `json:"off,omitempty"`     // why it does not run, or why not lazily
 }
 
 // StoreStatus is what a node keeps, in bytes.

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,6 +14,9 @@ import (
 // Containerd is a containerd 2.x on a host, with its own root, state, socket and hosts folder.
 type Containerd struct {
 	*Process
+
+	// Snapshotter unpacks what Pull pulls and RunContainer runs; empty is containerd's default.
+	Snapshotter string
 
 	host   *Host
 	dir    string
@@ -38,22 +42,55 @@ address = "%[1]s/t.sock"
 
 // StartContainerd runs containerd on the host and waits until it answers.
 func (h *Host) StartContainerd(ctx context.Context) (*Containerd, error) {
+	c, err := h.newContainerd()
+	if err != nil {
+		return nil, err
+	}
+	return c, c.Start(ctx)
+}
+
+// newContainerd writes the configuration.
+func (h *Host) newContainerd() (*Containerd, error) {
 	c := &Containerd{host: h, dir: filepath.Join(h.Dir, "containerd")}
 	if err := os.MkdirAll(c.HostsDir(), 0o755); err != nil {
 		return nil, err
 	}
 	c.config = filepath.Join(c.dir, "config.toml")
-	if err := os.WriteFile(c.config, fmt.Appendf(nil, containerdConfig, c.dir), 0o644); err != nil {
-		return nil, err
+	return c, os.WriteFile(c.config, fmt.Appendf(nil, containerdConfig, c.dir), 0o644)
+}
+
+// Start runs containerd again after its Kill.
+func (c *Containerd) Start(ctx context.Context) (err error) {
+	if c.Process, err = c.host.Start("containerd", []string{"containerd", "--config", c.config}, nil); err != nil {
+		return err
 	}
-	var err error
-	if c.Process, err = h.Start("containerd", []string{"containerd", "--config", c.config}, nil); err != nil {
-		return nil, err
-	}
-	return c, c.waitFor(ctx, "its socket", func() bool {
+	return c.waitFor(ctx, "its socket", func() bool {
 		_, err := c.Ctr(ctx, "version")
 		return err == nil
 	})
+}
+
+// StartContainerd runs a containerd on the node's host that pulls through the node and has its snapshotter, as shoal mirror configure says.
+func (n *Node) StartContainerd(ctx context.Context, r *Registry) (*Containerd, error) {
+	c, err := n.host.newContainerd()
+	if err != nil {
+		return nil, err
+	}
+	c.Snapshotter = "shoal"
+	args := append(n.mirrorArgs(c, r), "--snapshotter", filepath.Join(n.DataDir(), "snapshotter.sock"))
+	more, err := n.host.Run(ctx, args...)
+	if err != nil {
+		return nil, err
+	}
+	config, err := os.OpenFile(c.config, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	_, err = config.WriteString(more)
+	if err := errors.Join(err, config.Close()); err != nil {
+		return nil, err
+	}
+	return c, c.Start(ctx)
 }
 
 // HostsDir is where containerd looks for hosts.toml, one folder for each registry.
@@ -69,8 +106,16 @@ func (c *Containerd) Ctr(ctx context.Context, args ...string) (string, error) {
 
 // Pull pulls an image and unpacks it. Without a hosts.toml for its registry it asks the registry itself, by plain HTTP.
 func (c *Containerd) Pull(ctx context.Context, ref string) error {
-	_, err := c.Ctr(ctx, "images", "pull", "--plain-http", "--hosts-dir", c.HostsDir(), ref)
+	args := append([]string{"images", "pull", "--plain-http", "--hosts-dir", c.HostsDir()}, c.snapshotter()...)
+	_, err := c.Ctr(ctx, append(args, ref)...)
 	return err
+}
+
+func (c *Containerd) snapshotter() []string {
+	if c.Snapshotter == "" {
+		return nil
+	}
+	return []string{"--snapshotter", c.Snapshotter}
 }
 
 // Forget removes an image and all that only it needs, so that the next pull starts from nothing.
@@ -102,6 +147,7 @@ func (c *Containerd) RunContainer(ctx context.Context, spec Container) (string, 
 	// No cgroup: hosts without all controllers can run it too, and nothing of it stays behind. A state folder of our own:
 	// runc's is shared by all containerds of the machine, and so would be the containers' names.
 	args := []string{"run", "--rm", "--net-host", "--cgroup", "", "--runc-root", filepath.Join(c.dir, "runc")}
+	args = append(args, c.snapshotter()...)
 	for _, m := range spec.Mounts {
 		args = append(args, "--mount", m)
 	}

@@ -159,9 +159,13 @@ func (n *Node) AdminURL() string { return "http://127.0.0.1:" + adminPort }
 
 // ConfigureMirror has shoal write the hosts.toml that sends containerd to the node for a registry.
 func (n *Node) ConfigureMirror(ctx context.Context, c *Containerd, r *Registry) error {
-	_, err := n.host.Run(ctx, n.host.c.cfg.Shoal, "mirror", "configure", "--certs-dir", c.HostsDir(),
-		"--mirror", n.MirrorURL(), "--plain-http", r.Addr(), "--containerd-config", c.config)
+	_, err := n.host.Run(ctx, n.mirrorArgs(c, r)...)
 	return err
+}
+
+func (n *Node) mirrorArgs(c *Containerd, r *Registry) []string {
+	return []string{n.host.c.cfg.Shoal, "mirror", "configure", "--certs-dir", c.HostsDir(),
+		"--mirror", n.MirrorURL(), "--plain-http", r.Addr(), "--containerd-config", c.config}
 }
 
 // Metrics reads what the node says of itself.

@@ -1,4 +1,4 @@
-package snapshotter
+package erofs
 
 import (
 	"os"
@@ -21,7 +21,7 @@ func TestRootMountTakesAnyPath(t *testing.T) {
 			check(t, os.MkdirAll(dir, 0o755))
 			boot, blob, target := writeImage(t, dir), filepath.Join(dir, "blob"), t.TempDir()
 			check(t, os.WriteFile(blob, append([]byte("content"), make([]byte, 4089)...), 0o600))
-			check(t, MountEROFS(boot, []string{blob}, target))
+			check(t, Mount(boot, []string{blob}, target))
 			defer func() { check(t, Unmount(target)) }()
 			got, err := os.ReadFile(filepath.Join(target, "file"))
 			if err != nil || string(got) != "content" {

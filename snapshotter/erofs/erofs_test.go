@@ -1,4 +1,4 @@
-package snapshotter
+package erofs
 
 import (
 	"os"
@@ -18,7 +18,7 @@ func TestMountNamesTheFileThatIsMissing(t *testing.T) {
 		{"a folder", boot, filepath.Dir(boot), "no regular file"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			err := MountEROFS(tc.boot, []string{tc.device}, t.TempDir())
+			err := Mount(tc.boot, []string{tc.device}, t.TempDir())
 			if err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("want an error with %q, got %v", tc.want, err)
 			}
@@ -35,7 +35,7 @@ func TestRootMountRefusesWhatIsNoImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	target := t.TempDir()
-	if err := MountEROFS(boot, nil, target); err == nil {
+	if err := Mount(boot, nil, target); err == nil {
 		t.Error("mounted 8192 zeros")
 	}
 	if err := Unmount(target); err != nil {

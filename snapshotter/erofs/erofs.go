@@ -1,6 +1,5 @@
-// Package snapshotter makes images readable as file systems. So far it holds what that stands on: mounting a bootstrap with
-// its blobs by the kernel's EROFS, straight from plain files.
-package snapshotter
+// Package erofs mounts a bootstrap with its blobs by the kernel's EROFS, straight from plain files, and tunes such mounts.
+package erofs
 
 import (
 	"errors"
@@ -11,12 +10,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MountEROFS mounts the EROFS image in the file bootstrap, read-only, at the folder target. devices are its blobs in the
+// Mount mounts the EROFS image in the file bootstrap, read-only, at the folder target. devices are its blobs in the
 // order of the image's device table: aligned layer tars as they are, blobs with compressed chunks expanded. No loop device is
 // involved: the kernel reads the files (Linux 6.12 and later). It needs root.
 //
 // The error names what is missing. Who mounts must call Unmount.
-func MountEROFS(bootstrap string, devices []string, target string) error {
+func Mount(bootstrap string, devices []string, target string, options ...Option) error {
 	for _, path := range append([]string{bootstrap}, devices...) {
 		info, err := os.Stat(path)
 		if err != nil {
@@ -26,18 +25,25 @@ func MountEROFS(bootstrap string, devices []string, target string) error {
 			return fmt.Errorf("mount %s: %s is no regular file", bootstrap, path)
 		}
 	}
-	if err := mountErofs(bootstrap, devices, target); err != nil {
+	if err := mountErofs(bootstrap, devices, target, options); err != nil {
 		return fmt.Errorf("mount %s with %d devices at %s: %w%s", bootstrap, len(devices), target, err, hint(err))
 	}
 	return nil
 }
+
+// An Option is a flag of the file system.
+type Option string
+
+// Direct has the kernel read the devices past the page cache: their bytes are kept in memory once, not twice. It slows down
+// devices that are being written.
+const Direct Option = "directio"
 
 // maxOption is the length in bytes of a value that fsconfig(2) takes.
 const maxOption = 255
 
 // mountErofs goes through fsconfig(2), one option a call: the one string of mount(2) ends at a page, which is some thirty
 // devices, and at a comma.
-func mountErofs(source string, devices []string, target string) error {
+func mountErofs(source string, devices []string, target string, options []Option) error {
 	fs, err := unix.Fsopen("erofs", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return err
@@ -64,8 +70,10 @@ func mountErofs(source string, devices []string, target string) error {
 			return fmt.Errorf("%s %s: %w", key, path, err)
 		}
 	}
-	if err := unix.FsconfigSetFlag(fs, "ro"); err != nil {
-		return err
+	for _, flag := range append([]Option{"ro"}, options...) {
+		if err := unix.FsconfigSetFlag(fs, string(flag)); err != nil {
+			return fmt.Errorf("option %s: %w", flag, err)
+		}
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {
 		return err

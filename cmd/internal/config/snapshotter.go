@@ -1,0 +1,40 @@
+package config
+
+import (
+	"fmt"
+	"path/filepath"
+	"slices"
+)
+
+// The values of Snapshotter.Enabled.
+const (
+	SnapshotterAuto = "auto"  // where it can run; else a line in the log says why not
+	SnapshotterOn   = "true"  // or the node does not start
+	SnapshotterOff  = "false" // not at all
+)
+
+// Snapshotter is what containerd asks for the file systems of images.
+type Snapshotter struct {
+	Enabled string `yaml:"enabled"`
+	Root    string `yaml:"root"`    // of snapshots; snapshots in data_dir by default
+	Address string `yaml:"address"` // path of its socket; snapshotter.sock in data_dir by default
+}
+
+func (s Snapshotter) validate() error {
+	if !slices.Contains([]string{SnapshotterAuto, SnapshotterOn, SnapshotterOff}, s.Enabled) {
+		return fmt.Errorf("snapshotter.enabled: %q is not auto, true or false", s.Enabled)
+	}
+	return nil
+}
+
+// SnapshotterPaths returns the folder and the socket of the snapshotter.
+func (n Node) SnapshotterPaths() (root, address string) {
+	root, address = n.Snapshotter.Root, n.Snapshotter.Address
+	if root == "" {
+		root = filepath.Join(n.DataDir, "snapshots")
+	}
+	if address == "" {
+		address = filepath.Join(n.DataDir, "snapshotter.sock")
+	}
+	return root, address
+}

@@ -1,0 +1,55 @@
+package hosts
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"runtime"
+	"strings"
+)
+
+// ConfigVersion returns the version of containerd's configuration file: 3 and later are of containerd 2, 0 is no file.
+func ConfigVersion(config string) (int, error) {
+	parsed, err := readContainerd(config)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	return parsed.Version, err
+}
+
+// SnapshotterConfig returns what containerd's configuration of that version, 2 or later, has to have so that images are unpacked by the
+// snapshotter whose socket is at address.
+func SnapshotterConfig(version int, address string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, `[proxy_plugins.shoal]
+  type = "snapshot"
+  address = %q
+  [proxy_plugins.shoal.exports]
+    enable_remote_snapshot_annotations = "true"
+`, address)
+	if version < 3 {
+		fmt.Fprintf(&b, `
+# Kubernetes' pulls and containers:
+[plugins.%q.containerd]
+  snapshotter = "shoal"
+  disable_snapshot_annotations = false
+`, criPlugin)
+		return b.String()
+	}
+	fmt.Fprintf(&b, `
+# Kubernetes' pulls and containers:
+[plugins.%q]
+  snapshotter = "shoal"
+  disable_snapshot_annotations = false
+
+# ctr and nerdctl with --snapshotter shoal:
+`, imagesPlugin)
+	for _, name := range []string{"overlayfs", "shoal"} {
+		fmt.Fprintf(&b, `[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/%s"
+  snapshotter = %q
+  differ = "walking"
+`, runtime.GOARCH, name)
+	}
+	return b.String()
+}

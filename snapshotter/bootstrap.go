@@ -1,0 +1,184 @@
+package snapshotter
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/google/renameio/v2"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/shoal-project/shoal/converter/bootstrap"
+	"github.com/shoal-project/shoal/converter/image"
+	mirror "github.com/shoal-project/shoal/registry-mirror"
+)
+
+// maxBootstrap bounds a bootstrap in bytes: some ten million files.
+const maxBootstrap = 1 << 30
+
+// bootstrapPath is where a bootstrap waits for the snapshot of its image's last layer. What is there has been checked.
+func (s *Snapshotter) bootstrapPath(layer digest.Digest) string {
+	return filepath.Join(s.cfg.Root, "bootstraps", layer.Encoded())
+}
+
+// imagePath is the bootstrap of the image that is mounted in a snapshot.
+func (s *Snapshotter) imagePath(id string) string { return filepath.Join(s.dir(id), "image.boot") }
+
+// fetchBootstrap has the image's bootstrap at its place, checked.
+func (s *Snapshotter) fetchBootstrap(ctx context.Context, img mirror.Image) error {
+	layer := *img.Bootstrap()
+	path := s.bootstrapPath(layer.Digest)
+	unlock, err := s.locks.lock(ctx, path)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, err := os.Stat(path); err == nil {
+		return nil
+	}
+	blob, err := s.cfg.Images.Open(ctx, img.Blob(layer))
+	if err != nil {
+		return fmt.Errorf("bootstrap layer %s: %w", layer.Digest, err)
+	}
+	defer blob.Close()
+	stream := &stream{ctx: ctx, blob: blob, size: layer.Size}
+	if err := stream.awaitAll(); err != nil { // its digest is right only when all of it is there
+		return fmt.Errorf("bootstrap layer %s: %w", layer.Digest, err)
+	}
+	files, err := image.FilesOfLayer(stream, func(name string) bool { return name == image.BootstrapName }, maxBootstrap)
+	if err != nil {
+		return fmt.Errorf("bootstrap layer %s: %w", layer.Digest, err)
+	}
+	raw, ok := files[image.BootstrapName]
+	if !ok {
+		return fmt.Errorf("bootstrap layer %s: it has no %s", layer.Digest, image.BootstrapName)
+	}
+	return keepBootstrap(bytes.NewReader(raw), int64(len(raw)), path)
+}
+
+// copyBootstrap takes the bootstrap out of an unpacked bootstrap layer.
+func copyBootstrap(layer *os.Root, path string) error {
+	f, err := layer.Open(image.BootstrapName)
+	if err != nil {
+		return fmt.Errorf("bootstrap layer: %w", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxBootstrap {
+		return fmt.Errorf("bootstrap layer: %s is no bootstrap", image.BootstrapName)
+	}
+	return keepBootstrap(f, info.Size(), path)
+}
+
+// keepBootstrap checks a bootstrap and writes it to path, as a whole or not at all.
+func keepBootstrap(r io.ReaderAt, size int64, path string) error {
+	if _, err := decode(r, size); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	f, err := renameio.TempFile("", path)
+	if err != nil {
+		return err
+	}
+	defer f.Cleanup() //nolint:errcheck // nothing is left to clean up after the replacement
+	if _, err := io.Copy(f, io.NewSectionReader(r, 0, size)); err != nil {
+		return err
+	}
+	return f.CloseAtomicallyReplace()
+}
+
+// decode accepts what may be mounted.
+func decode(r io.ReaderAt, size int64) (*bootstrap.Image, error) {
+	img, err := bootstrap.Decode(r, size)
+	if err != nil {
+		return nil, fmt.Errorf("bootstrap: %w", err)
+	}
+	for i := range img.Blobs {
+		if err := img.Blobs[i].Readable(); err != nil {
+			return nil, fmt.Errorf("bootstrap: %w", err)
+		}
+	}
+	return img, nil
+}
+
+// decodeFile decodes the bootstrap in a file.
+func decodeFile(path string) (*bootstrap.Image, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	return decode(f, info.Size())
+}
+
+// devices returns the blobs of a bootstrap in the order of its device table, with the sizes that the manifest's layers have.
+func devices(path string, layers []ocispec.Descriptor) ([]blob, error) {
+	img, err := decodeFile(path)
+	if err != nil {
+		return nil, err
+	}
+	known := sizes(layers)
+	out := make([]blob, len(img.Blobs))
+	for i, b := range img.Blobs {
+		size, ok := known[b.Digest]
+		if !ok {
+			return nil, fmt.Errorf("bootstrap: the manifest has no layer %s", b.Digest)
+		}
+		out[i] = blob{b.Digest, size}
+	}
+	return out, nil
+}
+
+// stream reads a blob in order, waiting under ctx; it lives no longer than the call it was made for.
+type stream struct {
+	ctx  context.Context
+	blob mirror.Blob
+	size int64
+	off  int64
+}
+
+func (s *stream) Read(p []byte) (int, error) {
+	if s.off >= s.size {
+		return 0, io.EOF
+	}
+	n, err := s.blob.Await(s.ctx, s.off, s.size-s.off)
+	if err != nil {
+		return 0, err
+	}
+	f, err := s.blob.File()
+	if err != nil {
+		return 0, err
+	}
+	m, err := f.ReadAt(p[:min(n, int64(len(p)))], s.off)
+	s.off += int64(m)
+	if errors.Is(err, io.EOF) { // the file may end with these bytes
+		err = nil
+	}
+	return m, err
+}
+
+// awaitAll waits for the whole blob.
+func (s *stream) awaitAll() error {
+	for off := int64(0); off < s.size; {
+		n, err := s.blob.Await(s.ctx, off, s.size-off)
+		if err != nil {
+			return err
+		}
+		off += n
+	}
+	return nil
+}

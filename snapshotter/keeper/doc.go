@@ -1,0 +1,15 @@
+// Package keeper is a small process that holds open files for another one, which may die and come again: what would be lost with
+// their last descriptor, such as a fanotify group with its marks, stays. It does not know what the files are.
+//
+//	Serve    the keeper: takes files under a name, gives copies of them to who asks
+//	Connect  the other side: finds the keeper, or starts one that outlives the caller
+//
+// Both talk over a Unix socket that keeps messages apart. A request is one byte and a name; files travel beside it:
+//
+//	P name + files   keep these, in place of what has the name
+//	G name           answered by K + files, or by N when there are none
+//	D name           forget them
+//
+// Every request is answered, P and D by K; E and a text tell of a fault. Only the keeper's own user and root are heard. A keeper that
+// holds nothing ends when the last connection does.
+package keeper

@@ -1,0 +1,192 @@
+package keeper
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	maxName  = 64
+	maxFiles = 16 // under one name
+)
+
+// A server is what Serve keeps.
+type server struct {
+	mu    sync.Mutex // guards all below
+	files map[string][]int
+	conns map[*net.UnixConn]bool
+}
+
+// Serve keeps files for those who connect, until ctx ends or the last of them leaves and nothing is kept. It closes the listener.
+func Serve(ctx context.Context, l *net.UnixListener) error {
+	s := &server{files: map[string][]int{}, conns: map[*net.UnixConn]bool{}}
+	var talks sync.WaitGroup
+	defer func() {
+		talks.Wait()
+		for _, fds := range s.files {
+			closeAll(fds)
+		}
+	}()
+	end := func() {
+		_ = l.Close() // more than once
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for c := range s.conns {
+			_ = c.Close() // its talk ends by this
+		}
+	}
+	defer context.AfterFunc(ctx, end)()
+	defer end()
+	for {
+		c, err := l.AcceptUnix()
+		if errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("keeper: %w", err)
+		}
+		s.join(c)
+		talks.Go(func() {
+			s.talk(c)
+			if s.leave(c) {
+				_ = l.Close() // which ends Serve
+			}
+		})
+	}
+}
+
+func (s *server) join(c *net.UnixConn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.conns[c] = true
+}
+
+// leave reports whether nobody is connected any more and nothing is kept.
+func (s *server) leave(c *net.UnixConn) bool {
+	_ = c.Close() // nothing is written any more
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.conns, c)
+	return len(s.conns) == 0 && len(s.files) == 0
+}
+
+// talk answers one client until it leaves.
+func (s *server) talk(c *net.UnixConn) {
+	if err := trusted(c); err != nil {
+		_ = send(c, "E"+err.Error(), nil) // whoever it is
+		return
+	}
+	for {
+		text, fds, err := receive(c)
+		if err != nil {
+			return
+		}
+		if err := s.answer(c, text, fds); err != nil {
+			return
+		}
+	}
+}
+
+// answer answers a request. The lock keeps files open until they were sent; an answer is short and does not wait for its reader.
+func (s *server) answer(c *net.UnixConn, text string, fds []int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	reply, out := s.handleLocked(text, fds)
+	return send(c, reply, out)
+}
+
+// handleLocked answers a request; it takes the files over.
+func (s *server) handleLocked(text string, fds []int) (reply string, out []int) {
+	if len(text) < 2 {
+		closeAll(fds)
+		return "Eempty request", nil
+	}
+	op, name := text[0], text[1:]
+	kept := s.files[name]
+	switch op {
+	case 'P':
+		closeAll(kept)
+		s.files[name] = fds
+		return "K", nil
+	case 'G':
+		closeAll(fds)
+		if len(kept) == 0 {
+			return "N", nil
+		}
+		return "K", kept
+	case 'D':
+		closeAll(append(kept, fds...))
+		delete(s.files, name)
+		return "K", nil
+	}
+	closeAll(fds)
+	return fmt.Sprintf("Eunknown request %q", op), nil
+}
+
+// trusted refuses connections of other users.
+func trusted(c *net.UnixConn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var cred *unix.Ucred
+	ctl := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err := errors.Join(err, ctl); err != nil {
+		return err
+	}
+	if cred.Uid != 0 && int(cred.Uid) != os.Geteuid() {
+		return fmt.Errorf("user %d is not the keeper's", cred.Uid)
+	}
+	return nil
+}
+
+// send writes one message.
+func send(c *net.UnixConn, text string, fds []int) error {
+	var rights []byte
+	if len(fds) > 0 {
+		rights = unix.UnixRights(fds...)
+	}
+	_, _, err := c.WriteMsgUnix([]byte(text), rights, nil)
+	return err
+}
+
+// receive reads one message. The files are the caller's.
+func receive(c *net.UnixConn) (text string, fds []int, err error) {
+	buf, rights := make([]byte, 1+max(maxName, 1024)), make([]byte, unix.CmsgSpace(4*maxFiles))
+	n, rn, flags, _, err := c.ReadMsgUnix(buf, rights)
+	if err != nil {
+		return "", nil, err
+	}
+	if n == 0 {
+		return "", nil, net.ErrClosed
+	}
+	messages, err := unix.ParseSocketControlMessage(rights[:rn])
+	if err != nil {
+		return "", nil, err
+	}
+	for _, m := range messages {
+		got, err := unix.ParseUnixRights(&m)
+		if err != nil {
+			closeAll(fds)
+			return "", nil, err
+		}
+		fds = append(fds, got...)
+	}
+	if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
+		closeAll(fds)
+		return "", nil, errors.New("message too long")
+	}
+	return string(buf[:n]), fds, nil
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		_ = unix.Close(fd) // only held
+	}
+}

@@ -1,0 +1,2 @@
+// Package lazy mounts images before their bytes are there.
+package lazy

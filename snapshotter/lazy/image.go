@@ -1,0 +1,55 @@
+package lazy
+
+import (
+	"context"
+	"os"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// A Blob names a data blob of an image.
+type Blob struct {
+	Digest digest.Digest
+	Size   int64 // bytes
+}
+
+// An Image is what Mount mounts.
+type Image struct {
+	// Name is the image's reference, for logs and errors.
+	Name string
+	// Bootstrap is the path of a complete RAFS v6 bootstrap on this machine. It must stay while the image is mounted.
+	Bootstrap string
+	// Blobs opens the image's blobs, also long after Mount has returned, and again after errors.
+	Blobs Source
+	// Prefetch says what is fetched before anybody reads it.
+	Prefetch Prefetch
+}
+
+// Prefetch says what of an image is fetched before anybody reads it, behind what readers wait for. The zero value is all of it, in the
+// order that loaders read: what the bootstrap's prefetch table lists, then the rest by name.
+type Prefetch struct {
+	// None fetches nothing ahead.
+	None bool
+	// Files, if not empty, are paths within the image to fetch, in this order, and nothing else. A folder stands for all below it.
+	Files []string
+}
+
+// A Source opens blobs for reading while they are fetched. It is safe for concurrent use.
+type Source interface {
+	// Open returns a reader of the blob; who waits at several places at once opens several. ctx bounds only Open itself.
+	Open(ctx context.Context, b Blob) (Reader, error)
+}
+
+// A Reader is one reader of a blob that is being fetched into a file. *peer.Reader is one.
+type Reader interface {
+	// Await blocks until bytes at off are in the file and verified and returns how many of [off, off+length) are, at least one. It
+	// fails when ctx ends or when nobody has them; another reader may then try again.
+	Await(ctx context.Context, off, length int64) (int64, error)
+	// File returns the file with the blob's bytes, valid until Close. Only what Await returned may be read of it.
+	File() (*os.File, error)
+	// Verified reports whether all of the blob is in the file and was verified by this process.
+	Verified() bool
+	// Prefetch has all of the blob fetched.
+	Prefetch()
+	Close() error
+}

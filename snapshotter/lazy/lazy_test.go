@@ -1,0 +1,187 @@
+package lazy
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shoal-project/shoal/snapshotter/erofs"
+)
+
+// logbook takes what is logged.
+type logbook struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *logbook) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *logbook) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
+
+// eventually waits until a state is reached.
+func eventually(t testing.TB, what string, f func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(60 * time.Second); !f(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within a minute: %s", what)
+		}
+	}
+}
+
+func TestRootFilesAreReadInEveryWay(t *testing.T) {
+	needKernel(t)
+	for _, ahead := range []Prefetch{{None: true}, {}} {
+		w := newWorld(t, 6<<20+123)
+		var log logbook
+		n := w.node(t, &log)
+		check(t, n.Mount(t.Context(), w.image(n, ahead), w.target))
+		w.wantSums(t, "mmap", "fw3/lib0.so", "fw1/lib0.so", "models/model.bin")
+		w.wantSums(t, "sendfile", "fw3/lib1.so", "fw0/lib1.so")
+		w.wantSums(t, "read", w.names("")...)
+		check(t, exec.CommandContext(t.Context(), filepath.Join(w.target, "fw3/true")).Run())
+		buf := make([]byte, 100)
+		size, err := unix.Getxattr(filepath.Join(w.target, "fw3/small/f010"), "user.note", buf)
+		check(t, err)
+		if got := string(buf[:size]); got != "of fw3/small/f010" {
+			t.Errorf("xattr %q", got)
+		}
+		if strings.Contains(log.String(), "fails") {
+			t.Errorf("log: %s", log.String())
+		}
+		check(t, n.Unmount(t.Context(), w.target))
+		check(t, n.Unmount(t.Context(), w.target))
+		if left, _ := os.ReadDir(n.expandedDir()); len(left) > 0 {
+			t.Errorf("%d expanded blobs are left", len(left))
+		}
+	}
+}
+
+// Whoever reads cold random parts has the bytes, also when many do at once, through an overlay that copies up.
+func TestRootOverlayCopiesUpWhatItReads(t *testing.T) {
+	needKernel(t)
+	w := newWorld(t, 4<<20)
+	n := w.node(t, os.Stderr)
+	check(t, n.Mount(t.Context(), w.image(n, Prefetch{None: true}), w.target))
+	merged, upper, work := t.TempDir(), filepath.Join(w.dir, "upper"), filepath.Join(w.dir, "work")
+	check(t, os.Mkdir(upper, 0o755))
+	check(t, os.Mkdir(work, 0o755))
+	check(t, unix.Mount("overlay", merged, "overlay", 0, "lowerdir="+w.target+",upperdir="+upper+",workdir="+work))
+	defer func() { check(t, unix.Unmount(merged, 0)) }()
+	check(t, exec.CommandContext(t.Context(), "sh", "-c", "printf x >> "+filepath.Join(merged, "models/model.bin")).Run())
+	got, err := os.ReadFile(filepath.Join(upper, "models/model.bin"))
+	check(t, err)
+	if want := append(bytes.Clone(w.files["models/model.bin"]), 'x'); !bytes.Equal(got, want) {
+		t.Error("copied up with other bytes")
+	}
+}
+
+func TestRootMissingBlobFailsItsReadsOnly(t *testing.T) {
+	needKernel(t)
+	w := newWorld(t, 4<<20)
+	var log logbook
+	n := w.node(t, &log)
+	away := filepath.Join(w.dir, "away")
+	check(t, os.Rename(w.origin.path(w.model()), away))
+	check(t, n.Mount(t.Context(), w.image(n, Prefetch{None: true}), w.target))
+	cmd := exec.CommandContext(t.Context(), "dd", "if="+filepath.Join(w.target, "models/model.bin"), "bs=4096", "skip=512", "count=1", "status=none")
+	out, err := cmd.Output()
+	if err == nil || len(out) > 0 {
+		t.Errorf("read %d bytes that nobody has, %v", len(out), err)
+	}
+	w.wantSums(t, "read", w.names("fw")...)
+	for _, want := range []string{"lazy read fails", "image=example.com/image:tag", "file=models/model.bin", "offset=20", "sha256:"} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("no %q in the log: %s", want, log.String())
+		}
+	}
+	check(t, os.Rename(away, w.origin.path(w.model())))
+	w.wantSums(t, "read", "models/model.bin")
+}
+
+// The whole image comes without a reader, and then nothing is asked any more; a second mount needs nothing of the origin, and is not asked at all.
+func TestRootWholeImageIsFetchedAhead(t *testing.T) {
+	needKernel(t)
+	w := newWorld(t, 4<<20)
+	n := w.node(t, os.Stderr)
+	check(t, n.Mount(t.Context(), w.image(n, Prefetch{}), w.target))
+	whole := func() bool {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		for _, dev := range n.devices {
+			if !dev.whole.Load() {
+				return false
+			}
+		}
+		return true
+	}
+	eventually(t, "all is there", whole)
+	check(t, os.RemoveAll(w.origin.dir))
+	w.wantSums(t, "read", w.names("")...)
+	second := t.TempDir()
+	check(t, n.Mount(t.Context(), w.image(n, Prefetch{}), second))
+	defer func() { check(t, n.Unmount(t.Context(), second)) }()
+	first := w.target
+	w.target = second
+	w.wantSums(t, "read", w.names("")...)
+	w.target = first
+}
+
+func TestRootListedFilesAloneAreFetchedAhead(t *testing.T) {
+	needKernel(t)
+	w := newWorld(t, 4<<20)
+	n := w.node(t, os.Stderr)
+	check(t, n.Mount(t.Context(), w.image(n, Prefetch{Files: []string{"/fw3/small", "fw1/lib0.so", "not/there"}}), w.target))
+	eventually(t, "listed files are there", func() bool {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		done := 0
+		for _, dev := range n.devices {
+			if e, ok := dev.filler.(*expanded); ok {
+				e.mu.Lock()
+				done += len(e.chunks) - e.missing
+				e.mu.Unlock()
+			}
+		}
+		return done >= 100+13
+	})
+	check(t, os.RemoveAll(w.origin.dir))
+	w.wantSums(t, "read", append(w.names("fw3/small"), "fw1/lib0.so")...)
+	if entries, _ := os.ReadDir(filepath.Join(w.dir, "store")); len(entries) == 0 {
+		t.Error("nothing was fetched")
+	}
+}
+
+func TestRootUnmountedImagesAreServedWhereTheyAreStillInUse(t *testing.T) {
+	needKernel(t)
+	w := newWorld(t, 4<<20)
+	n := w.node(t, os.Stderr)
+	check(t, n.Mount(t.Context(), w.image(n, Prefetch{None: true}), w.target))
+	other := t.TempDir()
+	check(t, unix.Mount(w.target, other, "", unix.MS_BIND, ""))
+	check(t, n.Unmount(t.Context(), w.target))
+	if len(n.lingering) != 1 || isMounted(w.target) {
+		t.Errorf("%d mounts are in use elsewhere", len(n.lingering))
+	}
+	w.target = other
+	w.wantSums(t, "read", w.names("")...)
+	check(t, erofs.Unmount(other))
+	n.releaseDead()
+	if len(n.lingering) != 0 || len(n.devices) != 0 {
+		t.Errorf("%d mounts and %d devices are left", len(n.lingering), len(n.devices))
+	}
+}

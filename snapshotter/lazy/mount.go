@@ -1,0 +1,331 @@
+package lazy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/shoal-project/shoal/converter/bootstrap"
+	"github.com/shoal-project/shoal/snapshotter/erofs"
+	"github.com/shoal-project/shoal/snapshotter/fanotify"
+)
+
+// maxOpening is how many blobs of an image are opened at once.
+const maxOpening = 16
+
+// A mount is an image at a target.
+type mount struct {
+	image   Image
+	target  string
+	devices []*device // in the order of the device table
+	super   erofs.Super
+	gone    chan struct{} // closed when it is unmounted
+}
+
+// Mount makes the image readable at the folder target. It returns when files can be opened; their bytes come when they are read, and
+// the whole image as image.Prefetch says. A target where an earlier process mounted the same image is taken over: after a start, call
+// Mount for each image that should be there, then Settled. Mounting what is mounted does nothing.
+//
+// This process itself must not read files through its mounts: its reads are not held.
+func (d *Driver) Mount(ctx context.Context, image Image, target string) error {
+	target, err := filepath.Abs(target)
+	if err != nil {
+		return err
+	}
+	if done, err := d.mounted(image, target); done || err != nil {
+		return err
+	}
+	img, err := readBootstrap(image.Bootstrap)
+	if err != nil {
+		return fmt.Errorf("mount %s: %w", image.Name, err)
+	}
+	devices, err := d.openDevices(ctx, image, img)
+	if err != nil {
+		return fmt.Errorf("mount %s: %w", image.Name, err)
+	}
+	m := &mount{image: image, target: target, devices: devices, gone: make(chan struct{})}
+	d.mounting.Lock()
+	defer d.mounting.Unlock()
+	if done, err := d.mounted(image, target); done || err != nil {
+		closeDevices(devices)
+		return err
+	}
+	if err := d.enter(m); err != nil {
+		return fmt.Errorf("mount %s: %w", image.Name, err)
+	}
+	if err := d.attach(m); err != nil {
+		d.release(m, true)
+		return fmt.Errorf("mount %s: %w", image.Name, err)
+	}
+	d.enqueue(m, plan(img, image.Prefetch))
+	return nil
+}
+
+// mounted reports whether the image is at the target already. Another one there is an error.
+func (d *Driver) mounted(image Image, target string) (bool, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	m := d.mounts[target]
+	if m != nil && m.image.Bootstrap != image.Bootstrap {
+		return false, fmt.Errorf("mount %s: %s has image %s already; unmount it first", image.Name, target, m.image.Name)
+	}
+	return m != nil, nil
+}
+
+// openDevices opens the blobs of an image, in the order of the device table.
+func (d *Driver) openDevices(ctx context.Context, image Image, img *bootstrap.Image) ([]*device, error) {
+	devices := make([]*device, len(img.Blobs))
+	opening, ctx := errgroup.WithContext(ctx)
+	opening.SetLimit(maxOpening)
+	for i := range devices {
+		opening.Go(func() (err error) {
+			devices[i], err = openDevice(ctx, d.expandedDir(), image.Blobs, img, i)
+			return err
+		})
+	}
+	if err := opening.Wait(); err != nil {
+		closeDevices(devices)
+		return nil, err
+	}
+	return devices, nil
+}
+
+func closeDevices(devices []*device) {
+	for _, dev := range devices {
+		if dev != nil {
+			_ = dev.filler.close(false) // nothing was written
+		}
+	}
+}
+
+// enter makes the mount's devices known. Those that are known already are used in place of the mount's own; new ones are marked, before the
+// kernel opens them, unless nothing of them is missing. On an error the mount's own are closed.
+func (d *Driver) enter(m *mount) error {
+	was := readRecord(d.recordDir(), m.target)
+	trusted := was.Group == d.groupID && isMounted(m.target)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var fresh []*device
+	for i, dev := range m.devices {
+		if known := d.devices[dev.key]; known != nil {
+			_ = dev.filler.close(false) // nothing was written
+			m.devices[i] = known
+			continue
+		}
+		fresh = append(fresh, dev)
+	}
+	for _, dev := range fresh {
+		if trusted && slices.Contains(was.Whole, dev.key) {
+			dev.whole.Store(true) // the kernel reads it unasked since an earlier process had verified it
+		}
+		if dev.whole.Load() {
+			continue
+		}
+		if err := d.group.Mark(dev.file); err != nil {
+			closeDevices(fresh)
+			return err
+		}
+	}
+	for _, dev := range fresh {
+		d.devices[dev.key] = dev
+	}
+	for _, dev := range m.devices {
+		dev.refs++
+		dev.users = append(dev.users, m)
+	}
+	d.mounts[m.target] = m
+	close(d.claimed)
+	d.claimed = make(chan struct{})
+	return nil
+}
+
+// attach has the kernel mount it, or takes over what an earlier process mounted.
+func (d *Driver) attach(m *mount) error {
+	was, now := readRecord(d.recordDir(), m.target), d.recordOf(m)
+	if isMounted(m.target) {
+		if was.Group == now.Group && slices.Equal(was.Devices, now.Devices) && was.Bootstrap == now.Bootstrap {
+			m.super = was.Super
+			d.log.Info("lazy mount taken over", "image", m.image.Name, "target", m.target)
+			return nil
+		}
+		if err := d.discard(m, was); err != nil {
+			return err
+		}
+	}
+	if err := d.mountEROFS(m); err != nil {
+		return err
+	}
+	if err := d.recordOf(m).write(d.recordDir()); err != nil {
+		return errors.Join(err, erofs.Unmount(m.target))
+	}
+	return nil
+}
+
+// discard removes a mount that lost its marks, because this daemon and its keeper were both gone, or whose files are others now. What it has in
+// memory is forgotten, for those who keep it in use.
+func (d *Driver) discard(m *mount, was record) error {
+	if was.Group != (fanotify.File{}) && was.Group != d.groupID {
+		d.log.Error("lazy mount was without daemon and keeper for a time; what was read meanwhile for the first time may be zeros: restart its containers",
+			"image", m.image.Name, "target", m.target)
+	}
+	if err := erofs.DropCaches(m.target); err != nil {
+		d.log.Warn("cached pages of a lost mount stay", "target", m.target, "error", err)
+	}
+	return detach(m.target)
+}
+
+// mountEROFS mounts, and raises readahead.
+func (d *Driver) mountEROFS(m *mount) error {
+	before, err := erofs.Supers()
+	if err != nil {
+		return err
+	}
+	var paths []string
+	whole := true
+	for _, dev := range m.devices {
+		path, err := descriptorPath(dev.file)
+		if err != nil {
+			return err
+		}
+		paths = append(paths, path)
+		whole = whole && dev.whole.Load()
+	}
+	err = errors.ErrUnsupported
+	if whole {
+		err = erofs.Mount(m.image.Bootstrap, paths, m.target, erofs.Direct)
+	}
+	if err != nil {
+		err = erofs.Mount(m.image.Bootstrap, paths, m.target)
+	}
+	if err != nil {
+		return err
+	}
+	after, err := erofs.Supers()
+	if err != nil {
+		return errors.Join(err, erofs.Unmount(m.target))
+	}
+	for _, s := range after {
+		if slices.Contains(before, s) {
+			continue
+		}
+		m.super = s // of several that came at once any is as good: they are all asked whether they live
+		if err := s.SetReadahead(d.cfg.Readahead); err != nil {
+			d.log.Warn("readahead is not raised", "image", m.image.Name, "error", err)
+		}
+	}
+	return nil
+}
+
+// Unmount removes the mount at target, which must not be in use. A target where nothing is mounted is no error. Where other mount
+// namespaces still have it, its reads are answered until they do not.
+func (d *Driver) Unmount(_ context.Context, target string) error {
+	target, err := filepath.Abs(target)
+	if err != nil {
+		return err
+	}
+	d.mounting.Lock()
+	defer d.mounting.Unlock()
+	if err := erofs.Unmount(target); err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	if err := removeRecord(d.recordDir(), target); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	m := d.mounts[target]
+	if m != nil {
+		delete(d.mounts, target)
+		d.lingering = append(d.lingering, m)
+		close(m.gone)
+	}
+	d.mu.Unlock()
+	d.releaseDead()
+	return nil
+}
+
+// releaseDead releases what was unmounted here and is mounted nowhere else.
+func (d *Driver) releaseDead() {
+	d.mu.Lock()
+	var dead []*mount
+	d.lingering = slices.DeleteFunc(d.lingering, func(m *mount) bool {
+		if m.super.Alive() {
+			return false
+		}
+		dead = append(dead, m)
+		return true
+	})
+	d.mu.Unlock()
+	for _, m := range dead {
+		d.release(m, true)
+	}
+}
+
+// release gives up a mount's devices. Those that nobody else uses are discarded, if that is wanted.
+func (d *Driver) release(m *mount, discard bool) {
+	d.mu.Lock()
+	if d.mounts[m.target] == m {
+		delete(d.mounts, m.target)
+	}
+	d.mu.Unlock()
+	for _, dev := range m.devices {
+		d.mu.Lock()
+		dev.users = slices.DeleteFunc(dev.users, func(u *mount) bool { return u == m })
+		last := len(dev.users) == 0
+		if last {
+			delete(d.devices, dev.key)
+			dev.discard = discard
+		}
+		d.mu.Unlock()
+		if last && discard && !dev.whole.Load() {
+			if err := d.group.Unmark(dev.file); err != nil {
+				d.log.Warn("mark stays", "error", err)
+			}
+		}
+		d.letGo(dev)
+	}
+}
+
+// letGo gives up a reference to a device; the last one closes it.
+func (d *Driver) letGo(dev *device) {
+	d.mu.Lock()
+	dev.refs--
+	last := dev.refs == 0
+	d.mu.Unlock()
+	if !last {
+		return
+	}
+	if err := dev.filler.close(dev.discard); err != nil {
+		d.log.Warn("device is not closed in order", "error", err)
+	}
+}
+
+// recordOf returns what is to be known of the mount later. Driver.mounting is held, so that nothing of it changes but what is whole.
+func (d *Driver) recordOf(m *mount) record {
+	r := record{Target: m.target, Image: m.image.Name, Bootstrap: m.image.Bootstrap, Super: m.super, Group: d.groupID}
+	for _, dev := range m.devices {
+		r.Devices = append(r.Devices, dev.key)
+		if dev.whole.Load() {
+			r.Whole = append(r.Whole, dev.key)
+		}
+	}
+	return r
+}
+
+// isMounted reports whether an EROFS is mounted at target.
+func isMounted(target string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(target, &st) == nil && uint32(st.Type) == unix.EROFS_SUPER_MAGIC_V1
+}
+
+// detach removes the mount at target even while it is in use.
+func detach(target string) error {
+	if err := unix.Unmount(target, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("detach %s: %w", target, err)
+	}
+	return nil
+}

@@ -1,0 +1,217 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
+
+	mirror "github.com/shoal-project/shoal/registry-mirror"
+	"github.com/shoal-project/shoal/snapshotter/erofs"
+)
+
+const (
+	// pinOwner begins the names under which snapshots own pins.
+	pinOwner = "snapshot "
+	// restoring is how many images are mounted at once after a start.
+	restoring = 4
+)
+
+// ensureMounted has the image of a snapshot mounted, and its blobs pinned.
+func (s *Snapshotter) ensureMounted(ctx context.Context, id string, n note) error {
+	unlock, err := s.locks.lock(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	mounted, err := mountinfo.Mounted(s.fsPath(id))
+	if err != nil || mounted && s.isUp(id) {
+		return err
+	}
+	if s.cfg.Mounter == nil {
+		return fmt.Errorf("image %s: this host cannot mount it", n.Image)
+	}
+	if err := s.pin(id, n); err != nil {
+		return fmt.Errorf("image %s: %w", n.Image, err)
+	}
+	image := MountedImage{Name: n.Image, Bootstrap: s.imagePath(id)}
+	for _, b := range n.Blobs {
+		image.Blobs = append(image.Blobs, n.ref(b))
+	}
+	if err := s.cfg.Mounter.Mount(ctx, image, s.fsPath(id)); err != nil {
+		return fmt.Errorf("image %s: %w", n.Image, err)
+	}
+	s.setUp(id, true)
+	s.log.Info("image mounted", "image", n.Image, "snapshot", id)
+	return nil
+}
+
+// isUp reports whether this process has mounted, or taken over, what is mounted in a snapshot.
+func (s *Snapshotter) isUp(id string) bool {
+	s.upMu.Lock()
+	defer s.upMu.Unlock()
+	return s.up[id]
+}
+
+// Mounted returns how many images are mounted.
+func (s *Snapshotter) Mounted() int {
+	s.upMu.Lock()
+	defer s.upMu.Unlock()
+	return len(s.up)
+}
+
+func (s *Snapshotter) setUp(id string, up bool) {
+	s.upMu.Lock()
+	defer s.upMu.Unlock()
+	if up {
+		s.up[id] = true
+	} else {
+		delete(s.up, id)
+	}
+	s.metrics.mounts.Set(float64(len(s.up)))
+}
+
+// discard removes the folder of a snapshot that is no more.
+func (s *Snapshotter) discard(ctx context.Context, id string) error {
+	unlock, err := s.locks.lock(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	mounted, err := mountinfo.Mounted(s.fsPath(id))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if mounted && s.cfg.Mounter != nil {
+		err = s.cfg.Mounter.Unmount(ctx, s.fsPath(id))
+	} else if mounted {
+		err = erofs.Unmount(s.fsPath(id))
+	} else {
+		err = nil
+	}
+	if err != nil {
+		return err // before anything of it is removed
+	}
+	s.setUp(id, false)
+	return errors.Join(s.unpin(id), os.RemoveAll(s.dir(id)))
+}
+
+// pin keeps what is read of an image: its blobs, and the layer with their chunk maps.
+func (s *Snapshotter) pin(id string, n note) error {
+	if s.cfg.Pins == nil {
+		return nil
+	}
+	var errs []error
+	for _, b := range n.pinned() {
+		errs = append(errs, s.cfg.Pins.Pin(b.Digest, pinOwner+id))
+	}
+	return errors.Join(errs...)
+}
+
+// unpin lets go of the blobs that a snapshot has pinned.
+func (s *Snapshotter) unpin(id string) error {
+	if s.cfg.Pins == nil {
+		return nil
+	}
+	n, err := s.readNote(id)
+	if err != nil || !n.whole() {
+		return nil // an ordinary one, or Restore finds what it has left
+	}
+	var errs []error
+	for _, b := range n.pinned() {
+		errs = append(errs, s.cfg.Pins.Unpin(b.Digest, pinOwner+id))
+	}
+	return errors.Join(errs...)
+}
+
+// Restore brings things to where they were before a restart: what no snapshot has is removed, and images are mounted that are not, or taken
+// over. It goes on with the next image where one fails, and tells of all that failed; it may be called again. Snapshots can be used meanwhile.
+func (s *Snapshotter) Restore(ctx context.Context) error {
+	errs := []error{s.Cleanup(ctx), s.sweepBootstraps()}
+	images := map[string]note{}
+	err := s.meta.WithTransaction(ctx, false, func(ctx context.Context) error {
+		ids, err := idMap(ctx)
+		for id, key := range ids {
+			if n, noteErr := s.readNote(id); noteErr == nil && n.whole() {
+				if _, info, _, err := storage.GetInfo(ctx, key); err == nil && info.Kind == snapshots.KindCommitted {
+					images[id] = n
+				}
+			}
+		}
+		return err
+	})
+	errs = append(errs, err)
+	if err == nil {
+		errs = append(errs, s.sweepPins(images))
+	}
+	return errors.Join(append(errs, s.mountAll(ctx, images))...)
+}
+
+// mountAll mounts images by the IDs of their snapshots.
+func (s *Snapshotter) mountAll(ctx context.Context, images map[string]note) error {
+	var group errgroup.Group
+	group.SetLimit(restoring)
+	var mu sync.Mutex // guards errs
+	var errs []error
+	for id, n := range images {
+		group.Go(func() error {
+			err := s.ensureMounted(ctx, id, n)
+			mu.Lock()
+			defer mu.Unlock()
+			errs = append(errs, err)
+			return nil
+		})
+	}
+	return errors.Join(append(errs, group.Wait())...)
+}
+
+// idMap returns the keys of all snapshots by their IDs.
+func idMap(ctx context.Context) (map[string]string, error) {
+	ids, err := storage.IDMap(ctx)
+	if errdefs.IsNotFound(err) { // nothing was ever written
+		return nil, nil
+	}
+	return ids, err
+}
+
+// sweepPins takes away the pins of snapshots that have no image.
+func (s *Snapshotter) sweepPins(images map[string]note) error {
+	if s.cfg.Pins == nil {
+		return nil
+	}
+	var errs []error
+	for d, owners := range s.cfg.Pins.Pins() {
+		for _, owner := range owners {
+			id, ours := strings.CutPrefix(owner, pinOwner)
+			if _, used := images[id]; ours && !used {
+				errs = append(errs, s.cfg.Pins.Unpin(d, owner))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// sweepBootstraps removes the bootstraps of pulls that did not come to their end. One that goes on fetches its own again.
+func (s *Snapshotter) sweepBootstraps() error {
+	return os.RemoveAll(filepath.Join(s.cfg.Root, "bootstraps"))
+}
+
+// refsOf is for mounters: which blob of an image has a digest.
+func refsOf(image MountedImage) map[digest.Digest]mirror.BlobRef {
+	out := make(map[digest.Digest]mirror.BlobRef, len(image.Blobs))
+	for _, b := range image.Blobs {
+		out[b.Digest] = b
+	}
+	return out
+}

@@ -1,0 +1,358 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
+
+	mirror "github.com/shoal-project/shoal/registry-mirror"
+)
+
+// Images tells what is known of images, and reads their blobs.
+type Images interface {
+	// Image returns what is known of an image by the digest of its manifest. It asks nobody.
+	Image(registry, repository string, manifest digest.Digest) (mirror.Image, error)
+	// Open opens a blob and begins to fetch it. The caller closes it.
+	Open(ctx context.Context, ref mirror.BlobRef) (mirror.Blob, error)
+}
+
+// Mounter mounts images. Its methods may be called concurrently, for one target one after the other.
+type Mounter interface {
+	// Mount makes the image readable at the folder target. Where it is mounted already, by this process or by one before it, it sees
+	// to it that it stays readable.
+	Mount(ctx context.Context, image MountedImage, target string) error
+	// Unmount takes it away. A target where nothing is mounted is no error.
+	Unmount(ctx context.Context, target string) error
+}
+
+// Pins keep blobs from being evicted. *store.Store is one.
+type Pins interface {
+	Pin(d digest.Digest, owner string) error
+	Unpin(d digest.Digest, owner string) error
+	Pins() map[digest.Digest][]string
+}
+
+// MountedImage is an image to be mounted.
+type MountedImage struct {
+	Name      string // reference, for logs and errors
+	Bootstrap string // path of the file with the RAFS v6 bootstrap; it has been checked
+	Blobs     []mirror.BlobRef
+}
+
+// Config configures a Snapshotter.
+type Config struct {
+	// Root is the folder of metadata and snapshots. It must stay the same while containerd knows any of them.
+	Root string
+	// Images and Mounter are for images with a Nydus variant. Without both all layers are unpacked.
+	Images  Images
+	Mounter Mounter
+	// Pins keep the blobs of mounted images; nil keeps none.
+	Pins Pins
+	// Log is where mounts and fallbacks are reported; nil discards.
+	Log *slog.Logger
+	// Registerer takes the metrics; nil keeps them private.
+	Registerer prometheus.Registerer
+}
+
+// Snapshotter implements containerd's snapshots.Snapshotter and snapshots.Cleaner. It is safe for concurrent use.
+type Snapshotter struct {
+	cfg     Config
+	log     *slog.Logger
+	metrics *metrics
+	meta    *storage.MetaStore
+	// plain is containerd's overlay over the same metadata. It leaves the folders of what it removes to cleanup.
+	plain snapshots.Snapshotter
+	locks locks // by ID of a snapshot: mounting, unpacking and removing it
+
+	upMu sync.Mutex      // guards up
+	up   map[string]bool // by ID: what this process has mounted or taken over
+}
+
+// New opens or creates the folder. Nothing is mounted before Restore.
+func New(cfg Config) (*Snapshotter, error) {
+	if err := os.MkdirAll(cfg.Root, 0o700); err != nil {
+		return nil, err
+	}
+	root, err := filepath.Abs(cfg.Root) // it stands in mounts, which others make
+	if err != nil {
+		return nil, err
+	}
+	cfg.Root = root
+	meta, err := storage.NewMetaStore(filepath.Join(root, "metadata.db"))
+	if err != nil {
+		return nil, fmt.Errorf("snapshots in %s: %w", root, err)
+	}
+	plain, err := overlay.NewSnapshotter(root, overlay.WithMetaStore(meta), overlay.AsynchronousRemove)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("snapshots in %s: %w", root, err), meta.Close())
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Snapshotter{cfg: cfg, log: cfg.Log, metrics: newMetrics(cfg.Registerer), meta: meta, plain: plain, locks: newLocks(), up: map[string]bool{}}, nil
+}
+
+// Stat implements snapshots.Snapshotter.
+func (s *Snapshotter) Stat(ctx context.Context, key string) (snapshots.Info, error) {
+	return s.plain.Stat(ctx, key)
+}
+
+// Update implements snapshots.Snapshotter.
+func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fields ...string) (snapshots.Info, error) {
+	return s.plain.Update(ctx, info, fields...)
+}
+
+// Usage implements snapshots.Snapshotter. What is mounted counts for nothing: its blobs are the store's.
+func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
+	return s.plain.Usage(ctx, key)
+}
+
+// Walk implements snapshots.Snapshotter.
+func (s *Snapshotter) Walk(ctx context.Context, visit snapshots.WalkFunc, filters ...string) error {
+	return s.plain.Walk(ctx, visit, filters...)
+}
+
+// Prepare implements snapshots.Snapshotter. For a layer that need not be unpacked it makes a snapshot by the label's name and answers
+// errdefs.ErrAlreadyExists, which has containerd go on without fetching it.
+func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+	var asked snapshots.Info
+	for _, opt := range opts {
+		if err := opt(&asked); err != nil {
+			return nil, err
+		}
+	}
+	if target := asked.Labels[snapshots.LabelSnapshotRef]; target != "" {
+		n, err := s.claim(ctx, parent, asked.Labels)
+		if err != nil {
+			return nil, err
+		}
+		if n != nil {
+			return nil, s.place(ctx, placing{key, parent, target}, *n, opts)
+		}
+	}
+	mounts, err := s.plain.Prepare(ctx, key, parent, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return s.orRemove(ctx, key, mounts)
+}
+
+// View implements snapshots.Snapshotter.
+func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+	mounts, err := s.plain.View(ctx, key, parent, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return s.orRemove(ctx, key, mounts)
+}
+
+// orRemove completes the mounts of a new snapshot, or takes it back: containerd does not know it when its Prepare fails.
+func (s *Snapshotter) orRemove(ctx context.Context, key string, mounts []mount.Mount) ([]mount.Mount, error) {
+	mounts, err := s.resolve(ctx, key, mounts)
+	if err == nil {
+		return mounts, nil
+	}
+	return nil, errors.Join(err, s.Remove(context.WithoutCancel(ctx), key))
+}
+
+// Mounts implements snapshots.Snapshotter.
+func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
+	mounts, err := s.plain.Mounts(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	return s.resolve(ctx, key, mounts)
+}
+
+// Commit implements snapshots.Snapshotter. The bootstrap layer of a Nydus image becomes a mounted image.
+func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
+	id, info, err := s.find(ctx, key)
+	if err != nil {
+		return err
+	}
+	if !isBootstrap(info) {
+		return s.plain.Commit(ctx, name, key, opts...)
+	}
+	n, err := s.adopt(id, info.Labels)
+	if err != nil {
+		return err
+	}
+	if err := s.plain.Commit(ctx, name, key, opts...); err != nil {
+		return err
+	}
+	return s.ensureMounted(ctx, id, n)
+}
+
+// Remove implements snapshots.Snapshotter.
+func (s *Snapshotter) Remove(ctx context.Context, key string) error {
+	id, _, err := s.find(ctx, key)
+	if err != nil {
+		return err
+	}
+	if err := s.plain.Remove(ctx, key); err != nil {
+		return err
+	}
+	if err := s.discard(ctx, id); err != nil { // it is gone for containerd; Cleanup tries again
+		s.log.Warn("snapshot's folder stays for now", "snapshot", key, "error", err)
+	}
+	return nil
+}
+
+// Cleanup implements snapshots.Cleaner: it removes the folders that no snapshot has.
+func (s *Snapshotter) Cleanup(ctx context.Context) error {
+	var orphans []string
+	err := s.meta.WithTransaction(ctx, true, func(ctx context.Context) error { // a folder is made and named within one such
+		ids, err := idMap(ctx)
+		if err != nil {
+			return err
+		}
+		entries, err := os.ReadDir(filepath.Join(s.cfg.Root, "snapshots"))
+		for _, e := range entries {
+			if _, ok := ids[e.Name()]; !ok {
+				orphans = append(orphans, e.Name())
+			}
+		}
+		return err
+	})
+	errs := []error{err}
+	for _, id := range orphans {
+		errs = append(errs, s.discard(ctx, id))
+	}
+	return errors.Join(errs...)
+}
+
+// Close implements snapshots.Snapshotter. Mounts stay: containers use them.
+func (s *Snapshotter) Close() error { return s.plain.Close() }
+
+// find returns the ID and what is known of a snapshot.
+func (s *Snapshotter) find(ctx context.Context, key string) (id string, info snapshots.Info, err error) {
+	err = s.meta.WithTransaction(ctx, false, func(ctx context.Context) error {
+		id, info, _, err = storage.GetInfo(ctx, key)
+		return err
+	})
+	return id, info, err
+}
+
+// resolve makes the parents of a snapshot readable and returns the mounts to use in place of those of the plain overlay: below a mounted
+// image, which has the files of all layers, nothing is looked at.
+func (s *Snapshotter) resolve(ctx context.Context, key string, mounts []mount.Mount) ([]mount.Mount, error) {
+	var snap storage.Snapshot
+	var info snapshots.Info
+	err := s.meta.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
+		if snap, err = storage.GetSnapshot(ctx, key); err == nil {
+			_, info, _, err = storage.GetInfo(ctx, key)
+		}
+		return err
+	})
+	if err != nil || isBootstrap(info) { // a bootstrap is unpacked over nothing, and stands for all below it
+		return mounts, err
+	}
+	lower := snap.ParentIDs
+	var missing []string
+	for i, id := range snap.ParentIDs {
+		n, err := s.readNote(id)
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // an ordinary layer
+		case err != nil:
+			return nil, err
+		case n.whole():
+			if err := s.ensureMounted(ctx, id, n); err != nil {
+				return nil, err
+			}
+			lower = snap.ParentIDs[:i+1]
+		default:
+			missing = append(missing, id)
+		}
+		if len(lower) == i+1 {
+			break
+		}
+	}
+	if err := s.unpackAll(ctx, lower, missing); err != nil {
+		return nil, err
+	}
+	if len(lower) == len(snap.ParentIDs) {
+		return mounts, nil
+	}
+	return s.above(snap.Kind, lower, mounts), nil
+}
+
+// above changes the mounts of an overlay so that it stands on the lower folders alone.
+func (s *Snapshotter) above(kind snapshots.Kind, lower []string, mounts []mount.Mount) []mount.Mount {
+	if kind == snapshots.KindView && len(lower) == 1 {
+		return []mount.Mount{{Type: "bind", Source: s.fsPath(lower[0]), Options: []string{"ro", "rbind"}}}
+	}
+	paths := make([]string, len(lower))
+	for i, id := range lower {
+		paths[i] = s.fsPath(id)
+	}
+	out := make([]mount.Mount, len(mounts))
+	for i, m := range mounts {
+		m.Options = append([]string{}, m.Options...)
+		for j, o := range m.Options {
+			if strings.HasPrefix(o, lowerOption) {
+				m.Options[j] = lowerOption + strings.Join(paths, ":")
+			}
+		}
+		out[i] = m
+	}
+	return out
+}
+
+const lowerOption = "lowerdir="
+
+func (s *Snapshotter) dir(id string) string    { return filepath.Join(s.cfg.Root, "snapshots", id) }
+func (s *Snapshotter) fsPath(id string) string { return filepath.Join(s.dir(id), "fs") }
+
+// placing says where a snapshot comes to be.
+type placing struct{ key, parent, target string }
+
+// place makes the snapshot of a layer that is not unpacked. Its error is errdefs.ErrAlreadyExists when it has worked.
+func (s *Snapshotter) place(ctx context.Context, at placing, n note, opts []snapshots.Opt) error {
+	if _, err := s.plain.Prepare(ctx, at.key, at.parent, opts...); err != nil {
+		return err
+	}
+	id, err := s.placed(ctx, at, n, opts)
+	if err != nil {
+		return errors.Join(err, s.Remove(context.WithoutCancel(ctx), at.key))
+	}
+	if id != "" && n.whole() {
+		// In vain is no failure yet: who prepares a container tries again, and learns why not.
+		if err := s.ensureMounted(ctx, id, n); err != nil {
+			s.log.Warn("image is not mounted yet", "image", n.Image, "error", err)
+		}
+	}
+	return fmt.Errorf("layer %s of %s: %w", n.Layer.Digest, n.Image, errdefs.ErrAlreadyExists)
+}
+
+// placed notes and commits what place has prepared; the ID is empty when another did it.
+func (s *Snapshotter) placed(ctx context.Context, at placing, n note, opts []snapshots.Opt) (string, error) {
+	id, _, err := s.find(ctx, at.key)
+	if err != nil {
+		return "", err
+	}
+	if err := s.writeNote(id, n); err != nil {
+		return "", err
+	}
+	// containerd finds it by its label and parent. The name tells the same to us: other namespaces may have put the layer on other
+	// snapshots of the same content.
+	name := fmt.Sprintf("%s on %s", at.target, digest.FromString(at.parent).Encoded()[:16])
+	err = s.plain.Commit(ctx, name, at.key, opts...)
+	if errdefs.IsAlreadyExists(err) {
+		return "", s.Remove(ctx, at.key)
+	}
+	return id, err
+}
