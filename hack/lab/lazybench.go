@@ -295,11 +295,15 @@ func (b *lazyBencher) prepare(ctx context.Context) error {
 	if b.image, err = inspect(ctx, b.registry, repository, "1"); err != nil {
 		return err
 	}
-	if b.way != "registry" {
+	if b.way == "mirror" {
 		return b.addContainerds(ctx)
 	}
 	for _, n := range b.nodes {
-		c, err := n.Host().StartContainerd(ctx) // which knows of no mirror
+		start := n.Host().StartContainerd // which knows of no mirror
+		if b.way == "shoal" {
+			start = func(ctx context.Context) (*cluster.Containerd, error) { return n.StartContainerd(ctx, b.registry) }
+		}
+		c, err := start(ctx)
 		if err != nil {
 			return err
 		}
