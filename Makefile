@@ -109,6 +109,11 @@ bench-swarm: ## bring blobs to peers, by turns straight from the registry and th
 	hack/setup demo
 	go run ./hack/lab swarm --plot docs/bench-swarm.svg --json docs/bench-swarm.json $(SWARM_FLAGS)
 
+.PHONY: bench-lazy
+bench-lazy: ## measure how long containers take until they have read a model: pulled, by nydusd, by the snapshotter; figures and plot to docs/; LAZY_FLAGS
+	hack/setup demo
+	go run ./hack/lab lazy --plot docs/bench-lazy.svg --json docs/bench-lazy.json $(LAZY_FLAGS)
+
 .PHONY: bench-first
 bench-first: ## measure small blobs, first bytes and ranges beside the registry's own answers; FIRST_FLAGS
 	hack/setup demo

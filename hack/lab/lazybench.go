@@ -140,7 +140,8 @@ func lazyBenchCommand() *cli.Command {
 			&cli.IntFlag{Name: "rounds", Value: 1, Usage: "`NUMBER` of rounds"},
 			&cli.StringFlag{Name: "ways", Value: strings.Join(lazyWays, ","), Usage: "`WAYS`, apart by commas"},
 			&cli.StringFlag{Name: "read", Value: "mmap,sequential,random", Usage: "`WAYS` to read, apart by commas"},
-			&cli.BoolFlag{Name: "json", Usage: "print one JSON object"},
+			&cli.PathFlag{Name: "plot", Usage: "draw the times to `FILE`, an SVG"},
+			&cli.PathFlag{Name: "json", Usage: "write all figures to `FILE`"},
 		},
 		Action: func(ctx *cli.Context) error {
 			cfg, err := lazyBenchFlags(ctx)
@@ -156,7 +157,10 @@ func lazyBenchCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			return tellResult(ctx, result)
+			if err := result.print(ctx.App.Writer); err != nil {
+				return err
+			}
+			return writeFigures(ctx, result, lazyPlot(result))
 		},
 	}
 }

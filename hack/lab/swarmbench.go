@@ -108,21 +108,26 @@ func swarmBenchCommand() *cli.Command {
 			if err := result.table(ctx.App.Writer); err != nil {
 				return err
 			}
-			if path := ctx.Path("json"); path != "" {
-				data, err := json.MarshalIndent(result, "", "  ")
-				if err == nil {
-					err = os.WriteFile(path, append(data, '\n'), 0o644)
-				}
-				if err != nil {
-					return err
-				}
-			}
-			if path := ctx.Path("plot"); path != "" {
-				return os.WriteFile(filepath.Clean(path), swarmPlot(result), 0o644)
-			}
-			return nil
+			return writeFigures(ctx, result, swarmPlot(result))
 		},
 	}
+}
+
+// writeFigures writes what was measured, and the plot of it, to the files that --json and --plot name.
+func writeFigures(ctx *cli.Context, result any, plot []byte) error {
+	if path := ctx.Path("json"); path != "" {
+		data, err := json.MarshalIndent(result, "", "  ")
+		if err == nil {
+			err = os.WriteFile(path, append(data, '\n'), 0o644)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if path := ctx.Path("plot"); path != "" {
+		return os.WriteFile(filepath.Clean(path), plot, 0o644)
+	}
+	return nil
 }
 
 func swarmBenchFlags(ctx *cli.Context) (cfg swarmBenchConfig, err error) {
