@@ -65,7 +65,6 @@ func (n *node) tryOpenSnapshots(ctx context.Context, images images) error {
 	cfg := snapshotter.Config{Root: root, Images: images, Pins: n.store, Log: n.component("snapshotter"), Registerer: n.admin.registry}
 	var err error
 	if cfg.Mounter, err = n.openMounter(ctx, root, images); err != nil {
-		cfg.Images = nil
 		s.kind = "none"
 		s.off = "images are unpacked: " + err.Error()
 		n.log.Warn("images are unpacked, not mounted", "error", err)
