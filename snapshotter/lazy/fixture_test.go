@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -13,12 +14,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/google/renameio/v2"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
@@ -47,7 +50,10 @@ func TestMain(m *testing.M) {
 	os.Exit(0)
 }
 
-func runKeeper([]string) error {
+func runKeeper(args []string) error {
+	if err := renameio.WriteFile(args[0], []byte(strconv.Itoa(os.Getpid())), 0o600); err != nil {
+		return err
+	}
 	l, err := keeper.Inherited()
 	if err != nil {
 		return err
@@ -265,7 +271,7 @@ func (w *world) keeper() keeper.Config {
 	if err != nil {
 		panic(err)
 	}
-	return keeper.Config{Socket: filepath.Join(w.dir, "keeper.sock"), Command: []string{"/usr/bin/env", "LAZY_TEST=keeper", self}, Log: os.Stderr}
+	return keeper.Config{Socket: filepath.Join(w.dir, "keeper.sock"), Command: []string{"/usr/bin/env", "LAZY_TEST=keeper", self, w.pidFile()}, Log: os.Stderr}
 }
 
 // start returns a node that runs.
@@ -396,28 +402,33 @@ func self(t testing.TB, mode string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// endKeeper ends the world's keeper, if there is one.
-func (w *world) endKeeper(t testing.TB) {
+// keeperPID returns the process that keeps the world's group, 0 if there is none.
+func (w *world) keeperPID(t testing.TB) int {
 	t.Helper()
-	if pid := listener(w.keeper().Socket); pid > 0 {
-		check(t, syscall.Kill(pid, syscall.SIGKILL))
-		eventually(t, "the keeper has gone", func() bool { return listener(w.keeper().Socket) == 0 })
+	data, err := os.ReadFile(w.pidFile())
+	if errors.Is(err, os.ErrNotExist) {
+		return 0
 	}
+	check(t, err)
+	pid, err := strconv.Atoi(string(data))
+	check(t, err)
+	if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err != nil || strings.Contains(string(stat), ") Z ") {
+		return 0
+	}
+	return pid
 }
 
-// listener returns the process that listens at a socket, 0 if nobody does.
-func listener(socket string) int {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return 0
+func (w *world) pidFile() string { return filepath.Join(w.dir, "keeper.pid") }
+
+// endKeeper kills the world's keeper, if there is one, and waits until it has gone.
+func (w *world) endKeeper(t testing.TB) {
+	t.Helper()
+	pid := w.keeperPID(t)
+	if pid == 0 {
+		return
 	}
-	defer unix.Close(fd)
-	if unix.Connect(fd, &unix.SockaddrUnix{Name: socket}) != nil {
-		return 0
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+		t.Error(err)
 	}
-	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
-	if err != nil {
-		return 0
-	}
-	return int(cred.Pid)
+	eventually(t, "the keeper has gone", func() bool { return w.keeperPID(t) != pid })
 }
