@@ -115,6 +115,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			preheatCommand(),
 			statusCommand(),
 			nodeCommand(),
+			keeperCommand(),
 			schedulerCommand(),
 			limitsCommand(),
 			mirrorCommand(),

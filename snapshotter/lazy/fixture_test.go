@@ -271,7 +271,22 @@ func (w *world) keeper() keeper.Config {
 	if err != nil {
 		panic(err)
 	}
-	return keeper.Config{Socket: filepath.Join(w.dir, "keeper.sock"), Command: []string{"/usr/bin/env", "LAZY_TEST=keeper", self, w.pidFile()}, Log: os.Stderr}
+	return keeper.Config{Socket: filepath.Join(w.dir, "keeper.sock"), Command: []string{"/usr/bin/env", "LAZY_TEST=keeper", self, w.pidFile()}, Stderr: os.Stderr}
+}
+
+// noKeeper is for a node that lives as long as its mounts.
+func (w *world) noKeeper() keeper.Config { return keeper.Config{} }
+
+// allWhole reports whether nothing is missing of any device.
+func (n *node) allWhole() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, dev := range n.devices {
+		if !dev.whole.Load() {
+			return false
+		}
+	}
+	return true
 }
 
 // start returns a node that runs.
@@ -318,7 +333,7 @@ func (w *world) start(ctx context.Context, k keeper.Config, log io.Writer) (*nod
 // node starts a node that ends with the test.
 func (w *world) node(t testing.TB, log io.Writer) *node {
 	t.Helper()
-	n, err := w.start(t.Context(), keeper.Config{}, log)
+	n, err := w.start(t.Context(), w.noKeeper(), log)
 	check(t, err)
 	t.Cleanup(func() {
 		check(t, n.stop())

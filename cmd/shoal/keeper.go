@@ -1,0 +1,47 @@
+package main
+
+import (
+	"errors"
+	"net"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/shoal-project/shoal/snapshotter/keeper"
+)
+
+func keeperCommand() *cli.Command {
+	return command(&cli.Command{
+		Name:  "keeper",
+		Usage: "hold what lets readers of lazily mounted images wait while the node's daemon is away",
+		Description: `A node starts its keeper itself. Run it as a service of its own where the node's death takes all that it has started along, as in a
+container: the node takes the keeper it finds at the socket. It holds descriptors, knows nothing of images and needs no rights.
+
+The kernel asks the node before it reads what has not come yet of a mounted image. While the node restarts or is upgraded, readers
+wait; that lasts as long as somebody holds the descriptor the kernel asks through. When node and keeper have both gone, reads of what has
+not come return zeros until the node is back, which then says so and mounts anew: containers of that time have to be restarted. So
+do not stop the keeper when the node is down.
+
+EXAMPLES:
+   shoal keeper --socket /var/lib/shoal/lazy/keeper.sock`,
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "socket", Usage: "listen at `PATH`"},
+			&cli.BoolFlag{Name: "inherited", Usage: "listen at descriptor 3, as the node has it", Hidden: true},
+		},
+		Action: func(c *cli.Context) error {
+			var l *net.UnixListener
+			var err error
+			switch {
+			case c.Bool("inherited"):
+				l, err = keeper.Inherited()
+			case c.String("socket") == "":
+				return usageError(errors.New("keeper: --socket is missing; the node looks for DATA_DIR/lazy/keeper.sock"))
+			default:
+				l, err = keeper.Listen(c.Context, c.String("socket"))
+			}
+			if err != nil {
+				return err
+			}
+			return keeper.Serve(c.Context, l)
+		},
+	})
+}
