@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"net"
 
 	"github.com/urfave/cli/v2"
@@ -24,20 +23,14 @@ do not stop the keeper when the node is down.
 EXAMPLES:
    shoal keeper --socket /var/lib/shoal/lazy/keeper.sock`,
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "socket", Usage: "listen at `PATH`"},
-			&cli.BoolFlag{Name: "inherited", Usage: "listen at descriptor 3, as the node has it", Hidden: true},
+			&cli.StringFlag{Name: "socket", Usage: "listen at `PATH`; without it at descriptor 3, as the node starts it"},
 		},
 		Action: func(c *cli.Context) error {
-			var l *net.UnixListener
-			var err error
-			switch {
-			case c.Bool("inherited"):
-				l, err = keeper.Inherited()
-			case c.String("socket") == "":
-				return usageError(errors.New("keeper: --socket is missing; the node looks for DATA_DIR/lazy/keeper.sock"))
-			default:
-				l, err = keeper.Listen(c.Context, c.String("socket"))
+			listen := keeper.Inherited
+			if socket := c.String("socket"); socket != "" {
+				listen = func() (*net.UnixListener, error) { return keeper.Listen(c.Context, socket) }
 			}
+			l, err := listen()
 			if err != nil {
 				return err
 			}

@@ -239,16 +239,18 @@ func (c *Client) ask(op byte, name string, fds []int) ([]int, error) {
 	}
 }
 
+var errNoSocket = errors.New("keeper: no socket was inherited; name one to listen at")
+
 // Inherited returns the listening socket of a keeper that Connect has started.
 func Inherited() (*net.UnixListener, error) {
 	file := os.NewFile(3, "keeper")
 	if file == nil {
-		return nil, errors.New("keeper: no socket was inherited")
+		return nil, errNoSocket
 	}
 	defer file.Close()
 	l, err := net.FileListener(file)
 	if err != nil {
-		return nil, fmt.Errorf("keeper: inherited socket: %w", err)
+		return nil, errNoSocket
 	}
 	u, ok := l.(*net.UnixListener)
 	if !ok {
