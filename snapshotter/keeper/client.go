@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -21,8 +22,13 @@ type Config struct {
 	Socket string
 	// Command starts a keeper, which finds the listening socket as descriptor 3. Without one Connect starts none.
 	Command []string
-	// Log takes what a keeper that was started says; nil discards.
-	Log *os.File
+	// Cgroup is the control group below the root (version 2) that a keeper is moved to when it is started, so that it does not end with the
+	// service that started it. Empty leaves it.
+	Cgroup string
+	// Stderr takes what a keeper that was started says; nil discards.
+	Stderr *os.File
+	// Log is told when a started keeper may not outlive this process after all; nil discards.
+	Log *slog.Logger
 }
 
 // patience is how long a keeper may take to answer. It only passes descriptors on.
@@ -122,13 +128,16 @@ func launch(ctx context.Context, cfg Config) error {
 	defer file.Close()
 	cmd := exec.Command(cfg.Command[0], cfg.Command[1:]...) //nolint:noctx // it has to outlive every context
 	cmd.ExtraFiles = []*os.File{file}
-	if cfg.Log != nil {
-		cmd.Stderr = cfg.Log
+	if cfg.Stderr != nil {
+		cmd.Stderr = cfg.Stderr
 	}
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return err
+	}
+	if err := outlive(cmd.Process.Pid, cfg.Cgroup); err != nil && cfg.Log != nil {
+		cfg.Log.Warn("keeper may end together with this process", "error", err)
 	}
 	go func() { _ = cmd.Wait() }() // so that no zombie stays; ends with the keeper, or with this process
 	return nil
@@ -230,16 +239,18 @@ func (c *Client) ask(op byte, name string, fds []int) ([]int, error) {
 	}
 }
 
+var errNoSocket = errors.New("keeper: no socket was inherited; name one to listen at")
+
 // Inherited returns the listening socket of a keeper that Connect has started.
 func Inherited() (*net.UnixListener, error) {
 	file := os.NewFile(3, "keeper")
 	if file == nil {
-		return nil, errors.New("keeper: no socket was inherited")
+		return nil, errNoSocket
 	}
 	defer file.Close()
 	l, err := net.FileListener(file)
 	if err != nil {
-		return nil, fmt.Errorf("keeper: inherited socket: %w", err)
+		return nil, errNoSocket
 	}
 	u, ok := l.(*net.UnixListener)
 	if !ok {

@@ -159,7 +159,7 @@ func TestConnectStartsAKeeper(t *testing.T) {
 	self, err := os.Executable()
 	check(t, err)
 	t.Setenv("KEEPER_TEST", "keep")
-	cfg := Config{Socket: filepath.Join(t.TempDir(), "keeper.sock"), Command: []string{self}, Log: os.Stderr}
+	cfg := Config{Socket: filepath.Join(t.TempDir(), "keeper.sock"), Command: []string{self}, Stderr: os.Stderr}
 	c, err := Connect(t.Context(), cfg)
 	check(t, err)
 	check(t, c.Put("x", []*os.File{file(t, "a")}))

@@ -1,9 +1,11 @@
 package lazy
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -12,17 +14,20 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/google/renameio/v2"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/shoal-project/shoal/converter/bootstrap"
 	"github.com/shoal-project/shoal/peer"
+	"github.com/shoal-project/shoal/peer/chunkmap"
 	"github.com/shoal-project/shoal/peer/piece"
 	"github.com/shoal-project/shoal/peer/source"
 	"github.com/shoal-project/shoal/peer/store"
@@ -45,7 +50,10 @@ func TestMain(m *testing.M) {
 	os.Exit(0)
 }
 
-func runKeeper([]string) error {
+func runKeeper(args []string) error {
+	if err := renameio.WriteFile(args[0], []byte(strconv.Itoa(os.Getpid())), 0o600); err != nil {
+		return err
+	}
 	l, err := keeper.Inherited()
 	if err != nil {
 		return err
@@ -114,13 +122,14 @@ func (p *paced) Read(b []byte) (int, error) {
 	return p.r.Read(b[:min(len(b), 64<<10)])
 }
 
-// sources is the image's blobs at a peer.
+// sources is the image's blobs at a peer. maps is the layer with their chunk maps, if there is one.
 type sources struct {
 	peer *peer.Peer
+	maps *peer.MapRef
 }
 
 func (s sources) Open(ctx context.Context, b Blob) (Reader, error) {
-	return s.peer.Open(ctx, peer.Blob{Digest: b.Digest, Size: b.Size, Origin: peer.Origin{Registry: "origin", Repository: "r"}}, "")
+	return s.peer.Open(ctx, peer.Blob{Digest: b.Digest, Size: b.Size, Origin: peer.Origin{Registry: "origin", Repository: "r", Map: s.maps}}, "")
 }
 
 // world is what stays when a daemon dies: an image, its origin, and folders.
@@ -132,6 +141,7 @@ type world struct {
 	files  map[string][]byte
 	img    *bootstrap.Image
 	pace   time.Duration
+	maps   *peer.MapRef
 }
 
 const chunkSize = 64 << 10
@@ -164,10 +174,34 @@ func newWorld(t testing.TB, modelSize int) *world {
 	check(t, os.WriteFile(w.boot, raw, 0o600))
 	w.img, err = readBootstrap(w.boot)
 	check(t, err)
+	w.addMaps(t)
 	t.Cleanup(func() {
 		_ = unix.Unmount(w.target, unix.MNT_DETACH) // if it is there
+		w.endKeeper(t)
 	})
 	return w
+}
+
+// addMaps adds the layer with the blobs' chunk maps.
+func (w *world) addMaps(t testing.TB) {
+	t.Helper()
+	var out bytes.Buffer
+	layer := tar.NewWriter(&out)
+	for _, b := range w.img.Blobs {
+		data, err := os.ReadFile(w.origin.path(b.Digest))
+		check(t, err)
+		cutter := chunkmap.NewCutter()
+		_, err = cutter.Write(data)
+		check(t, err)
+		encoded := cutter.Map(b.Digest).Encode()
+		check(t, layer.WriteHeader(&tar.Header{Name: chunkmap.FileName(b.Digest), Size: int64(len(encoded)), Mode: 0o444}))
+		_, err = layer.Write(encoded)
+		check(t, err)
+	}
+	check(t, layer.Close())
+	d := digest.FromBytes(out.Bytes())
+	check(t, os.WriteFile(w.origin.path(d), out.Bytes(), 0o600))
+	w.maps = &peer.MapRef{Layer: d, Size: int64(out.Len())}
 }
 
 func (w *world) addFramework(t testing.TB, b *bootstrap.Builder, tree *bootstrap.Tree, kind bootstrap.Compressor) {
@@ -237,7 +271,22 @@ func (w *world) keeper() keeper.Config {
 	if err != nil {
 		panic(err)
 	}
-	return keeper.Config{Socket: filepath.Join(w.dir, "keeper.sock"), Command: []string{"/usr/bin/env", "LAZY_TEST=keeper", self}, Log: os.Stderr}
+	return keeper.Config{Socket: filepath.Join(w.dir, "keeper.sock"), Command: []string{"/usr/bin/env", "LAZY_TEST=keeper", self, w.pidFile()}, Stderr: os.Stderr}
+}
+
+// noKeeper is for a node that lives as long as its mounts.
+func (w *world) noKeeper() keeper.Config { return keeper.Config{} }
+
+// allWhole reports whether nothing is missing of any device.
+func (n *node) allWhole() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, dev := range n.devices {
+		if !dev.whole.Load() {
+			return false
+		}
+	}
+	return true
 }
 
 // start returns a node that runs.
@@ -284,7 +333,7 @@ func (w *world) start(ctx context.Context, k keeper.Config, log io.Writer) (*nod
 // node starts a node that ends with the test.
 func (w *world) node(t testing.TB, log io.Writer) *node {
 	t.Helper()
-	n, err := w.start(t.Context(), keeper.Config{}, log)
+	n, err := w.start(t.Context(), w.noKeeper(), log)
 	check(t, err)
 	t.Cleanup(func() {
 		check(t, n.stop())
@@ -293,7 +342,7 @@ func (w *world) node(t testing.TB, log io.Writer) *node {
 }
 
 func (w *world) image(n *node, ahead Prefetch) Image {
-	return Image{Name: "example.com/image:tag", Bootstrap: w.boot, Blobs: sources{n.peer}, Prefetch: ahead}
+	return Image{Name: "example.com/image:tag", Bootstrap: w.boot, Blobs: sources{n.peer, w.maps}, Prefetch: ahead}
 }
 
 // spec is what a daemon in a process of its own has to know.
@@ -301,6 +350,7 @@ type spec struct {
 	Dir, Boot, Target string
 	Pace              time.Duration
 	Ahead             Prefetch
+	Maps              *peer.MapRef
 }
 
 // runDaemon mounts the image and serves it until it is killed or its input ends.
@@ -309,7 +359,7 @@ func runDaemon(args []string) error {
 	if err := json.Unmarshal([]byte(args[0]), &s); err != nil {
 		return err
 	}
-	w := &world{dir: s.Dir, origin: origin{dir: filepath.Join(s.Dir, "origin")}, boot: s.Boot, target: s.Target, pace: s.Pace}
+	w := &world{dir: s.Dir, origin: origin{dir: filepath.Join(s.Dir, "origin")}, boot: s.Boot, target: s.Target, pace: s.Pace, maps: s.Maps}
 	n, err := w.start(context.Background(), w.keeper(), os.Stderr)
 	if err != nil {
 		return err
@@ -332,7 +382,7 @@ type daemon struct {
 // daemon starts a daemon and waits until it has mounted the image.
 func (w *world) daemon(t testing.TB, ahead Prefetch) *daemon {
 	t.Helper()
-	arg, err := json.Marshal(spec{Dir: w.dir, Boot: w.boot, Target: w.target, Pace: w.pace, Ahead: ahead})
+	arg, err := json.Marshal(spec{Dir: w.dir, Boot: w.boot, Target: w.target, Pace: w.pace, Ahead: ahead, Maps: w.maps})
 	check(t, err)
 	cmd := self(t, "daemon", string(arg))
 	stdin, err := cmd.StdinPipe()
@@ -367,38 +417,33 @@ func self(t testing.TB, mode string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// endKeeper ends the world's keeper, if there is one.
-func (w *world) endKeeper(t testing.TB) {
-	if pid := w.keeperPID(t); pid > 0 {
-		_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended
-	}
-}
-
-// keeperPID returns the process that listens at the keeper's socket.
+// keeperPID returns the process that keeps the world's group, 0 if there is none.
 func (w *world) keeperPID(t testing.TB) int {
 	t.Helper()
-	c, err := (&netDialer{}).dial(w.keeper().Socket)
-	if err != nil {
+	data, err := os.ReadFile(w.pidFile())
+	if errors.Is(err, os.ErrNotExist) {
 		return 0
 	}
-	return c
+	check(t, err)
+	pid, err := strconv.Atoi(string(data))
+	check(t, err)
+	if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err != nil || strings.Contains(string(stat), ") Z ") {
+		return 0
+	}
+	return pid
 }
 
-type netDialer struct{}
+func (w *world) pidFile() string { return filepath.Join(w.dir, "keeper.pid") }
 
-// dial connects and asks the kernel who listens.
-func (*netDialer) dial(socket string) (int, error) {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return 0, err
+// endKeeper kills the world's keeper, if there is one, and waits until it has gone.
+func (w *world) endKeeper(t testing.TB) {
+	t.Helper()
+	pid := w.keeperPID(t)
+	if pid == 0 {
+		return
 	}
-	defer unix.Close(fd)
-	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: socket}); err != nil {
-		return 0, err
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+		t.Error(err)
 	}
-	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
-	if err != nil {
-		return 0, err
-	}
-	return int(cred.Pid), nil
+	eventually(t, "the keeper has gone", func() bool { return w.keeperPID(t) != pid })
 }

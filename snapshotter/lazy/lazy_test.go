@@ -119,17 +119,7 @@ func TestRootWholeImageIsFetchedAhead(t *testing.T) {
 	w := newWorld(t, 4<<20)
 	n := w.node(t, os.Stderr)
 	check(t, n.Mount(t.Context(), w.image(n, Prefetch{}), w.target))
-	whole := func() bool {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		for _, dev := range n.devices {
-			if !dev.whole.Load() {
-				return false
-			}
-		}
-		return true
-	}
-	eventually(t, "all is there", whole)
+	eventually(t, "all is there", n.allWhole)
 	check(t, os.RemoveAll(w.origin.dir))
 	w.wantSums(t, "read", w.names("")...)
 	second := t.TempDir()

@@ -85,8 +85,9 @@ func (n *node) openMounter(ctx context.Context, root string, images images) (sna
 	if err != nil {
 		return nil, err
 	}
-	driver, err := lazy.New(ctx, lazy.Config{Dir: filepath.Join(root, "lazy"), Log: n.component("lazy"), Registerer: n.admin.registry,
-		Keeper: keeper.Config{Socket: filepath.Join(root, "keeper.sock"), Command: []string{self, "keeper"}}})
+	dir := filepath.Join(n.cfg.DataDir, "lazy")
+	driver, err := lazy.New(ctx, lazy.Config{Dir: dir, Log: n.component("lazy"), Registerer: n.admin.registry,
+		Keeper: keeper.Config{Socket: filepath.Join(dir, "keeper.sock"), Command: []string{self, "keeper"}}})
 	if err != nil {
 		n.snapshots.off = "images are fetched before they are mounted: " + err.Error()
 		n.log.Warn("images are fetched before they are mounted", "error", err)
