@@ -103,7 +103,7 @@ func (n *node) open(ctx context.Context) error {
 	if err := n.build(); err != nil {
 		return err
 	}
-	return n.openSnapshots(ctx, images{n.mirror, blobs{n.peer}})
+	return n.openSnapshots(ctx, images{n.mirror, blobs{n.peer}, n.cfg.Snapshotter.Mounts})
 }
 
 // openData opens what is on disk.

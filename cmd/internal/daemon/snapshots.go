@@ -204,10 +204,14 @@ func (s *snapshots) status() local.SnapshotterStatus {
 type images struct {
 	mirror *mirror.Handler
 	blobs  blobs
+	mounts func(registry, repository string) bool
 }
 
 // Image implements snapshotter.Images.
 func (i images) Image(registry, repository string, manifest digest.Digest) (mirror.Image, error) {
+	if !i.mounts(registry, repository) {
+		return mirror.Image{}, mirror.ErrUnknown
+	}
 	return i.mirror.Image(registry, repository, manifest)
 }
 
