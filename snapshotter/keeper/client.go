@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"time"
 
@@ -62,9 +63,13 @@ func Connect(ctx context.Context, cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("keeper at %s: %w", cfg.Socket, err)
 	}
+	return newClient(conn), nil
+}
+
+func newClient(conn *net.UnixConn) *Client {
 	c := &Client{conn: conn, gone: make(chan struct{}), replies: make(chan reply, 1)}
 	go c.listen() // ends with the connection, at Close at the latest
-	return c, nil
+	return c
 }
 
 func dial(ctx context.Context, socket string) (*net.UnixConn, error) {
@@ -172,7 +177,7 @@ func (c *Client) Close() error {
 func (c *Client) Put(name string, files []*os.File) error {
 	fds := make([]int, len(files))
 	return withDescriptors(files, fds, func() error {
-		_, err := c.ask('P', name, fds)
+		_, _, err := c.ask('P', name, fds)
 		return err
 	})
 }
@@ -195,7 +200,7 @@ func withDescriptors(files []*os.File, fds []int, f func() error) error {
 
 // Get returns the files under the name, none if there are none. They are the caller's.
 func (c *Client) Get(name string) ([]*os.File, error) {
-	fds, err := c.ask('G', name, nil)
+	_, fds, err := c.ask('G', name, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -208,34 +213,43 @@ func (c *Client) Get(name string) ([]*os.File, error) {
 
 // Drop has the keeper close what it holds under the name.
 func (c *Client) Drop(name string) error {
-	_, err := c.ask('D', name, nil)
+	_, _, err := c.ask('D', name, nil)
 	return err
 }
 
+// Process returns the number of the process that answers.
+func (c *Client) Process() (int, error) {
+	text, _, err := c.ask('I', "process", nil)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(text)
+}
+
 // ask sends a request and waits for its answer.
-func (c *Client) ask(op byte, name string, fds []int) ([]int, error) {
+func (c *Client) ask(op byte, name string, fds []int) (text string, got []int, err error) {
 	if name == "" || len(name) > maxName || len(fds) > maxFiles {
-		return nil, fmt.Errorf("keeper: name %q with %d files is not possible", name, len(fds))
+		return "", nil, fmt.Errorf("keeper: name %q with %d files is not possible", name, len(fds))
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := send(c.conn, string(op)+name, fds); err != nil {
-		return nil, fmt.Errorf("keeper: %w", err)
+		return "", nil, fmt.Errorf("keeper: %w", err)
 	}
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	select {
 	case r := <-c.replies:
-		if r.text == "K" || r.text == "N" {
-			return r.fds, nil
+		if r.text[0] == 'K' || r.text[0] == 'N' {
+			return r.text[1:], r.fds, nil
 		}
 		closeAll(r.fds)
-		return nil, fmt.Errorf("keeper: %s", r.text[1:])
+		return "", nil, fmt.Errorf("keeper: %s", r.text[1:])
 	case <-c.gone:
-		return nil, errors.New("keeper has gone")
+		return "", nil, errors.New("keeper has gone")
 	case <-timer.C:
 		_ = c.conn.Close() // a late answer would be taken for that of the next question
-		return nil, fmt.Errorf("keeper does not answer within %v", patience)
+		return "", nil, fmt.Errorf("keeper does not answer within %v", patience)
 	}
 }
 
@@ -244,9 +258,6 @@ var errNoSocket = errors.New("keeper: no socket was inherited; name one to liste
 // Inherited returns the listening socket of a keeper that Connect has started.
 func Inherited() (*net.UnixListener, error) {
 	file := os.NewFile(3, "keeper")
-	if file == nil {
-		return nil, errNoSocket
-	}
 	defer file.Close()
 	l, err := net.FileListener(file)
 	if err != nil {

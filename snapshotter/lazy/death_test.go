@@ -7,7 +7,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -114,21 +116,45 @@ func waits(pid int) bool {
 	return false
 }
 
-// With the keeper gone the daemon starts another one, which keeps the same readers waiting when the daemon dies.
-func TestRootKeeperIsReplaced(t *testing.T) {
+// With both keepers gone at once the daemon starts others, which keep the same readers waiting when the daemon dies.
+func TestRootKeepersAreReplaced(t *testing.T) {
 	needKernel(t)
 	w := newWorld(t, 3<<20)
 	d := w.daemon(t, Prefetch{None: true})
-	first := w.keeperPID(t)
-	w.endKeeper(t)
-	eventually(t, "another keeper has the group", func() bool {
-		pid := w.keeperPID(t)
-		return pid != 0 && pid != first && holdsGroup(pid)
-	})
+	first := w.keepers()
+	for _, pid := range first {
+		check(t, syscall.Kill(pid, syscall.SIGKILL))
+	}
+	eventually(t, "others have the group", func() bool { return w.kept(first) })
 	d.kill()
 	done := w.readAll(t)
 	w.daemon(t, Prefetch{})
 	check(t, <-done)
+}
+
+// kept reports whether two keepers have the group that are none of those before.
+func (w *world) kept(before []int) bool {
+	now := slices.DeleteFunc(w.keepers(), func(pid int) bool { return slices.Contains(before, pid) || !holdsGroup(pid) })
+	return len(now) == 2
+}
+
+// With the daemon gone and then its keeper, the keeper's mate lets readers wait, and starts another one, which does so when it goes in turn.
+func TestRootReadersOutliveDaemonAndKeepers(t *testing.T) {
+	needKernel(t)
+	w := newWorld(t, 3<<20)
+	d := w.daemon(t, Prefetch{None: true})
+	d.kill()
+	done := w.readAll(t)
+	for range 3 {
+		eventually(t, "there are two keepers", func() bool { return w.kept(nil) })
+		victim := w.keepers()[rand.N(2)]
+		check(t, syscall.Kill(victim, syscall.SIGKILL))
+		eventually(t, "it has gone", func() bool { return !slices.Contains(w.keepers(), victim) })
+	}
+	eventually(t, "there are two keepers", func() bool { return w.kept(nil) })
+	w.daemon(t, Prefetch{})
+	check(t, <-done)
+	w.wantSums(t, "read", w.names("")...)
 }
 
 // holdsGroup reports whether a process has a fanotify group.
@@ -148,7 +174,7 @@ func TestRootMountsWithoutMarksAreMadeAnew(t *testing.T) {
 	w := newWorld(t, 3<<20)
 	d := w.daemon(t, Prefetch{None: true})
 	d.kill()
-	w.endKeeper(t)
+	w.endKeepers(t)
 	name := filepath.Join(w.target, "models/model.bin")
 	data, err := exec.CommandContext(t.Context(), "cat", name).Output()
 	t.Logf("without daemon and keeper: %d bytes, %v", len(data), err)

@@ -29,8 +29,8 @@
 // takes both over, and answers what was left when Mount has claimed the files again. Of an event whose file its reader did not
 // live to note, the range is brought for every device that misses something.
 //
-// When the keeper dies, this process starts another one at once; the group lives on meanwhile. When both are gone, the kernel asks nobody any
-// more, and who reads what has not come gets zeros: nothing in the kernel turns that into an error. The next Mount sees that the
+// Keepers come in pairs, of which one that is killed is replaced by the other, and both by this process. Only when all three are gone at
+// once the kernel asks nobody any more, and who reads what has not come gets zeros: nothing in the kernel turns that into an error. The next Mount sees that the
 // record names another group. It marks the files anew, which holds the readers of old mounts too from then on, has the kernel forget what it has
 // read of them, mounts afresh for those who come later, and says in the log that the containers of that time have to be restarted.
 //

@@ -21,7 +21,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/renameio/v2"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
@@ -38,7 +37,7 @@ import (
 
 // The test binary is also the keeper, the daemon that gets killed, and what reads files: the driver's own process must not.
 func TestMain(m *testing.M) {
-	modes := map[string]func([]string) error{"keeper": runKeeper, "daemon": runDaemon, "read": runRead, "mmap": runMmap, "sendfile": runSendfile, "soak": runSoak}
+	modes := map[string]func([]string) error{"keeper": runKeeper, "follow": runFollow, "daemon": runDaemon, "read": runRead, "mmap": runMmap, "sendfile": runSendfile, "soak": runSoak}
 	mode := modes[os.Getenv("LAZY_TEST")]
 	if mode == nil {
 		os.Exit(m.Run())
@@ -50,15 +49,23 @@ func TestMain(m *testing.M) {
 	os.Exit(0)
 }
 
-func runKeeper(args []string) error {
-	if err := renameio.WriteFile(args[0], []byte(strconv.Itoa(os.Getpid())), 0o600); err != nil {
-		return err
-	}
+func runKeeper([]string) error {
 	l, err := keeper.Inherited()
 	if err != nil {
 		return err
 	}
-	return keeper.Serve(context.Background(), l)
+	return keeper.Serve(context.Background(), l, mate())
+}
+
+func runFollow([]string) error { return keeper.Follow(context.Background(), mate()) }
+
+// mate is the command of a keeper's mate, which inherits the mark of its world.
+func mate() []string {
+	self, err := os.Executable()
+	if err != nil {
+		panic(err)
+	}
+	return []string{"/usr/bin/env", "LAZY_TEST=follow", self}
 }
 
 func check(t testing.TB, err error) {
@@ -177,7 +184,7 @@ func newWorld(t testing.TB, modelSize int) *world {
 	w.addMaps(t)
 	t.Cleanup(func() {
 		_ = unix.Unmount(w.target, unix.MNT_DETACH) // if it is there
-		w.endKeeper(t)
+		w.endKeepers(t)
 	})
 	return w
 }
@@ -271,7 +278,7 @@ func (w *world) keeper() keeper.Config {
 	if err != nil {
 		panic(err)
 	}
-	return keeper.Config{Socket: filepath.Join(w.dir, "keeper.sock"), Command: []string{"/usr/bin/env", "LAZY_TEST=keeper", self, w.pidFile()}, Stderr: os.Stderr}
+	return keeper.Config{Socket: filepath.Join(w.dir, "keeper.sock"), Command: []string{"/usr/bin/env", "LAZY_TEST=keeper", "LAZY_WORLD=" + w.dir, self}, Stderr: os.Stderr}
 }
 
 // noKeeper is for a node that lives as long as its mounts.
@@ -417,33 +424,31 @@ func self(t testing.TB, mode string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// keeperPID returns the process that keeps the world's group, 0 if there is none.
-func (w *world) keeperPID(t testing.TB) int {
-	t.Helper()
-	data, err := os.ReadFile(w.pidFile())
-	if errors.Is(err, os.ErrNotExist) {
-		return 0
+// keepers returns the processes that keep the world's group.
+func (w *world) keepers() (out []int) {
+	environs, _ := filepath.Glob("/proc/[0-9]*/environ")
+	for _, name := range environs {
+		data, err := os.ReadFile(name)
+		if err != nil || !slices.Contains(strings.Split(string(data), "\x00"), "LAZY_WORLD="+w.dir) {
+			continue // or it has gone
+		}
+		if pid, err := strconv.Atoi(strings.Split(name, "/")[2]); err == nil {
+			out = append(out, pid)
+		}
 	}
-	check(t, err)
-	pid, err := strconv.Atoi(string(data))
-	check(t, err)
-	if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err != nil || strings.Contains(string(stat), ") Z ") {
-		return 0
-	}
-	return pid
+	return out
 }
 
-func (w *world) pidFile() string { return filepath.Join(w.dir, "keeper.pid") }
-
-// endKeeper kills the world's keeper, if there is one, and waits until it has gone.
-func (w *world) endKeeper(t testing.TB) {
+// endKeepers kills all keepers of the world at once and waits until they have gone.
+func (w *world) endKeepers(t testing.TB) {
 	t.Helper()
-	pid := w.keeperPID(t)
-	if pid == 0 {
-		return
+	pids := w.keepers()
+	for _, signal := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGKILL} {
+		for _, pid := range pids {
+			if err := syscall.Kill(pid, signal); err != nil && !errors.Is(err, syscall.ESRCH) {
+				t.Error(err)
+			}
+		}
 	}
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
-		t.Error(err)
-	}
-	eventually(t, "the keeper has gone", func() bool { return w.keeperPID(t) != pid })
+	eventually(t, "keepers have gone", func() bool { return len(w.keepers()) == 0 })
 }
