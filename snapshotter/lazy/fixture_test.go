@@ -176,6 +176,14 @@ func newWorld(t testing.TB, modelSize int) *world {
 		w.addFramework(t, b, tree, kind)
 	}
 	w.addModel(t, b, tree, modelSize)
+	for name, n := range map[string]*bootstrap.Inode{
+		"odd/link": {Mode: bootstrap.TypeSymlink | 0o777, Link: "../models/model.bin"}, "odd/fifo": {Mode: bootstrap.TypeFIFO | 0o600, Mtime: 5},
+		"odd/null": {Mode: bootstrap.TypeChar | 0o666, Major: 1, Minor: 3}, "odd/empty": {Mode: bootstrap.TypeRegular | 0o4755, UID: 7, GID: 8},
+		"odd/dir": {Mode: bootstrap.TypeDir | 0o1777, Xattrs: map[string]string{"trusted.a": "1", "user.b": "two"}},
+	} {
+		check(t, tree.Add(name, n))
+	}
+	check(t, tree.Link("odd/hard", "models/model.bin"))
 	w.img.Root = tree.Root
 	raw, err := bootstrap.Encode(w.img)
 	check(t, err)
@@ -267,18 +275,9 @@ func (w *world) addModel(t testing.TB, b *bootstrap.Builder, tree *bootstrap.Tre
 // model is the digest of the model's blob.
 func (w *world) model() digest.Digest { return w.img.Blobs[len(w.img.Blobs)-1].Digest }
 
-// mounter is a Driver or a Fuse.
-type mounter interface {
-	Mount(ctx context.Context, image Image, target string) error
-	Unmount(ctx context.Context, target string) error
-	Settled()
-	Run(ctx context.Context) error
-	Close() error
-}
-
 // node is a driver over a peer, as a daemon has them.
 type node struct {
-	mounter
+	Mounter
 	driver *Driver // nil with FUSE
 	peer   *peer.Peer
 	stop   func() error // ends the driver and the peer
@@ -325,14 +324,14 @@ func (w *world) start(ctx context.Context, k keeper.Config, log io.Writer) (*nod
 		return nil, err
 	}
 	n := &node{peer: p}
+	kind := EROFS
 	if w.fuse {
-		n.mounter = NewFuse(Config{Log: logger})
-	} else {
-		if n.driver, err = New(ctx, Config{Dir: filepath.Join(w.dir, "lazy"), Keeper: k, Log: logger}); err != nil {
-			return nil, err
-		}
-		n.mounter = n.driver
+		kind = FUSE
 	}
+	if n.Mounter, _, err = Open(ctx, kind, Config{Dir: filepath.Join(w.dir, "lazy"), Keeper: k, Log: logger}); err != nil {
+		return nil, err
+	}
+	n.driver, _ = n.Mounter.(*Driver)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var tasks sync.WaitGroup
 	errs := make([]error, 2)

@@ -57,10 +57,13 @@ type fuseMount struct {
 	gone   <-chan struct{}
 }
 
-// NewFuse returns a driver that starts nothing. Of cfg it uses Log and Registerer.
-func NewFuse(cfg Config) *Fuse {
+// NewFuse returns a driver that starts nothing. Of cfg it uses Log and Registerer. The error says what the host has not.
+func NewFuse(cfg Config) (*Fuse, error) {
+	if err := unix.Access("/dev/fuse", unix.R_OK|unix.W_OK); err != nil {
+		return nil, fmt.Errorf("lazy mounts by FUSE: /dev/fuse: %w; try modprobe fuse", err)
+	}
 	return &Fuse{log: cmp.Or(cfg.Log, slog.New(slog.DiscardHandler)), metrics: newMetrics(cfg.Registerer), wake: make(chan struct{}, 1),
-		mounts: map[string]*fuseMount{}}
+		mounts: map[string]*fuseMount{}}, nil
 }
 
 // Settled does nothing: there is nothing to take over.
@@ -136,12 +139,17 @@ func (d *Fuse) mount(ctx context.Context, image Image, target string) (*fuseMoun
 	return m, nil
 }
 
-// detachDead removes what an earlier process left at the target.
+// detachDead removes what earlier processes left at the target. Names and attributes the kernel still knows; this it has to ask.
 func detachDead(target string) error {
-	if err := unix.Access(target, unix.F_OK); !errors.Is(err, unix.ENOTCONN) {
-		return nil
+	for {
+		var st unix.Statfs_t
+		if err := unix.Statfs(target, &st); !errors.Is(err, unix.ENOTCONN) {
+			return nil
+		}
+		if err := detach(target); err != nil {
+			return err
+		}
 	}
-	return detach(target)
 }
 
 // close gives up what a mount had that is not mounted.
