@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -198,5 +199,25 @@ func TestRootUnmountedImagesAreServedWhereTheyAreStillInUse(t *testing.T) {
 	})
 	if len(n.driver.devices) != 0 {
 		t.Errorf("%d devices are left", len(n.driver.devices))
+	}
+}
+
+// Many processes wait at once for bytes that come slowly; none waits for more than it asked for.
+func TestRootManyReadersWaitAtOnce(t *testing.T) {
+	needKernel(t)
+	w := newWorld(t, 16<<20)
+	w.pace = 2 * time.Millisecond
+	n := w.node(t, os.Stderr)
+	check(t, n.Mount(t.Context(), w.image(n, Prefetch{None: true}), w.target))
+	name := filepath.Join(w.target, "models/model.bin")
+	script := `for i in $(seq 0 127); do dd if="$0" bs=131072 skip=$i count=1 status=none of="$1/$i" & done; wait`
+	out := t.TempDir()
+	check(t, exec.CommandContext(t.Context(), "sh", "-c", script, name, out).Run())
+	for i := range 128 {
+		got, err := os.ReadFile(filepath.Join(out, strconv.Itoa(i)))
+		check(t, err)
+		if !bytes.Equal(got, w.files["models/model.bin"][i<<17:][:1<<17]) {
+			t.Errorf("reader %d has other bytes", i)
+		}
 	}
 }
