@@ -244,6 +244,11 @@ func (t *task) parentHas(id dispatch.ParentID, h transfer.Have) {
 			t.planner.ParentHas(id, toRun(r))
 		}
 	}
+	if t.session == nil {
+		for _, addr := range h.Watchers {
+			t.visited(addr)
+		}
+	}
 	for _, i := range h.Added {
 		t.planner.ParentHas(id, dispatch.Run{First: i, End: i + 1})
 	}

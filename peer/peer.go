@@ -107,6 +107,7 @@ type Peer struct {
 	stopped    chan struct{} // closed when no task is begun any more
 	buffers    buffers
 	gate       gate
+	watchers   *watchers
 
 	mu     sync.Mutex // guards all below
 	tasks  map[digest.Digest]*task
@@ -124,7 +125,7 @@ func New(cfg Config, st *store.Store, wire Wire, src Source, schedulers Schedule
 		return nil, errors.New("peer: with a scheduler or a list of peers the host needs an id and an address other hosts can reach")
 	}
 	p := &Peer{cfg: cfg.withDefaults(), store: st, wire: wire, source: src, schedulers: schedulers, tasks: map[digest.Digest]*task{},
-		starts: make(chan *task), stopped: make(chan struct{}), silent: map[string]time.Time{}}
+		starts: make(chan *task), stopped: make(chan struct{}), silent: map[string]time.Time{}, watchers: newWatchers()}
 	p.log = p.cfg.Log
 	p.metrics = newMetrics(cfg.Registerer)
 	p.maps = newMapCache()

@@ -144,6 +144,28 @@ func TestSchedulerDeadBeforeTheReadMeansTheKnownSeedIsAsked(t *testing.T) {
 	})
 }
 
+func TestHostsWithoutASchedulerLearnOfEachOtherByTheSeed(t *testing.T) {
+	kinds(t, func(t *testing.T, s *peertest.Swarm, b peer.Blob, data []byte) {
+		s.Origin.Pace = 5 * time.Millisecond // 12 MB/s
+		seed := s.Host(peertest.Seed)
+		hosts := []*peertest.Host{s.Host(), s.Host(), s.Host(), s.Host()}
+		s.Scheduler.Kill()
+		for _, h := range append(hosts, seed) {
+			for h.Connected() {
+				time.Sleep(time.Millisecond)
+			}
+		}
+		readAll(t, b, data, hosts...)
+		shared := 0.0
+		for _, h := range hosts {
+			shared += h.Counter(t, "shoal_transfer_uploaded_bytes_total", "")
+		}
+		if shared == 0 {
+			t.Error("the seed sent every copy")
+		}
+	})
+}
+
 func TestDeadSeedInMidDownloadStopsNobody(t *testing.T) {
 	kinds(t, func(t *testing.T, s *peertest.Swarm, b peer.Blob, data []byte) {
 		s.Origin.Pace = 5 * time.Millisecond

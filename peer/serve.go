@@ -92,10 +92,13 @@ func (p *Peer) lost(d digest.Digest) {
 // comes to watch is a neighbour from then on.
 func (s Served) Watch(ctx context.Context, d digest.Digest, raw json.RawMessage) (transfer.Haves, error) {
 	haves, err := s.watch(ctx, d, raw)
-	if addr, ok := decodeVisitor(raw); ok && err == nil {
-		s.peer.tell(d.String(), func(t *task) { t.visited(addr) })
+	addr, ok := decodeVisitor(raw)
+	if err != nil || !ok {
+		return haves, err
 	}
-	return haves, err
+	s.peer.tell(d.String(), func(t *task) { t.visited(addr) })
+	s.peer.watchers.add(d, addr)
+	return &watched{haves, s.peer.watchers, d, addr, fetches(raw)}, nil
 }
 
 // watch begins a task of a blob that a seed is asked for and has not. What it fetches is decided by the scheduler's leases, and by who asks

@@ -300,20 +300,28 @@ func (m *Machine) leaseFailed(now time.Time, ev LeaseFailed) {
 	m.dropLeases(t, func(l *lease) bool {
 		return l.to == me && l.run.First < ev.Run.End && ev.Run.First < l.run.End
 	})
-	if ev.Failure == FailureDenied || ev.Failure == FailureAbsent || ev.Failure == FailureCorrupt {
-		me.denied = true
-		if ev.Failure == FailureCorrupt {
-			clear(t.digests) // of bytes that were wrong somewhere
+	failure := ev.Failure
+	if failure == FailureCorrupt {
+		clear(t.digests) // of bytes that were wrong somewhere
+		if me.corrupt++; !t.Sequential && me.corrupt < maxCorrupt {
+			failure = FailureTransient
 		}
+	}
+	if failure == FailureDenied || failure == FailureAbsent || failure == FailureCorrupt {
+		me.denied = true
 	} else {
 		me.notBefore = now.Add(m.cfg.RetryAfter)
 	}
 	t.refused = ev.Text
 	m.grant(now, t)
 	if _, idle := m.idleRun(t); idle && len(t.leases) == 0 {
-		m.tellFailed(t, ev.Failure)
+		m.tellFailed(t, failure)
 	}
 }
+
+// maxCorrupt is how often the origin may give a host wrong bytes of a blob with a chunk map before that counts as its word: each time costs a
+// piece. Without a chunk map the whole blob was read in vain.
+const maxCorrupt = 3
 
 func (m *Machine) tellFailed(t *task, f Failure) {
 	for _, me := range t.order {

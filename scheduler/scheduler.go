@@ -154,6 +154,7 @@ type member struct {
 	neighbours map[HostID]bool
 	denied     bool      // the origin refused this host for good
 	notBefore  time.Time // no lease before
+	corrupt    int       // times that the origin gave it wrong bytes
 }
 
 // lease is the right of one member to read a run of pieces from the origin.
@@ -283,7 +284,7 @@ func (m *Machine) taskJoined(now time.Time, ev TaskJoined) {
 	if me == nil {
 		me = m.add(t, h)
 	}
-	me.denied, me.notBefore = false, time.Time{}
+	me.denied, me.notBefore, me.corrupt = false, time.Time{}, 0
 	m.lose(t, me, []Run{{0, t.Pieces}}) // what it says now replaces what it said before
 	m.gain(t, me, ev.Have)
 	t.wants(me, ev.Wants, ev.Partial)

@@ -56,6 +56,29 @@ func TestDigestsOfAReaderThatFailedAreReplaced(t *testing.T) {
 	}
 }
 
+func TestWrongBytesOfAMappedBlobAreReadAgainTwice(t *testing.T) {
+	c := newCluster(t)
+	c.do(hostJoins("s1", true, ""), hostJoins("n1", false, ""), join("n1", blob(4)))
+	for round := 1; round <= maxCorrupt; round++ {
+		if len(c.leases["s1"])+len(c.leases["n1"]) == 0 {
+			t.Fatalf("round %d: nothing was leased", round)
+		}
+		for range 2 { // when one fails the other may get the lease
+			for _, id := range []HostID{"s1", "n1"} {
+				failed := c.leases[id]
+				c.leases[id] = nil
+				for _, run := range failed {
+					c.do(LeaseFailed{Host: id, Task: "blob", Run: run, Failure: FailureCorrupt, Text: "wrong bytes"})
+				}
+			}
+		}
+		c.after(10*time.Second, Tick{})
+	}
+	if n := len(c.leases["s1"]) + len(c.leases["n1"]); n != 0 {
+		t.Errorf("%d leases after %d times of wrong bytes", n, maxCorrupt)
+	}
+}
+
 func TestStuckPeerIsNotLeasedWhatCameAMomentAgo(t *testing.T) {
 	c := newCluster(t)
 	c.do(hostJoins("s1", true, ""), hostJoins("n1", false, ""), join("n1", blob(4)))

@@ -111,6 +111,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			copyCommand(),
 			pushCommand(),
 			pullCommand(),
+			optimizeCommand(),
 			getCommand(),
 			preheatCommand(),
 			statusCommand(),

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"sync"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/shoal-project/shoal/peer/chunkmap"
@@ -61,8 +60,7 @@ type Writer struct {
 	sum   hash.Hash
 	cut   *chunkmap.Cutter
 	layer Layer
-	// Two buffers: one is hashed while the next is filled.
-	bufs [2][]byte
+	free  pool
 }
 
 // NewWriter returns a Writer that passes the layer's bytes on to out.
@@ -70,7 +68,7 @@ func NewWriter(out io.Writer, cfg Config) *Writer {
 	if cfg.Progress == nil {
 		cfg.Progress = func(int64) {}
 	}
-	return &Writer{cfg: cfg, out: out, sum: sha256.New(), cut: chunkmap.NewCutter()}
+	return &Writer{cfg: cfg, out: out, sum: sha256.New(), cut: chunkmap.NewCutter(), free: newPool(cfg.ChunkSize)}
 }
 
 // Size returns the number of bytes written so far.
@@ -158,29 +156,25 @@ func (w *Writer) zeros(n int64) error {
 	return w.emit(segment{length: n}, make([]byte, n))
 }
 
-// content appends the bytes of a file. One part is hashed, in four ways at once, while the next is read.
+// content appends the bytes of a file, hashed in four ways while they are read.
 func (w *Writer) content(ctx context.Context, e *Entry, r io.Reader) error {
 	w.cut.BeginFile(e.Name, e.Size)
-	part, err := w.fill(ctx, r, 0, e.Size)
-	for done := int64(0); err == nil && done < e.Size; {
-		chunk := Chunk{Offset: w.layer.TarSize, Size: uint32(len(part)), FileOffset: done}
-		done += int64(len(part))
-		var next []byte
-		var werr, rerr error
-		var all sync.WaitGroup
-		all.Go(func() { w.sum.Write(part) })
-		all.Go(func() { _, _ = w.cut.Write(part) })
-		all.Go(func() { chunk.Digest = blake3.Sum256(part) })
-		if done < e.Size {
-			all.Go(func() { next, rerr = w.fill(ctx, r, done, e.Size) })
-		}
-		_, werr = w.out.Write(part)
-		all.Wait()
-		w.layer.Chunks = append(w.layer.Chunks, chunk)
-		w.layer.TarSize += int64(len(part))
-		w.cfg.Progress(int64(len(part)))
-		part, err = next, errors.Join(werr, rerr)
-	}
+	p := &pass{free: w.free}
+	p.taker(func(b []byte) error { w.sum.Write(b); return nil })
+	p.taker(func(b []byte) error { _, _ = w.cut.Write(b); return nil }) // it never fails
+	start, done := w.layer.TarSize, int64(0)
+	p.taker(func(b []byte) error {
+		w.layer.Chunks = append(w.layer.Chunks, Chunk{start + done, uint32(len(b)), blake3.Sum256(b), done})
+		done += int64(len(b))
+		return nil
+	})
+	written := p.taker(func(b []byte) error {
+		w.cfg.Progress(int64(len(b)))
+		_, err := w.out.Write(b)
+		return err
+	})
+	err := errors.Join(p.run(ctx, r, e.Size, int64(w.cfg.ChunkSize)), *written)
+	w.layer.TarSize += done
 	if ferr := w.cut.EndFile(); err == nil && ferr != nil && !w.cfg.AnyFormat {
 		err = ferr
 	}
@@ -188,23 +182,6 @@ func (w *Writer) content(ctx context.Context, e *Entry, r io.Reader) error {
 		return err
 	}
 	return atEnd(r)
-}
-
-// fill reads the part of a file that begins at done into the buffer whose turn it is.
-func (w *Writer) fill(ctx context.Context, r io.Reader, done, size int64) ([]byte, error) {
-	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
-	}
-	turn := int(done/int64(w.cfg.ChunkSize)) & 1
-	n := min(int64(w.cfg.ChunkSize), size-done)
-	if int64(len(w.bufs[turn])) < n {
-		w.bufs[turn] = make([]byte, max(n, min(size, int64(w.cfg.ChunkSize))))
-	}
-	part := w.bufs[turn][:n]
-	if _, err := io.ReadFull(r, part); err != nil {
-		return nil, shorter(err)
-	}
-	return part, nil
 }
 
 // shorter turns an early end of a file into ErrChanged.

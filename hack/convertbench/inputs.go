@@ -2,13 +2,8 @@ package main
 
 import (
 	"archive/tar"
-	"bufio"
 	"bytes"
-	"encoding/binary"
-	"encoding/json"
-	"fmt"
 	"io"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 
@@ -17,6 +12,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	"github.com/shoal-project/shoal/hack/shards"
 )
 
 // inputs is what everybody works on. Outputs are removed before each run.
@@ -36,53 +33,14 @@ func layOut(work string, cfg config) (inputs, error) {
 		model: filepath.Join(work, "model"), tar: filepath.Join(work, "model.tar"), base: filepath.Join(work, "base"),
 		outputs: filepath.Join(work, "out"), size: cfg.size,
 	}
-	if err := os.MkdirAll(in.model, 0o755); err != nil {
-		return in, err
-	}
-	for i := range cfg.shards {
-		path := filepath.Join(in.model, fmt.Sprintf("model-%05d-of-%05d.safetensors", i+1, cfg.shards))
-		if err := writeShard(path, uint64(i), cfg.size/int64(cfg.shards)); err != nil {
-			return in, err
-		}
-		in.shards = append(in.shards, path)
-	}
-	if err := os.WriteFile(filepath.Join(in.model, "config.json"), []byte("{}\n"), 0o644); err != nil {
+	var err error
+	if in.shards, err = shards.Write(in.model, 0, cfg.size, cfg.shards); err != nil {
 		return in, err
 	}
 	if err := writeTar(in); err != nil {
 		return in, err
 	}
 	return in, writeBase(in.base)
-}
-
-// writeShard writes a safetensors file of random bf16 tensors of 32 MiB, as those of a language model are.
-func writeShard(path string, seed uint64, size int64) error {
-	const tensor = 32 << 20
-	header := map[string]any{}
-	for at, n := int64(0), 0; at < size; at, n = at+tensor, n+1 {
-		end := min(at+tensor, size)
-		header[fmt.Sprintf("layers.%d.weight", n)] = map[string]any{"dtype": "BF16", "shape": []int64{(end - at) / 2}, "data_offsets": []int64{at, end}}
-	}
-	raw, err := json.Marshal(header)
-	if err != nil {
-		return err
-	}
-	file, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	w := bufio.NewWriterSize(file, 1<<20)
-	_ = binary.Write(w, binary.LittleEndian, uint64(len(raw))) // bufio keeps the error for Flush
-	_, _ = w.Write(raw)
-	var key [32]byte
-	binary.LittleEndian.PutUint64(key[:], seed)
-	if _, err := io.CopyN(w, rand.NewChaCha8(key), size); err != nil {
-		return err
-	}
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	return file.Close()
 }
 
 func writeTar(in inputs) error {

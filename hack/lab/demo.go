@@ -246,7 +246,7 @@ func (d *demo) mounts(ctx context.Context) error {
 
 // inferEROFS answers with the framework of the pulled image and the model of the kernel's mount.
 func (d *demo) inferEROFS(ctx context.Context, i int) (inference, error) {
-	mount, err := d.mountEROFS(ctx, i)
+	mount, err := d.variant(i).mountEROFS(ctx)
 	if err != nil {
 		return inference{}, err
 	}
@@ -261,7 +261,7 @@ func (d *demo) inferEROFS(ctx context.Context, i int) (inference, error) {
 
 // inferNydusd answers from nydusd alone: framework and model are read through its mount, an empty folder takes writes.
 func (d *demo) inferNydusd(ctx context.Context, i int) (inference, error) {
-	root, err := d.mountNydusd(ctx, i)
+	root, err := d.variant(i).mountNydusd(ctx)
 	if err != nil {
 		return inference{}, err
 	}

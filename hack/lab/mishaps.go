@@ -130,7 +130,7 @@ func originMishaps() []mishap {
 		{name: "origin-wrong-bytes", what: "the registry changes a byte, for a second", bound: 4 * time.Second,
 			before: set(cluster.Fault{Kind: cluster.Flip, At: trialSize / 2}),
 			during: func(ctx context.Context, t *trial) error { return t.healOrigin(ctx, time.Second) }},
-		{name: "origin-down", what: "the registry dies when the cluster holds half", bound: 0,
+		{name: "origin-down", what: "the registry is dead for two seconds when the cluster holds half", bound: 3 * time.Second,
 			during: func(ctx context.Context, t *trial) error {
 				t.registry.Proxy.Set(cluster.Fault{Kind: cluster.Unavailable})
 				return t.healOrigin(ctx, 2*time.Second)

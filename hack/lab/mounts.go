@@ -24,15 +24,29 @@ import (
 	"github.com/shoal-project/shoal/hack/lab/cluster"
 )
 
-// mountEROFS mounts the Nydus variant on a node by the kernel alone: the bootstrap as file system, the blobs as its
-// devices, all of them read through the node's mirror. It returns the mount point.
-func (d *demo) mountEROFS(ctx context.Context, i int) (string, error) {
-	dir := filepath.Join(d.nodes[i].Host().Dir, "erofs")
+// nydusVariant is the Nydus variant of an image as a host reads it: from the registry, or through its mirror.
+type nydusVariant struct {
+	host       *cluster.Host
+	server     string // host and port of the mirror or registry
+	registry   string // that the mirror is asked for; "" when the server is the registry
+	repository string
+	manifest   ocispec.Manifest
+}
+
+// variant is what a node reads through its mirror.
+func (d *demo) variant(i int) nydusVariant {
+	n := d.nodes[i]
+	return nydusVariant{n.Host(), strings.TrimPrefix(n.MirrorURL(), "http://"), d.registry.Addr(), demoRepository, d.image.nydus}
+}
+
+// mountEROFS mounts the variant by the kernel alone: the bootstrap as file system, the blobs as its devices. It returns the mount point.
+func (v nydusVariant) mountEROFS(ctx context.Context) (string, error) {
+	dir := filepath.Join(v.host.Dir, "erofs")
 	mount := filepath.Join(dir, "mount")
 	if err := os.MkdirAll(mount, 0o755); err != nil {
 		return "", err
 	}
-	boot, err := d.bootstrap(ctx, i, dir)
+	boot, err := v.bootstrap(ctx, dir)
 	if err != nil {
 		return "", err
 	}
@@ -43,7 +57,7 @@ func (d *demo) mountEROFS(ctx context.Context, i int) (string, error) {
 	var devices []string
 	for _, id := range ids {
 		file := filepath.Join(dir, id)
-		if err := d.download(ctx, i, digest.NewDigestFromEncoded(digest.SHA256, id), file); err != nil {
+		if err := v.download(ctx, digest.NewDigestFromEncoded(digest.SHA256, id), file); err != nil {
 			return "", err
 		}
 		devices = append(devices, file)
@@ -51,11 +65,9 @@ func (d *demo) mountEROFS(ctx context.Context, i int) (string, error) {
 	return mount, cluster.MountEROFS(ctx, boot, devices, mount)
 }
 
-// mountNydusd has nydusd mount the Nydus variant on a node, its blobs read from the node's mirror, and puts a writable
-// folder over it. It returns the container's root.
-func (d *demo) mountNydusd(ctx context.Context, i int) (string, error) {
-	host := d.nodes[i].Host()
-	dir := filepath.Join(host.Dir, "nydusd")
+// mountNydusd has nydusd mount the variant and puts a writable folder over it. It returns the container's root.
+func (v nydusVariant) mountNydusd(ctx context.Context) (string, error) {
+	dir := filepath.Join(v.host.Dir, "nydusd")
 	lower, root := filepath.Join(dir, "lower"), filepath.Join(dir, "root")
 	upper, work, cache := filepath.Join(dir, "upper"), filepath.Join(dir, "work"), filepath.Join(dir, "cache")
 	for _, folder := range []string{lower, root, upper, work, cache} {
@@ -63,11 +75,11 @@ func (d *demo) mountNydusd(ctx context.Context, i int) (string, error) {
 			return "", err
 		}
 	}
-	boot, err := d.bootstrap(ctx, i, dir)
+	boot, err := v.bootstrap(ctx, dir)
 	if err != nil {
 		return "", err
 	}
-	config, err := json.Marshal(d.nydusdConfig(i, cache))
+	config, err := json.Marshal(v.nydusdConfig(cache))
 	if err != nil {
 		return "", err
 	}
@@ -75,7 +87,7 @@ func (d *demo) mountNydusd(ctx context.Context, i int) (string, error) {
 	if err := os.WriteFile(configFile, config, 0o600); err != nil {
 		return "", err
 	}
-	nydusd, err := host.Start("nydusd", []string{
+	nydusd, err := v.host.Start("nydusd", []string{
 		"nydusd", "fuse", "--config", configFile, "--bootstrap", boot, "--mountpoint", lower,
 		"--rlimit-nofile", "0", "--log-level", "warn",
 	}, nil)
@@ -92,14 +104,13 @@ func (d *demo) mountNydusd(ctx context.Context, i int) (string, error) {
 	return root, nil
 }
 
-// nydusdConfig points nydusd's registry backend at the node's mirror.
-func (d *demo) nydusdConfig(i int, cache string) map[string]any {
+// nydusdConfig points nydusd's registry backend at the server.
+func (v nydusVariant) nydusdConfig(cache string) map[string]any {
 	type object = map[string]any
 	return object{
 		"device": object{
 			"backend": object{"type": "registry", "config": object{
-				"scheme": "http", "host": strings.TrimPrefix(d.nodes[i].MirrorURL(), "http://"),
-				"repo":    demoRepository,
+				"scheme": "http", "host": v.server, "repo": v.repository,
 				"timeout": 30, "connect_timeout": 5, "retry_limit": 1,
 			}},
 			"cache": object{"type": "blobcache", "config": object{"work_dir": cache}},
@@ -109,14 +120,14 @@ func (d *demo) nydusdConfig(i int, cache string) map[string]any {
 	}
 }
 
-// bootstrap reads the last layer of the Nydus manifest through a node's mirror, and unpacks the RAFS image into dir.
-func (d *demo) bootstrap(ctx context.Context, i int, dir string) (string, error) {
-	if len(d.image.nydus.Layers) == 0 {
+// bootstrap reads the last layer of the manifest, and unpacks the RAFS image into dir.
+func (v nydusVariant) bootstrap(ctx context.Context, dir string) (string, error) {
+	if len(v.manifest.Layers) == 0 {
 		return "", errors.New("the Nydus manifest has no layers")
 	}
-	layer := d.image.nydus.Layers[len(d.image.nydus.Layers)-1]
+	layer := v.manifest.Layers[len(v.manifest.Layers)-1]
 	packed := filepath.Join(dir, "bootstrap.tar.gz")
-	if err := d.download(ctx, i, layer.Digest, packed); err != nil {
+	if err := v.download(ctx, layer.Digest, packed); err != nil {
 		return "", err
 	}
 	f, err := os.Open(packed)
@@ -140,10 +151,13 @@ func (d *demo) bootstrap(ctx context.Context, i int, dir string) (string, error)
 	}
 }
 
-// download reads a blob through a node's mirror into a file and checks its digest.
-func (d *demo) download(ctx context.Context, i int, blob digest.Digest, file string) error {
-	n := d.nodes[i]
-	body, err := get(ctx, n.Host().Client(), n.MirrorURL()+"/v2/"+demoRepository+"/blobs/"+blob.String()+"?ns="+d.registry.Addr(), "")
+// download reads a blob into a file and checks its digest.
+func (v nydusVariant) download(ctx context.Context, blob digest.Digest, file string) error {
+	url := "http://" + v.server + "/v2/" + v.repository + "/blobs/" + blob.String()
+	if v.registry != "" {
+		url += "?ns=" + v.registry
+	}
+	body, err := get(ctx, v.host.Client(), url, "")
 	if err != nil {
 		return err
 	}
@@ -153,7 +167,7 @@ func (d *demo) download(ctx context.Context, i int, blob digest.Digest, file str
 		return err
 	}
 	if !verifier.Verified() {
-		return fmt.Errorf("%s through %s: wrong digest", blob, n.Name())
+		return fmt.Errorf("%s: wrong digest", url)
 	}
 	return nil
 }

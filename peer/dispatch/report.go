@@ -6,7 +6,7 @@ const (
 	// reportSoon is how long a host that reads the origin gathers pieces for a report: the next lease waits for it.
 	reportSoon = 25 * time.Millisecond
 	// reportLate is how long others do: the scheduler only counts who holds what, in case a holder dies.
-	reportLate = 3 * time.Second
+	reportLate = 3500 * time.Millisecond
 )
 
 // ReportAfter returns how long after the last report to the scheduler the next one is due when there is something to tell. urgent

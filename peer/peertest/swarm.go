@@ -346,7 +346,7 @@ func (s *Swarm) Host(options ...Option) *Host {
 	}
 	h.Peer, err = peer.New(c.peer, h.Store, wire, s.Origin, schedulers)
 	must(err)
-	inner, err := transfer.NewHandler(transfer.Config{Pacer: c.peer.Limits.Upload()}, h.Served())
+	inner, err := transfer.NewHandler(transfer.Config{Pacer: c.peer.Limits.Upload(), Registerer: h.registry}, h.Served())
 	must(err)
 	handler = c.wrap(inner)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(s.t.Context()))

@@ -31,7 +31,9 @@
 //	type 1, all       number of pieces (4 bytes), bitmap as of piece.Set.Bytes; replaces what was said before
 //	type 2, added     indices in ascending order, each a uvarint: the first, then the distance from the one before
 //	type 3, removed   the same
-//	types from 128    are reserved for additions and skipped; other types are an error
+//	type 128, others  addresses of other hosts that watch the blob here, a line each; replaces what was said before. Only to a host that asks
+//	                  this one to fetch in the place of a scheduler
+//	types from 129    are reserved for additions and skipped, as 128 is by older hosts; other types are an error
 //
 // The handler starts no goroutine of its own, and the client only those of net/http, for what are no pieces.
 package transfer

@@ -6,30 +6,35 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"strings"
 
 	"github.com/shoal-project/shoal/peer/piece"
 )
 
 const (
-	frameAlive   = 0
-	frameAll     = 1
-	frameAdded   = 2
-	frameRemoved = 3
-	frameSkipped = 128 // and above
+	frameAlive    = 0
+	frameAll      = 1
+	frameAdded    = 2
+	frameRemoved  = 3
+	frameSkipped  = 128 // and above, by who does not know them
+	frameWatchers = 128
 
 	frameHeader = 5
 	maxPieces   = 1 << 20 // 16 TiB in the largest pieces
 	maxPayload  = 4 + maxPieces/8
+	maxWatchers = 64
 )
 
 // errFrame is the class of frames that break the format.
 var errFrame = errors.New("invalid frame")
 
 // Have is one frame of what a peer holds. All is set in the first one and replaces everything said before; the others
-// tell what changed since. All three are empty in the frame that only says that the peer is alive.
+// tell what changed since. All are empty in the frame that only says that the peer is alive.
 type Have struct {
 	All            *piece.Set
 	Added, Removed []piece.Index
+	Watchers       []string // addresses of others who watch the blob at the same peer
 }
 
 func appendFrame(b []byte, kind byte, payload []byte) []byte {
@@ -57,6 +62,28 @@ func appendChanges(b []byte, sent, now *piece.Set) []byte {
 		b = appendFrame(b, frameRemoved, encodeIndices(removed))
 	}
 	return b
+}
+
+// appendWatchers appends the frame that says who else watches: addresses, a line each.
+func appendWatchers(b []byte, addrs []string) []byte {
+	return appendFrame(b, frameWatchers, []byte(strings.Join(addrs, "\n")))
+}
+
+// decodeWatchers accepts addresses with host and port, maxWatchers at the most.
+func decodeWatchers(b []byte) ([]string, error) {
+	if len(b) == 0 {
+		return nil, nil
+	}
+	addrs := strings.Split(string(b), "\n")
+	if len(addrs) > maxWatchers {
+		return nil, fmt.Errorf("%w: %d watchers", errFrame, len(addrs))
+	}
+	for _, addr := range addrs {
+		if host, port, err := net.SplitHostPort(addr); err != nil || host == "" || port == "" {
+			return nil, fmt.Errorf("%w: watcher %q is no address", errFrame, addr)
+		}
+	}
+	return addrs, nil
 }
 
 // difference returns what is in a but not in b.
@@ -131,6 +158,9 @@ func (f *frameReader) next() (Have, error) {
 
 func (f *frameReader) decode(kind byte, payload []byte) (Have, error) {
 	switch {
+	case kind == frameWatchers:
+		addrs, err := decodeWatchers(payload)
+		return Have{Watchers: addrs}, err
 	case kind >= frameSkipped:
 		return Have{}, nil
 	case kind == frameAlive && len(payload) == 0:

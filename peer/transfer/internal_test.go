@@ -8,6 +8,8 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -114,6 +116,25 @@ func TestUnknownOptionalFramesAreSkipped(t *testing.T) {
 		have, err := frames.next()
 		if err != nil || have.All != nil {
 			t.Fatalf("%+v, %v", have, err)
+		}
+	}
+}
+
+func TestWatchersAreAddresses(t *testing.T) {
+	for _, tc := range []struct {
+		payload string
+		want    []string
+		ok      bool
+	}{
+		{"10.0.0.1:7702\nnode-2:7702", []string{"10.0.0.1:7702", "node-2:7702"}, true},
+		{"", nil, true},
+		{"10.0.0.1", nil, false},
+		{"10.0.0.1:7702\n", nil, false},
+		{strings.Repeat("a:1\n", maxWatchers) + "a:1", nil, false},
+	} {
+		have, err := newFrameReader(bytes.NewReader(appendFrame(nil, frameWatchers, []byte(tc.payload)))).next()
+		if (err == nil) != tc.ok || err == nil && !slices.Equal(have.Watchers, tc.want) {
+			t.Errorf("%.40q: got %q, %v", tc.payload, have.Watchers, err)
 		}
 	}
 }

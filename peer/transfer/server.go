@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -69,6 +70,12 @@ type Haves interface {
 	Changed() <-chan struct{}
 	// Close is called when nobody watches any more.
 	Close() error
+}
+
+// Introducer is a Haves whose watcher is told who else watches.
+type Introducer interface {
+	// Watchers returns the addresses of some others, 64 at the most.
+	Watchers() []string
 }
 
 // Config describes the serving end. The zero Config serves every caller.
@@ -341,7 +348,8 @@ func (h *handler) stream(ctx context.Context, w http.ResponseWriter, haves Haves
 	if sent.Len() > maxPieces {
 		return fmt.Errorf("%w: %d pieces", errFrame, sent.Len())
 	}
-	if err := send(appendAll(nil, sent)); err != nil {
+	introduced := introductions(haves)
+	if err := send(introduced(appendAll(nil, sent))); err != nil {
 		return err
 	}
 	frames := rate.NewLimiter(rate.Every(h.cfg.HavesInterval), havesBurst)
@@ -357,13 +365,13 @@ func (h *handler) stream(ctx context.Context, w http.ResponseWriter, haves Haves
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-alive.C:
-			told = appendFrame(nil, frameAlive, nil)
+			told = introduced(appendFrame(nil, frameAlive, nil))
 		case <-pause.C:
 			next = changed
 		case <-next:
 			changed = haves.Changed()
 			now := haves.Have()
-			told = appendChanges(nil, sent, now)
+			told = introduced(appendChanges(nil, sent, now))
 			frames.SetLimit(rate.Every(pauseAfter(time.Since(last), now.Count()-sent.Count(), h.cfg.HavesInterval)))
 			sent, next, last = now, nil, time.Now()
 			pause.Reset(frames.Reserve().Delay())
@@ -375,6 +383,23 @@ func (h *handler) stream(ctx context.Context, w http.ResponseWriter, haves Haves
 			return err
 		}
 		alive.Reset(aliveInterval)
+	}
+}
+
+// introductions returns what appends the frame of who else watches, when that has changed since the last time.
+func introductions(haves Haves) func([]byte) []byte {
+	in, ok := haves.(Introducer)
+	if !ok {
+		return func(b []byte) []byte { return b }
+	}
+	var last []string
+	return func(b []byte) []byte {
+		now := in.Watchers()
+		if slices.Equal(now, last) {
+			return b
+		}
+		last = now
+		return appendWatchers(b, now)
 	}
 }
 

@@ -214,3 +214,18 @@ func TestRootExpandedChunksAreFoundAgain(t *testing.T) {
 	w.daemon(t, Prefetch{None: true})
 	w.wantSums(t, "read", w.names("fw")...)
 }
+
+// A FUSE mount dies with its daemon; the next one mounts anew.
+func TestRootFuseIsMountedAnew(t *testing.T) {
+	needKernel(t)
+	w := newWorld(t, 3<<20)
+	w.fuse = true
+	d := w.daemon(t, Prefetch{None: true})
+	w.wantSums(t, "read", "fw3/lib0.so")
+	d.kill()
+	if data, err := exec.CommandContext(t.Context(), "cat", filepath.Join(w.target, "models/model.bin")).Output(); err == nil {
+		t.Errorf("%d bytes are read without the daemon", len(data))
+	}
+	w.daemon(t, Prefetch{})
+	w.wantSums(t, "mmap", w.names("fw3")...)
+}

@@ -149,6 +149,7 @@ type world struct {
 	img    *bootstrap.Image
 	pace   time.Duration
 	maps   *peer.MapRef
+	fuse   bool
 }
 
 const chunkSize = 64 << 10
@@ -175,6 +176,14 @@ func newWorld(t testing.TB, modelSize int) *world {
 		w.addFramework(t, b, tree, kind)
 	}
 	w.addModel(t, b, tree, modelSize)
+	for name, n := range map[string]*bootstrap.Inode{
+		"odd/link": {Mode: bootstrap.TypeSymlink | 0o777, Link: "../models/model.bin"}, "odd/fifo": {Mode: bootstrap.TypeFIFO | 0o600, Mtime: 5},
+		"odd/null": {Mode: bootstrap.TypeChar | 0o666, Major: 1, Minor: 3}, "odd/empty": {Mode: bootstrap.TypeRegular | 0o4755, UID: 7, GID: 8},
+		"odd/dir": {Mode: bootstrap.TypeDir | 0o1777, Xattrs: map[string]string{"trusted.a": "1", "user.b": "two"}},
+	} {
+		check(t, tree.Add(name, n))
+	}
+	check(t, tree.Link("odd/hard", "models/model.bin"))
 	w.img.Root = tree.Root
 	raw, err := bootstrap.Encode(w.img)
 	check(t, err)
@@ -268,9 +277,10 @@ func (w *world) model() digest.Digest { return w.img.Blobs[len(w.img.Blobs)-1].D
 
 // node is a driver over a peer, as a daemon has them.
 type node struct {
-	*Driver
-	peer *peer.Peer
-	stop func() error // ends the driver and the peer
+	Mounter
+	driver *Driver // nil with FUSE
+	peer   *peer.Peer
+	stop   func() error // ends the driver and the peer
 }
 
 func (w *world) keeper() keeper.Config {
@@ -286,9 +296,9 @@ func (w *world) noKeeper() keeper.Config { return keeper.Config{} }
 
 // allWhole reports whether nothing is missing of any device.
 func (n *node) allWhole() bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for _, dev := range n.devices {
+	n.driver.mu.Lock()
+	defer n.driver.mu.Unlock()
+	for _, dev := range n.driver.devices {
 		if !dev.whole.Load() {
 			return false
 		}
@@ -313,19 +323,24 @@ func (w *world) start(ctx context.Context, k keeper.Config, log io.Writer) (*nod
 	if err != nil {
 		return nil, err
 	}
-	d, err := New(ctx, Config{Dir: filepath.Join(w.dir, "lazy"), Keeper: k, Log: logger})
-	if err != nil {
+	n := &node{peer: p}
+	kind := EROFS
+	if w.fuse {
+		kind = FUSE
+	}
+	if n.Mounter, _, err = Open(ctx, kind, Config{Dir: filepath.Join(w.dir, "lazy"), Keeper: k, Log: logger}); err != nil {
 		return nil, err
 	}
+	n.driver, _ = n.Mounter.(*Driver)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var tasks sync.WaitGroup
 	errs := make([]error, 2)
 	tasks.Go(func() { errs[0] = p.Run(ctx) })
-	tasks.Go(func() { errs[1] = d.Run(ctx) })
-	stop := sync.OnceValue(func() error {
+	tasks.Go(func() { errs[1] = n.Run(ctx) })
+	n.stop = sync.OnceValue(func() error {
 		cancel()
 		tasks.Wait()
-		err := d.Close()
+		err := n.Close()
 		wire.Close()
 		for _, e := range append(errs, st.Close()) {
 			if e != nil {
@@ -334,7 +349,7 @@ func (w *world) start(ctx context.Context, k keeper.Config, log io.Writer) (*nod
 		}
 		return err
 	})
-	return &node{Driver: d, peer: p, stop: stop}, nil
+	return n, nil
 }
 
 // node starts a node that ends with the test.
@@ -358,6 +373,7 @@ type spec struct {
 	Pace              time.Duration
 	Ahead             Prefetch
 	Maps              *peer.MapRef
+	Fuse              bool
 }
 
 // runDaemon mounts the image and serves it until it is killed or its input ends.
@@ -366,7 +382,7 @@ func runDaemon(args []string) error {
 	if err := json.Unmarshal([]byte(args[0]), &s); err != nil {
 		return err
 	}
-	w := &world{dir: s.Dir, origin: origin{dir: filepath.Join(s.Dir, "origin")}, boot: s.Boot, target: s.Target, pace: s.Pace, maps: s.Maps}
+	w := &world{dir: s.Dir, origin: origin{dir: filepath.Join(s.Dir, "origin")}, boot: s.Boot, target: s.Target, pace: s.Pace, maps: s.Maps, fuse: s.Fuse}
 	n, err := w.start(context.Background(), w.keeper(), os.Stderr)
 	if err != nil {
 		return err
@@ -389,7 +405,7 @@ type daemon struct {
 // daemon starts a daemon and waits until it has mounted the image.
 func (w *world) daemon(t testing.TB, ahead Prefetch) *daemon {
 	t.Helper()
-	arg, err := json.Marshal(spec{Dir: w.dir, Boot: w.boot, Target: w.target, Pace: w.pace, Ahead: ahead, Maps: w.maps})
+	arg, err := json.Marshal(spec{Dir: w.dir, Boot: w.boot, Target: w.target, Pace: w.pace, Ahead: ahead, Maps: w.maps, Fuse: w.fuse})
 	check(t, err)
 	cmd := self(t, "daemon", string(arg))
 	stdin, err := cmd.StdinPipe()

@@ -1,0 +1,99 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/shoal-project/shoal/converter"
+	"github.com/urfave/cli/v2"
+)
+
+const optimizeHelp = `Nodes that mount an image fetch it in the order that its Nydus variant says: at first the model's files in the order in which
+loaders read them. A program that reads other files first, or the libraries of its framework, waits less when they are named here.
+
+FILES is a text with one path in the image a line, in the order of reading; - is standard input. Empty lines and those that begin
+with # are left out, and so are paths that the image has not. Only the bootstrap layer and the manifests that name it are new: every
+other blob and the plain variant stay as they are, and so do the signatures of those. The tag is written last.
+
+EXAMPLES:
+   shoal optimize --files order.txt registry.example.com/ml/llama:v1
+   shoal optimize --files order.txt --tag v1-fast registry.example.com/ml/llama:v1
+   strace -f -e trace=openat -o trace python3 serve.py; grep -o '"/[^"]*"' trace | tr -d '"' | shoal optimize --files - oci:./out:v1
+   shoal inspect --output json registry.example.com/ml/llama:v1 | jq '.platforms[].prefetch'`
+
+func optimizeCommand() *cli.Command {
+	flags := []cli.Flag{
+		&cli.StringFlag{Name: "files", Usage: "read the paths from `FILES`, - for standard input"},
+		&cli.StringFlag{Name: "tag", Usage: "give the result this `TAG` instead of the image's own"},
+		&cli.BoolFlag{Name: "dry-run", Usage: "tell the new order, write nothing"},
+	}
+	return command(&cli.Command{
+		Name: "optimize", Usage: "say which files of an image nodes fetch first", ArgsUsage: "IMAGE", Description: optimizeHelp,
+		Flags: append(append(flags, accessFlags()...), outputFlags()...),
+		Action: func(ctx *cli.Context) error {
+			names, err := arguments(ctx, "an image, REGISTRY/NAME:TAG or oci:FOLDER:TAG")
+			if err != nil {
+				return err
+			}
+			if !ctx.IsSet("files") {
+				return usageError(fmt.Errorf("optimize: name the list of files with --files FILE; see %s --help", ctx.Command.HelpName))
+			}
+			cfg := converter.OptimizeConfig{Image: names[0], Tag: ctx.String("tag"), DryRun: ctx.Bool("dry-run")}
+			if cfg.Files, err = readPaths(ctx.App.Reader, ctx.String("files")); err != nil {
+				return err
+			}
+			return runTool(ctx, tool[converter.OptimizeResult]{
+				run: func(a converter.Access, p converter.Progress) (*converter.OptimizeResult, error) {
+					cfg.Access, cfg.Progress = a, p
+					return converter.Optimize(ctx.Context, cfg)
+				},
+				text: optimizeText,
+			})
+		},
+	}, accessEnvironment()...)
+}
+
+// readPaths reads a path from each line of a file, or of in when it is called "-".
+func readPaths(in io.Reader, file string) (paths []string, err error) {
+	if file != "-" {
+		f, err := os.Open(file)
+		if err != nil {
+			return nil, usageError(fmt.Errorf("--files: %w", err))
+		}
+		defer f.Close()
+		in = f
+	}
+	lines := bufio.NewScanner(in)
+	for lines.Scan() {
+		if line := strings.TrimSpace(lines.Text()); line != "" && line[0] != '#' {
+			paths = append(paths, line)
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return nil, usageError(fmt.Errorf("--files %s: %w", file, err))
+	}
+	return paths, nil
+}
+
+func optimizeText(r *converter.OptimizeResult) string {
+	var b strings.Builder
+	verb := "wrote"
+	if !r.Written {
+		verb = "would write"
+	}
+	fmt.Fprintf(&b, "%s %s as %s\n  digest  %s\n  before  %s\n", verb, printable(r.Image), printable(r.Tag), r.Digest, r.Before)
+	for _, p := range r.Platforms {
+		fmt.Fprintf(&b, "%s: %d files are fetched first, %d of the list left out\n", p.Platform, len(p.Prefetch), len(p.Left))
+		for i, name := range p.Prefetch {
+			if i == 20 {
+				fmt.Fprintf(&b, "  … %d more; shoal inspect --output json lists them\n", len(p.Prefetch)-i)
+				break
+			}
+			fmt.Fprintf(&b, "  %s\n", printable(name))
+		}
+	}
+	return b.String()
+}
