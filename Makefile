@@ -55,6 +55,11 @@ e2e: ## set up, then run the end-to-end tests only, aloud
 	hack/setup test
 	REQUIRE_TOOLS=1 go test -count=1 -timeout 30m -v ./hack/lab/...
 
+.PHONY: e2e-lazy
+e2e-lazy: ## set up, then run the end-to-end tests of images that are mounted, with a real containerd, aloud
+	hack/setup demo
+	REQUIRE_TOOLS=1 go test -count=1 -timeout 30m -v ./snapshotter/... ./hack/lab -run 'TestRootContainersRun|TestRootImages|TestRootPassesContainerd|Lazy'
+
 .PHONY: chaos
 chaos: ## read through RUNS (100) swarms to which random things happen; FIRST (1) is the seed of the first
 	hack/setup demo

@@ -54,6 +54,16 @@ func (t *task) apart(run dispatch.Run) bool {
 	return t.cm != nil || !piece.IsURL(t.blob.Digest) && int(run.End) < t.st.Layout().Count()
 }
 
+// awaited reports whether readers of this host wait for the run, as a short range, and with it whether nothing else may hold it back.
+func (t *task) awaited(run dispatch.Run) bool {
+	for _, w := range t.readers {
+		if w.short && w.run.First <= run.First && run.First < w.run.End {
+			return true
+		}
+	}
+	return false
+}
+
 // again is how long after the scheduler was told what is waited for it is told once more.
 const again = time.Second
 

@@ -154,3 +154,22 @@ func TestHostWithoutASchedulerReadsOnlyTheRangeItself(t *testing.T) {
 		}
 	})
 }
+
+// A lone host reads a range as soon as it is asked for: nothing waits for a timer, or for the gate that the range before has closed.
+func TestLoneHostReadsRangeAfterRangeWithoutAPause(t *testing.T) {
+	s := peertest.NewSwarm(t)
+	b, data := s.Origin.Random(64*mib, 9)
+	b = s.Origin.WithMap(t, b, data)
+	h := s.Host(peertest.Lone)
+	begin := time.Now()
+	const ranges = 60
+	for k := range int64(ranges) {
+		if err := readRange(t.Context(), h, b, k*mib, data[k*mib:][:64<<10]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Each waited for 200 ms before, 12 s in all.
+	if took := time.Since(begin); took > ranges*100*time.Millisecond {
+		t.Errorf("%d ranges took %v", ranges, took)
+	}
+}

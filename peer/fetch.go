@@ -27,7 +27,7 @@ func (t *task) start(ctx context.Context, r dispatch.Request) {
 		if !leased {
 			t.peer.metrics.selfReads.Inc()
 		}
-		how := reading{t.checks(r.Run), origin{from, authorization, err, r.Demanded}, leased}
+		how := reading{t.checks(r.Run), origin{from, authorization, err, r.Demanded || t.awaited(r.Run)}, leased}
 		if how.checks == nil && (r.Demanded || t.partial()) {
 			how.checks = t.claims(r.Run)
 		}

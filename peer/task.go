@@ -230,10 +230,10 @@ func (t *task) loop(ctx context.Context) {
 			t.prepare(ctx)
 		}
 		now := time.Now()
+		t.demand(now) // first: what is wanted decides all else
 		t.chooseMode(now)
 		t.tend(ctx)
 		t.askDigests(ctx)
-		t.demand(now)
 		t.hedge(now)
 		for _, r := range t.planner.Next(now) {
 			t.start(ctx, r)

@@ -3,6 +3,7 @@ package snapshotter
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -21,42 +22,58 @@ import (
 // maxBootstrap bounds a bootstrap in bytes: some ten million files.
 const maxBootstrap = 1 << 30
 
-// bootstrapPath is where a bootstrap waits for the snapshot of its image's last layer. What is there has been checked.
+// bootstrapPath is where a bootstrap waits for the last layer of its image. What is there has been checked.
 func (s *Snapshotter) bootstrapPath(layer digest.Digest) string {
 	return filepath.Join(s.cfg.Root, "bootstraps", layer.Encoded())
+}
+
+// ownBootstrapPath is where a bootstrap waits for one snapshot alone.
+func (s *Snapshotter) ownBootstrapPath(layer digest.Digest) string {
+	return s.bootstrapPath(layer) + "-" + rand.Text()
 }
 
 // imagePath is the bootstrap of the image that is mounted in a snapshot.
 func (s *Snapshotter) imagePath(id string) string { return filepath.Join(s.dir(id), "image.boot") }
 
-// fetchBootstrap has the image's bootstrap at its place, checked.
-func (s *Snapshotter) fetchBootstrap(ctx context.Context, img mirror.Image) error {
+// bootstrapOf has the image's bootstrap at its place, checked. With own it is taken from there, to a place of which the path is returned.
+func (s *Snapshotter) bootstrapOf(ctx context.Context, img mirror.Image, own bool) (string, error) {
 	layer := *img.Bootstrap()
 	path := s.bootstrapPath(layer.Digest)
 	unlock, err := s.locks.lock(ctx, path)
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer unlock()
-	if _, err := os.Stat(path); err == nil {
-		return nil
+	if _, err := os.Stat(path); err != nil {
+		if err := s.fetchBootstrap(ctx, img.Blob(layer), path); err != nil {
+			return "", fmt.Errorf("bootstrap layer %s: %w", layer.Digest, err)
+		}
 	}
-	blob, err := s.cfg.Images.Open(ctx, img.Blob(layer))
+	if !own {
+		return path, nil
+	}
+	taken := s.ownBootstrapPath(layer.Digest)
+	return taken, os.Rename(path, taken)
+}
+
+// fetchBootstrap reads a bootstrap layer and writes the bootstrap to path when it is good.
+func (s *Snapshotter) fetchBootstrap(ctx context.Context, layer mirror.BlobRef, path string) error {
+	blob, err := s.cfg.Images.Open(ctx, layer)
 	if err != nil {
-		return fmt.Errorf("bootstrap layer %s: %w", layer.Digest, err)
+		return err
 	}
 	defer blob.Close()
 	stream := &stream{ctx: ctx, blob: blob, size: layer.Size}
 	if err := stream.awaitAll(); err != nil { // its digest is right only when all of it is there
-		return fmt.Errorf("bootstrap layer %s: %w", layer.Digest, err)
+		return err
 	}
 	files, err := image.FilesOfLayer(stream, func(name string) bool { return name == image.BootstrapName }, maxBootstrap)
 	if err != nil {
-		return fmt.Errorf("bootstrap layer %s: %w", layer.Digest, err)
+		return err
 	}
 	raw, ok := files[image.BootstrapName]
 	if !ok {
-		return fmt.Errorf("bootstrap layer %s: it has no %s", layer.Digest, image.BootstrapName)
+		return fmt.Errorf("it has no %s", image.BootstrapName)
 	}
 	return keepBootstrap(bytes.NewReader(raw), int64(len(raw)), path)
 }

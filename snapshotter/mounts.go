@@ -39,9 +39,6 @@ func (s *Snapshotter) ensureMounted(ctx context.Context, id string, n note) erro
 	if err != nil || mounted && s.isUp(id) {
 		return err
 	}
-	if s.cfg.Mounter == nil {
-		return fmt.Errorf("image %s: this host cannot mount it", n.Image)
-	}
 	if err := s.pin(id, n); err != nil {
 		return fmt.Errorf("image %s: %w", n.Image, err)
 	}
@@ -154,6 +151,9 @@ func (s *Snapshotter) Restore(ctx context.Context) error {
 	errs = append(errs, err)
 	if err == nil {
 		errs = append(errs, s.sweepPins(images))
+	}
+	if s.cfg.Mounter == nil {
+		return errors.Join(errs...)
 	}
 	return errors.Join(append(errs, s.mountAll(ctx, images))...)
 }

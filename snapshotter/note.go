@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/shoal-project/shoal/converter/image"
 	mirror "github.com/shoal-project/shoal/registry-mirror"
 )
 
@@ -39,7 +40,7 @@ type note struct {
 	Image      string `json:"image"` // reference
 	Registry   string `json:"registry"`
 	Repository string `json:"repository"`
-	// Layer is the layer itself, for when its files are needed after all. Without a digest it has none of its own.
+	// Layer is the layer itself, for when its files are needed after all.
 	Layer  blob          `json:"layer"`
 	DiffID digest.Digest `json:"diff_id,omitempty"` // of the layer, if containerd told
 	// Map is the layer with the bootstrap and the chunk maps.
@@ -47,6 +48,8 @@ type note struct {
 	// Blobs are the devices of the image that is mounted here, in the order of its bootstrap; Whole says that there is one.
 	Blobs []blob `json:"blobs,omitempty"`
 	Whole bool   `json:"whole"`
+
+	boot string // path of the checked bootstrap of a new one; writeNote moves it to imagePath
 }
 
 type blob struct {
@@ -84,7 +87,7 @@ func (s *Snapshotter) readNote(id string) (note, error) {
 
 func (s *Snapshotter) writeNote(id string, n note) error {
 	if n.Whole {
-		if err := os.Rename(s.bootstrapPath(n.Map.Digest), s.imagePath(id)); err != nil {
+		if err := os.Rename(n.boot, s.imagePath(id)); err != nil {
 			return err
 		}
 	}
@@ -95,21 +98,21 @@ func (s *Snapshotter) writeNote(id string, n note) error {
 	return renameio.WriteFile(filepath.Join(s.dir(id), noteName), data, 0o600)
 }
 
+// errPastMirror tells why an image whose data blobs are no archives cannot be used.
+var errPastMirror = errors.New("it was not pulled through the node's mirror, which has to know its blobs; run shoal mirror configure")
+
 // claim decides whether a layer need not be unpacked, and returns what to note of it; nil when containerd has to unpack it.
 func (s *Snapshotter) claim(ctx context.Context, parent string, labels map[string]string) (*note, error) {
-	switch {
-	case labels[labelBootstrap] == "true": // small, and what an image is mounted from
+	if labels[labelBootstrap] == "true" { // small, and what an image is mounted from
 		return nil, nil
-	case labels[labelBlob] == "true": // no archive: only what is mounted over it can read it
-		s.metrics.layers.WithLabelValues("placed").Inc()
-		return &note{Image: labels[labelImage]}, nil
 	}
 	n, err := s.recognise(ctx, parent, labels)
-	if err != nil && ctx.Err() != nil {
-		return nil, context.Cause(ctx)
-	}
-	if err != nil {
-		s.metrics.fallbacks.WithLabelValues("bootstrap").Inc()
+	switch {
+	case err != nil && (ctx.Err() != nil || errors.Is(err, errPastMirror)):
+		return nil, fmt.Errorf("image %s: %w", labels[labelImage], err)
+	case err != nil:
+		n = nil
+		s.metrics.fallbacks.Inc()
 		s.log.Warn("image is unpacked, not mounted", "image", labels[labelImage], "layer", labels[labelLayer], "error", err)
 	}
 	how := "overlay"
@@ -126,6 +129,9 @@ func (s *Snapshotter) recognise(ctx context.Context, parent string, labels map[s
 		return nil, nil
 	}
 	img, ok := s.imageOf(labels)
+	if !ok && labels[labelBlob] == "true" {
+		return nil, errPastMirror
+	}
 	if !ok || img.Bootstrap() == nil {
 		return nil, nil
 	}
@@ -136,17 +142,22 @@ func (s *Snapshotter) recognise(ctx context.Context, parent string, labels map[s
 	if depth >= len(img.Layers) || img.Layers[depth].Digest.String() != labels[labelLayer] {
 		return nil, nil // not in its place
 	}
-	if err := s.fetchBootstrap(ctx, img); err != nil {
-		return nil, err
-	}
 	n := newNote(labels, img)
 	n.Layer = blob{img.Layers[depth].Digest, img.Layers[depth].Size}
 	n.DiffID = digest.Digest(labels[labelDiffID])
-	if depth == len(img.Layers)-1 {
-		n.Whole = true
-		if n.Blobs, err = devices(s.bootstrapPath(n.Map.Digest), img.Nydus); err != nil {
-			return nil, err
+	if labels[labelBlob] == "true" {
+		// What only says that it is a data blob, and is an archive, is one that other images may have too.
+		if img.Layers[depth].MediaType != image.MediaTypeBlob {
+			return nil, nil
 		}
+		return &n, nil
+	}
+	n.Whole = depth == len(img.Layers)-1
+	if n.boot, err = s.bootstrapOf(ctx, img, n.Whole); err != nil || !n.Whole {
+		return &n, err
+	}
+	if n.Blobs, err = devices(n.boot, img.Nydus); err != nil {
+		return nil, errors.Join(err, os.Remove(n.boot))
 	}
 	return &n, nil
 }
@@ -195,20 +206,20 @@ func (s *Snapshotter) adopt(id string, labels map[string]string) (note, error) {
 	}
 	img, ok := s.imageOf(labels)
 	if !ok || img.Bootstrap() == nil {
-		return note{}, fmt.Errorf("image %s: it was not pulled through the node's mirror, which has to know its blobs; run shoal mirror configure", name)
+		return note{}, fmt.Errorf("image %s: %w", name, errPastMirror)
 	}
 	n := newNote(labels, img)
-	n.Whole = true
+	n.Whole, n.boot = true, s.ownBootstrapPath(img.Bootstrap().Digest)
 	root, err := os.OpenRoot(s.fsPath(id)) // what a layer holds may be links to anywhere
 	if err != nil {
 		return n, err
 	}
 	defer root.Close()
-	if err := copyBootstrap(root, s.bootstrapPath(n.Map.Digest)); err != nil {
+	if err := copyBootstrap(root, n.boot); err != nil {
 		return n, fmt.Errorf("image %s: %w", name, err)
 	}
-	if n.Blobs, err = devices(s.bootstrapPath(n.Map.Digest), img.Nydus); err != nil {
-		return n, fmt.Errorf("image %s: %w", name, err)
+	if n.Blobs, err = devices(n.boot, img.Nydus); err != nil {
+		return n, errors.Join(fmt.Errorf("image %s: %w", name, err), os.Remove(n.boot))
 	}
 	if err := s.writeNote(id, n); err != nil {
 		return n, err

@@ -16,7 +16,7 @@ func Probe(dir string) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }() // in a folder that is swept anyway
 	raw, err := bootstrap.Encode(&bootstrap.Image{ChunkSize: 1 << 20, Root: &bootstrap.Inode{Mode: bootstrap.TypeDir | 0o755}})
 	if err != nil {
 		return err

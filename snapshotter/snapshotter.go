@@ -57,7 +57,7 @@ type MountedImage struct {
 type Config struct {
 	// Root is the folder of metadata and snapshots. It must stay the same while containerd knows any of them.
 	Root string
-	// Images and Mounter are for images with a Nydus variant. Without both all layers are unpacked.
+	// Images and Mounter are for images with a Nydus variant. Without a Mounter all layers are unpacked, late those that were to be mounted.
 	Images  Images
 	Mounter Mounter
 	// Pins keep the blobs of mounted images; nil keeps none.
@@ -269,7 +269,7 @@ func (s *Snapshotter) resolve(ctx context.Context, key string, mounts []mount.Mo
 		case errors.Is(err, fs.ErrNotExist): // an ordinary layer
 		case err != nil:
 			return nil, err
-		case n.whole():
+		case n.whole() && s.cfg.Mounter != nil:
 			if err := s.ensureMounted(ctx, id, n); err != nil {
 				return nil, err
 			}

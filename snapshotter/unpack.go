@@ -60,8 +60,8 @@ func (s *Snapshotter) unpack(ctx context.Context, id string, below []string) err
 
 // apply unpacks a layer into a folder, as the overlay's lower folder.
 func (s *Snapshotter) apply(ctx context.Context, n note, into string, below []string) error {
-	if n.Layer.Digest == "" || s.cfg.Images == nil {
-		return errors.New("it has no files of its own; only the whole image can be used")
+	if s.cfg.Images == nil {
+		return errors.New("this host mounts no images and fetches nothing of them; pull the image again")
 	}
 	blob, err := s.cfg.Images.Open(ctx, n.ref(n.Layer))
 	if err != nil {

@@ -54,7 +54,7 @@ var rules = []rule{
 	{path: "snapshotter/erofs"},
 	{path: "snapshotter/fanotify"},
 	{path: "snapshotter/keeper"},
-	{path: "snapshotter/lazy", may: []string{"snapshotter/erofs", "snapshotter/fanotify", "snapshotter/keeper", "converter/bootstrap"}},
+	{path: "snapshotter/lazy", may: []string{"snapshotter/erofs", "snapshotter/fanotify", "snapshotter/keeper", "snapshotter/readfs", "converter/bootstrap"}},
 	{path: "snapshotter", may: []string{"snapshotter/*", "converter/bootstrap", "converter/image", "registry-mirror"}},
 
 	{path: "manager", may: []string{"manager/*", "scheduler/api"}},

@@ -2,6 +2,9 @@ package store
 
 import (
 	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
 
 	"github.com/shoal-project/shoal/peer/piece"
 )
@@ -28,5 +31,51 @@ func TestEachWriteRevokesTheVoucherBeforeIt(t *testing.T) {
 		if err := b.Vouch(); err != nil || !b.Vouched() {
 			t.Fatalf("%q: vouched is %v, %v", text, b.Vouched(), err)
 		}
+	}
+}
+
+func TestVerifiedIsACompleteBlobThatThisProcessHasSeen(t *testing.T) {
+	now := time.Now()
+	dir := t.TempDir()
+	s, err := Open(dir, Config{Now: func() time.Time { return now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := make([]byte, 3*piece.GroupSize)
+	d := digest.FromBytes(data)
+	b, err := s.Create(d, int64(len(data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range piece.Index(b.Layout().Count()) {
+		if b.Verified() {
+			t.Error("verified with a piece missing")
+		}
+		off, n := b.Layout().Range(i)
+		if err := b.Write(i, data[off:off+n], piece.HashGroups(data[off:off+n])); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !b.Verified() {
+		t.Error("not verified though all was written")
+	}
+	now = now.Add(2 * DefaultReverify)
+	if b.Verified() {
+		t.Error("verified for good")
+	}
+	if err := b.EnsureVerified(0, int64(len(data))); err != nil || !b.Verified() {
+		t.Errorf("not verified again: %v", err)
+	}
+	_, _ = b.Close(), s.Close() // as if it had died
+	if s, err = Open(dir, Config{}); err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if b, err = s.Get(d); err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	if b.Verified() || !b.Complete() {
+		t.Error("verified by another process")
 	}
 }

@@ -19,7 +19,7 @@ func Probe(folder string) error {
 		return err
 	}
 	defer f.Close()
-	defer os.Remove(f.Name())
+	defer func() { _ = os.Remove(f.Name()) }() // a few bytes in our own folder
 	if err := f.Truncate(2 * probeBlock); err != nil {
 		return err
 	}

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"time"
 
@@ -21,8 +23,13 @@ type Config struct {
 	Socket string
 	// Command starts a keeper, which finds the listening socket as descriptor 3. Without one Connect starts none.
 	Command []string
-	// Log takes what a keeper that was started says; nil discards.
-	Log *os.File
+	// Cgroup is the control group below the root (version 2) that a keeper is moved to when it is started, so that it does not end with the
+	// service that started it. Empty leaves it.
+	Cgroup string
+	// Stderr takes what a keeper that was started says; nil discards.
+	Stderr *os.File
+	// Log is told when a started keeper may not outlive this process after all; nil discards.
+	Log *slog.Logger
 }
 
 // patience is how long a keeper may take to answer. It only passes descriptors on.
@@ -56,9 +63,13 @@ func Connect(ctx context.Context, cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("keeper at %s: %w", cfg.Socket, err)
 	}
+	return newClient(conn), nil
+}
+
+func newClient(conn *net.UnixConn) *Client {
 	c := &Client{conn: conn, gone: make(chan struct{}), replies: make(chan reply, 1)}
 	go c.listen() // ends with the connection, at Close at the latest
-	return c, nil
+	return c
 }
 
 func dial(ctx context.Context, socket string) (*net.UnixConn, error) {
@@ -122,13 +133,16 @@ func launch(ctx context.Context, cfg Config) error {
 	defer file.Close()
 	cmd := exec.Command(cfg.Command[0], cfg.Command[1:]...) //nolint:noctx // it has to outlive every context
 	cmd.ExtraFiles = []*os.File{file}
-	if cfg.Log != nil {
-		cmd.Stderr = cfg.Log
+	if cfg.Stderr != nil {
+		cmd.Stderr = cfg.Stderr
 	}
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return err
+	}
+	if err := outlive(cmd.Process.Pid, cfg.Cgroup); err != nil && cfg.Log != nil {
+		cfg.Log.Warn("keeper may end together with this process", "error", err)
 	}
 	go func() { _ = cmd.Wait() }() // so that no zombie stays; ends with the keeper, or with this process
 	return nil
@@ -163,7 +177,7 @@ func (c *Client) Close() error {
 func (c *Client) Put(name string, files []*os.File) error {
 	fds := make([]int, len(files))
 	return withDescriptors(files, fds, func() error {
-		_, err := c.ask('P', name, fds)
+		_, _, err := c.ask('P', name, fds)
 		return err
 	})
 }
@@ -186,7 +200,7 @@ func withDescriptors(files []*os.File, fds []int, f func() error) error {
 
 // Get returns the files under the name, none if there are none. They are the caller's.
 func (c *Client) Get(name string) ([]*os.File, error) {
-	fds, err := c.ask('G', name, nil)
+	_, fds, err := c.ask('G', name, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -199,47 +213,55 @@ func (c *Client) Get(name string) ([]*os.File, error) {
 
 // Drop has the keeper close what it holds under the name.
 func (c *Client) Drop(name string) error {
-	_, err := c.ask('D', name, nil)
+	_, _, err := c.ask('D', name, nil)
 	return err
 }
 
+// Process returns the number of the process that answers.
+func (c *Client) Process() (int, error) {
+	text, _, err := c.ask('I', "process", nil)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(text)
+}
+
 // ask sends a request and waits for its answer.
-func (c *Client) ask(op byte, name string, fds []int) ([]int, error) {
+func (c *Client) ask(op byte, name string, fds []int) (text string, got []int, err error) {
 	if name == "" || len(name) > maxName || len(fds) > maxFiles {
-		return nil, fmt.Errorf("keeper: name %q with %d files is not possible", name, len(fds))
+		return "", nil, fmt.Errorf("keeper: name %q with %d files is not possible", name, len(fds))
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := send(c.conn, string(op)+name, fds); err != nil {
-		return nil, fmt.Errorf("keeper: %w", err)
+		return "", nil, fmt.Errorf("keeper: %w", err)
 	}
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	select {
 	case r := <-c.replies:
-		if r.text == "K" || r.text == "N" {
-			return r.fds, nil
+		if r.text[0] == 'K' || r.text[0] == 'N' {
+			return r.text[1:], r.fds, nil
 		}
 		closeAll(r.fds)
-		return nil, fmt.Errorf("keeper: %s", r.text[1:])
+		return "", nil, fmt.Errorf("keeper: %s", r.text[1:])
 	case <-c.gone:
-		return nil, errors.New("keeper has gone")
+		return "", nil, errors.New("keeper has gone")
 	case <-timer.C:
 		_ = c.conn.Close() // a late answer would be taken for that of the next question
-		return nil, fmt.Errorf("keeper does not answer within %v", patience)
+		return "", nil, fmt.Errorf("keeper does not answer within %v", patience)
 	}
 }
+
+var errNoSocket = errors.New("keeper: no socket was inherited; name one to listen at")
 
 // Inherited returns the listening socket of a keeper that Connect has started.
 func Inherited() (*net.UnixListener, error) {
 	file := os.NewFile(3, "keeper")
-	if file == nil {
-		return nil, errors.New("keeper: no socket was inherited")
-	}
 	defer file.Close()
 	l, err := net.FileListener(file)
 	if err != nil {
-		return nil, fmt.Errorf("keeper: inherited socket: %w", err)
+		return nil, errNoSocket
 	}
 	u, ok := l.(*net.UnixListener)
 	if !ok {

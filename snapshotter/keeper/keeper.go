@@ -16,23 +16,59 @@ const (
 	maxFiles = 16 // under one name
 )
 
-// A server is what Serve keeps.
+// A server is what a keeper has.
 type server struct {
-	mu    sync.Mutex // guards all below
-	files map[string][]int
-	conns map[*net.UnixConn]bool
+	mate    []string // the command that starts one
+	started chan *Client
+
+	mu       sync.Mutex // guards all below
+	files    map[string][]int
+	conns    map[*net.UnixConn]bool
+	listener *net.UnixListener // nil until it leads
+	other    *Client           // the mate that runs, or nil
+}
+
+func newServer(mate []string) *server {
+	return &server{mate: mate, started: make(chan *Client, 1), files: map[string][]int{}, conns: map[*net.UnixConn]bool{}}
 }
 
 // Serve keeps files for those who connect, until ctx ends or the last of them leaves and nothing is kept. It closes the listener.
-func Serve(ctx context.Context, l *net.UnixListener) error {
-	s := &server{files: map[string][]int{}, conns: map[*net.UnixConn]bool{}}
+//
+// mate, if not empty, is the command of a process that runs Follow and keeps the same files: when one of the two is killed, the other one
+// goes on and starts another.
+func Serve(ctx context.Context, l *net.UnixListener, mate []string) error {
+	return newServer(mate).lead(ctx, l)
+}
+
+// Follow keeps the files of the keeper that started this process, and takes its place when it has gone, unless it left in order.
+func Follow(ctx context.Context, mate []string) error {
+	l, err := Inherited()
+	if err != nil {
+		return err
+	}
+	leader, err := inheritedConn(4)
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	s := newServer(mate)
+	s.join(leader)
+	stop := context.AfterFunc(ctx, func() { _ = leader.Close() }) // which ends talk
+	s.talk(leader)
+	stop()
+	if s.leave(leader) || ctx.Err() != nil {
+		s.forget()
+		return l.Close()
+	}
+	return s.lead(ctx, l)
+}
+
+// lead serves who connects.
+func (s *server) lead(ctx context.Context, l *net.UnixListener) error {
+	ctx, cancel := context.WithCancel(ctx)
 	var talks sync.WaitGroup
-	defer func() {
-		talks.Wait()
-		for _, fds := range s.files {
-			closeAll(fds)
-		}
-	}()
+	defer s.forget()
+	defer talks.Wait()
+	defer cancel()
 	end := func() {
 		_ = l.Close() // more than once
 		s.mu.Lock()
@@ -43,6 +79,8 @@ func Serve(ctx context.Context, l *net.UnixListener) error {
 	}
 	defer context.AfterFunc(ctx, end)()
 	defer end()
+	talks.Go(func() { s.keepMate(ctx) })
+	s.takeLead(l) // before anybody can ask who leads
 	for {
 		c, err := l.AcceptUnix()
 		if errors.Is(err, net.ErrClosed) {
@@ -55,10 +93,20 @@ func Serve(ctx context.Context, l *net.UnixListener) error {
 		talks.Go(func() {
 			s.talk(c)
 			if s.leave(c) {
-				_ = l.Close() // which ends Serve
+				_ = l.Close() // which ends lead
 			}
 		})
 	}
+}
+
+// forget closes all files.
+func (s *server) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, fds := range s.files {
+		closeAll(fds)
+	}
+	s.files = nil
 }
 
 func (s *server) join(c *net.UnixConn) {
@@ -110,9 +158,13 @@ func (s *server) handleLocked(text string, fds []int) (reply string, out []int) 
 	op, name := text[0], text[1:]
 	kept := s.files[name]
 	switch op {
+	case 'I':
+		closeAll(fds)
+		return fmt.Sprint("K", os.Getpid()), nil
 	case 'P':
 		closeAll(kept)
 		s.files[name] = fds
+		s.tellMateLocked(op, name, fds)
 		return "K", nil
 	case 'G':
 		closeAll(fds)
@@ -123,6 +175,7 @@ func (s *server) handleLocked(text string, fds []int) (reply string, out []int) 
 	case 'D':
 		closeAll(append(kept, fds...))
 		delete(s.files, name)
+		s.tellMateLocked(op, name, nil)
 		return "K", nil
 	}
 	closeAll(fds)

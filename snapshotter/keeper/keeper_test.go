@@ -7,17 +7,15 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
 
 // The test binary is the keeper too.
 func TestMain(m *testing.M) {
-	if os.Getenv("KEEPER_TEST") == "keep" {
-		l, err := Inherited()
-		if err == nil {
-			err = Serve(context.Background(), l)
-		}
+	if mode := os.Getenv("KEEPER_TEST"); mode != "" {
+		err := runKeeper(mode)
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
@@ -25,6 +23,23 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
+}
+
+// runKeeper is a keeper that writes its process number beside the test's other files once it leads.
+func runKeeper(mode string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	mate := []string{"/usr/bin/env", "KEEPER_TEST=follow", self}
+	if mode == "follow" {
+		return Follow(context.Background(), mate)
+	}
+	l, err := Inherited()
+	if err != nil {
+		return err
+	}
+	return Serve(context.Background(), l, mate)
 }
 
 func check(t testing.TB, err error) {
@@ -43,7 +58,7 @@ func serve(t *testing.T) (socket string, ended chan error) {
 	check(t, err)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	ended, done := make(chan error, 1), make(chan struct{})
-	go func() { ended <- Serve(ctx, l); close(done) }() // ends with cancel
+	go func() { ended <- Serve(ctx, l, nil); close(done) }() // ends with cancel
 	t.Cleanup(func() { cancel(); <-done })
 	return socket, ended
 }
@@ -124,7 +139,7 @@ func TestKeeperWithoutFilesEndsWithItsLastClient(t *testing.T) {
 func TestRequestsThatAreNoneAreRefused(t *testing.T) {
 	socket, _ := serve(t)
 	c := connect(t, socket)
-	if _, err := c.ask('Z', "x", nil); err == nil || !strings.Contains(err.Error(), "unknown request") {
+	if _, _, err := c.ask('Z', "x", nil); err == nil || !strings.Contains(err.Error(), "unknown request") {
 		t.Errorf("got %v", err)
 	}
 	if err := c.Put("", nil); err == nil {
@@ -139,7 +154,7 @@ func TestClientsNoticeTheEnd(t *testing.T) {
 	check(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- Serve(ctx, l) }() // ends with cancel
+	go func() { ended <- Serve(ctx, l, nil) }() // ends with cancel
 	c := connect(t, socket)
 	check(t, c.Put("x", nil))
 	cancel()
@@ -159,7 +174,7 @@ func TestConnectStartsAKeeper(t *testing.T) {
 	self, err := os.Executable()
 	check(t, err)
 	t.Setenv("KEEPER_TEST", "keep")
-	cfg := Config{Socket: filepath.Join(t.TempDir(), "keeper.sock"), Command: []string{self}, Log: os.Stderr}
+	cfg := Config{Socket: filepath.Join(t.TempDir(), "keeper.sock"), Command: []string{self}, Stderr: os.Stderr}
 	c, err := Connect(t.Context(), cfg)
 	check(t, err)
 	check(t, c.Put("x", []*os.File{file(t, "a")}))
@@ -167,10 +182,20 @@ func TestConnectStartsAKeeper(t *testing.T) {
 	cfg.Command = []string{"/does/not/exist"}
 	c, err = Connect(t.Context(), cfg)
 	check(t, err)
-	files, err := c.Get("x")
-	check(t, err)
-	if got := fmt.Sprint(contents(t, files)); got != "[a]" {
-		t.Errorf("got %s", got)
+	// Whoever leads is killed, again and again: the other one goes on.
+	for range 3 {
+		files, err := c.Get("x")
+		check(t, err)
+		if got := fmt.Sprint(contents(t, files)); got != "[a]" {
+			t.Errorf("got %s", got)
+		}
+		leader, err := c.Process()
+		check(t, err)
+		check(t, syscall.Kill(leader, syscall.SIGKILL))
+		<-c.Gone()
+		check(t, c.Close())
+		c, err = Connect(t.Context(), cfg)
+		check(t, err)
 	}
 	check(t, c.Drop("x"))
 	check(t, c.Close())

@@ -69,10 +69,11 @@ type Driver struct {
 // New returns a driver, with the marks of an earlier process if the keeper has them. It starts nothing but a keeper: reads of mounts
 // wait until Run runs. The error is fanotify.ErrUnsupported where kernel or file system cannot do it.
 func New(ctx context.Context, cfg Config) (*Driver, error) {
-	d := &Driver{cfg: cfg, log: cmp.Or(cfg.Log, slog.New(slog.DiscardHandler)), metrics: newMetrics(cfg.Registerer), wake: make(chan struct{}, 1),
-		settled: make(chan struct{}), mounts: map[string]*mount{}, devices: map[fanotify.File]*device{}, claimed: make(chan struct{})}
+	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
+	cfg.Readahead = cmp.Or(cfg.Readahead, 4<<20)
+	d := &Driver{cfg: cfg, log: cfg.Log, wake: make(chan struct{}, 1), settled: make(chan struct{}), mounts: map[string]*mount{},
+		devices: map[fanotify.File]*device{}, claimed: make(chan struct{})}
 	d.settle = sync.OnceFunc(func() { close(d.settled) })
-	d.cfg.Readahead = cmp.Or(cfg.Readahead, 4<<20)
 	for _, dir := range []string{d.recordDir(), d.expandedDir()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("lazy mounts: %w", err)
@@ -81,6 +82,7 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 	if err := fanotify.Probe(cfg.Dir); err != nil {
 		return nil, fmt.Errorf("lazy mounts below %s: %w", cfg.Dir, err)
 	}
+	d.metrics = newMetrics(cfg.Registerer)
 	if err := d.openGroup(ctx); err != nil {
 		return nil, fmt.Errorf("lazy mounts: %w", err)
 	}

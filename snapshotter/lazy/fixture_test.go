@@ -1,9 +1,11 @@
 package lazy
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -12,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -23,6 +26,7 @@ import (
 
 	"github.com/shoal-project/shoal/converter/bootstrap"
 	"github.com/shoal-project/shoal/peer"
+	"github.com/shoal-project/shoal/peer/chunkmap"
 	"github.com/shoal-project/shoal/peer/piece"
 	"github.com/shoal-project/shoal/peer/source"
 	"github.com/shoal-project/shoal/peer/store"
@@ -33,7 +37,7 @@ import (
 
 // The test binary is also the keeper, the daemon that gets killed, and what reads files: the driver's own process must not.
 func TestMain(m *testing.M) {
-	modes := map[string]func([]string) error{"keeper": runKeeper, "daemon": runDaemon, "read": runRead, "mmap": runMmap, "sendfile": runSendfile, "soak": runSoak}
+	modes := map[string]func([]string) error{"keeper": runKeeper, "follow": runFollow, "daemon": runDaemon, "read": runRead, "mmap": runMmap, "sendfile": runSendfile, "soak": runSoak}
 	mode := modes[os.Getenv("LAZY_TEST")]
 	if mode == nil {
 		os.Exit(m.Run())
@@ -50,7 +54,18 @@ func runKeeper([]string) error {
 	if err != nil {
 		return err
 	}
-	return keeper.Serve(context.Background(), l)
+	return keeper.Serve(context.Background(), l, mate())
+}
+
+func runFollow([]string) error { return keeper.Follow(context.Background(), mate()) }
+
+// mate is the command of a keeper's mate, which inherits the mark of its world.
+func mate() []string {
+	self, err := os.Executable()
+	if err != nil {
+		panic(err)
+	}
+	return []string{"/usr/bin/env", "LAZY_TEST=follow", self}
 }
 
 func check(t testing.TB, err error) {
@@ -114,13 +129,14 @@ func (p *paced) Read(b []byte) (int, error) {
 	return p.r.Read(b[:min(len(b), 64<<10)])
 }
 
-// sources is the image's blobs at a peer.
+// sources is the image's blobs at a peer. maps is the layer with their chunk maps, if there is one.
 type sources struct {
 	peer *peer.Peer
+	maps *peer.MapRef
 }
 
 func (s sources) Open(ctx context.Context, b Blob) (Reader, error) {
-	return s.peer.Open(ctx, peer.Blob{Digest: b.Digest, Size: b.Size, Origin: peer.Origin{Registry: "origin", Repository: "r"}}, "")
+	return s.peer.Open(ctx, peer.Blob{Digest: b.Digest, Size: b.Size, Origin: peer.Origin{Registry: "origin", Repository: "r", Map: s.maps}}, "")
 }
 
 // world is what stays when a daemon dies: an image, its origin, and folders.
@@ -132,6 +148,8 @@ type world struct {
 	files  map[string][]byte
 	img    *bootstrap.Image
 	pace   time.Duration
+	maps   *peer.MapRef
+	fuse   bool
 }
 
 const chunkSize = 64 << 10
@@ -158,16 +176,48 @@ func newWorld(t testing.TB, modelSize int) *world {
 		w.addFramework(t, b, tree, kind)
 	}
 	w.addModel(t, b, tree, modelSize)
+	for name, n := range map[string]*bootstrap.Inode{
+		"odd/link": {Mode: bootstrap.TypeSymlink | 0o777, Link: "../models/model.bin"}, "odd/fifo": {Mode: bootstrap.TypeFIFO | 0o600, Mtime: 5},
+		"odd/null": {Mode: bootstrap.TypeChar | 0o666, Major: 1, Minor: 3}, "odd/empty": {Mode: bootstrap.TypeRegular | 0o4755, UID: 7, GID: 8},
+		"odd/dir": {Mode: bootstrap.TypeDir | 0o1777, Xattrs: map[string]string{"trusted.a": "1", "user.b": "two"}},
+	} {
+		check(t, tree.Add(name, n))
+	}
+	check(t, tree.Link("odd/hard", "models/model.bin"))
 	w.img.Root = tree.Root
 	raw, err := bootstrap.Encode(w.img)
 	check(t, err)
 	check(t, os.WriteFile(w.boot, raw, 0o600))
 	w.img, err = readBootstrap(w.boot)
 	check(t, err)
+	w.addMaps(t)
 	t.Cleanup(func() {
 		_ = unix.Unmount(w.target, unix.MNT_DETACH) // if it is there
+		w.endKeepers(t)
 	})
 	return w
+}
+
+// addMaps adds the layer with the blobs' chunk maps.
+func (w *world) addMaps(t testing.TB) {
+	t.Helper()
+	var out bytes.Buffer
+	layer := tar.NewWriter(&out)
+	for _, b := range w.img.Blobs {
+		data, err := os.ReadFile(w.origin.path(b.Digest))
+		check(t, err)
+		cutter := chunkmap.NewCutter()
+		_, err = cutter.Write(data)
+		check(t, err)
+		encoded := cutter.Map(b.Digest).Encode()
+		check(t, layer.WriteHeader(&tar.Header{Name: chunkmap.FileName(b.Digest), Size: int64(len(encoded)), Mode: 0o444}))
+		_, err = layer.Write(encoded)
+		check(t, err)
+	}
+	check(t, layer.Close())
+	d := digest.FromBytes(out.Bytes())
+	check(t, os.WriteFile(w.origin.path(d), out.Bytes(), 0o600))
+	w.maps = &peer.MapRef{Layer: d, Size: int64(out.Len())}
 }
 
 func (w *world) addFramework(t testing.TB, b *bootstrap.Builder, tree *bootstrap.Tree, kind bootstrap.Compressor) {
@@ -227,9 +277,10 @@ func (w *world) model() digest.Digest { return w.img.Blobs[len(w.img.Blobs)-1].D
 
 // node is a driver over a peer, as a daemon has them.
 type node struct {
-	*Driver
-	peer *peer.Peer
-	stop func() error // ends the driver and the peer
+	Mounter
+	driver *Driver // nil with FUSE
+	peer   *peer.Peer
+	stop   func() error // ends the driver and the peer
 }
 
 func (w *world) keeper() keeper.Config {
@@ -237,7 +288,22 @@ func (w *world) keeper() keeper.Config {
 	if err != nil {
 		panic(err)
 	}
-	return keeper.Config{Socket: filepath.Join(w.dir, "keeper.sock"), Command: []string{"/usr/bin/env", "LAZY_TEST=keeper", self}, Log: os.Stderr}
+	return keeper.Config{Socket: filepath.Join(w.dir, "keeper.sock"), Command: []string{"/usr/bin/env", "LAZY_TEST=keeper", "LAZY_WORLD=" + w.dir, self}, Stderr: os.Stderr}
+}
+
+// noKeeper is for a node that lives as long as its mounts.
+func (w *world) noKeeper() keeper.Config { return keeper.Config{} }
+
+// allWhole reports whether nothing is missing of any device.
+func (n *node) allWhole() bool {
+	n.driver.mu.Lock()
+	defer n.driver.mu.Unlock()
+	for _, dev := range n.driver.devices {
+		if !dev.whole.Load() {
+			return false
+		}
+	}
+	return true
 }
 
 // start returns a node that runs.
@@ -257,19 +323,24 @@ func (w *world) start(ctx context.Context, k keeper.Config, log io.Writer) (*nod
 	if err != nil {
 		return nil, err
 	}
-	d, err := New(ctx, Config{Dir: filepath.Join(w.dir, "lazy"), Keeper: k, Log: logger})
-	if err != nil {
+	n := &node{peer: p}
+	kind := EROFS
+	if w.fuse {
+		kind = FUSE
+	}
+	if n.Mounter, _, err = Open(ctx, kind, Config{Dir: filepath.Join(w.dir, "lazy"), Keeper: k, Log: logger}); err != nil {
 		return nil, err
 	}
+	n.driver, _ = n.Mounter.(*Driver)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var tasks sync.WaitGroup
 	errs := make([]error, 2)
 	tasks.Go(func() { errs[0] = p.Run(ctx) })
-	tasks.Go(func() { errs[1] = d.Run(ctx) })
-	stop := sync.OnceValue(func() error {
+	tasks.Go(func() { errs[1] = n.Run(ctx) })
+	n.stop = sync.OnceValue(func() error {
 		cancel()
 		tasks.Wait()
-		err := d.Close()
+		err := n.Close()
 		wire.Close()
 		for _, e := range append(errs, st.Close()) {
 			if e != nil {
@@ -278,13 +349,13 @@ func (w *world) start(ctx context.Context, k keeper.Config, log io.Writer) (*nod
 		}
 		return err
 	})
-	return &node{Driver: d, peer: p, stop: stop}, nil
+	return n, nil
 }
 
 // node starts a node that ends with the test.
 func (w *world) node(t testing.TB, log io.Writer) *node {
 	t.Helper()
-	n, err := w.start(t.Context(), keeper.Config{}, log)
+	n, err := w.start(t.Context(), w.noKeeper(), log)
 	check(t, err)
 	t.Cleanup(func() {
 		check(t, n.stop())
@@ -293,7 +364,7 @@ func (w *world) node(t testing.TB, log io.Writer) *node {
 }
 
 func (w *world) image(n *node, ahead Prefetch) Image {
-	return Image{Name: "example.com/image:tag", Bootstrap: w.boot, Blobs: sources{n.peer}, Prefetch: ahead}
+	return Image{Name: "example.com/image:tag", Bootstrap: w.boot, Blobs: sources{n.peer, w.maps}, Prefetch: ahead}
 }
 
 // spec is what a daemon in a process of its own has to know.
@@ -301,6 +372,8 @@ type spec struct {
 	Dir, Boot, Target string
 	Pace              time.Duration
 	Ahead             Prefetch
+	Maps              *peer.MapRef
+	Fuse              bool
 }
 
 // runDaemon mounts the image and serves it until it is killed or its input ends.
@@ -309,7 +382,7 @@ func runDaemon(args []string) error {
 	if err := json.Unmarshal([]byte(args[0]), &s); err != nil {
 		return err
 	}
-	w := &world{dir: s.Dir, origin: origin{dir: filepath.Join(s.Dir, "origin")}, boot: s.Boot, target: s.Target, pace: s.Pace}
+	w := &world{dir: s.Dir, origin: origin{dir: filepath.Join(s.Dir, "origin")}, boot: s.Boot, target: s.Target, pace: s.Pace, maps: s.Maps, fuse: s.Fuse}
 	n, err := w.start(context.Background(), w.keeper(), os.Stderr)
 	if err != nil {
 		return err
@@ -332,7 +405,7 @@ type daemon struct {
 // daemon starts a daemon and waits until it has mounted the image.
 func (w *world) daemon(t testing.TB, ahead Prefetch) *daemon {
 	t.Helper()
-	arg, err := json.Marshal(spec{Dir: w.dir, Boot: w.boot, Target: w.target, Pace: w.pace, Ahead: ahead})
+	arg, err := json.Marshal(spec{Dir: w.dir, Boot: w.boot, Target: w.target, Pace: w.pace, Ahead: ahead, Maps: w.maps, Fuse: w.fuse})
 	check(t, err)
 	cmd := self(t, "daemon", string(arg))
 	stdin, err := cmd.StdinPipe()
@@ -367,38 +440,31 @@ func self(t testing.TB, mode string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// endKeeper ends the world's keeper, if there is one.
-func (w *world) endKeeper(t testing.TB) {
-	if pid := w.keeperPID(t); pid > 0 {
-		_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended
+// keepers returns the processes that keep the world's group.
+func (w *world) keepers() (out []int) {
+	environs, _ := filepath.Glob("/proc/[0-9]*/environ")
+	for _, name := range environs {
+		data, err := os.ReadFile(name)
+		if err != nil || !slices.Contains(strings.Split(string(data), "\x00"), "LAZY_WORLD="+w.dir) {
+			continue // or it has gone
+		}
+		if pid, err := strconv.Atoi(strings.Split(name, "/")[2]); err == nil {
+			out = append(out, pid)
+		}
 	}
+	return out
 }
 
-// keeperPID returns the process that listens at the keeper's socket.
-func (w *world) keeperPID(t testing.TB) int {
+// endKeepers kills all keepers of the world at once and waits until they have gone.
+func (w *world) endKeepers(t testing.TB) {
 	t.Helper()
-	c, err := (&netDialer{}).dial(w.keeper().Socket)
-	if err != nil {
-		return 0
+	pids := w.keepers()
+	for _, signal := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGKILL} {
+		for _, pid := range pids {
+			if err := syscall.Kill(pid, signal); err != nil && !errors.Is(err, syscall.ESRCH) {
+				t.Error(err)
+			}
+		}
 	}
-	return c
-}
-
-type netDialer struct{}
-
-// dial connects and asks the kernel who listens.
-func (*netDialer) dial(socket string) (int, error) {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return 0, err
-	}
-	defer unix.Close(fd)
-	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: socket}); err != nil {
-		return 0, err
-	}
-	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
-	if err != nil {
-		return 0, err
-	}
-	return int(cred.Pid), nil
+	eventually(t, "keepers have gone", func() bool { return len(w.keepers()) == 0 })
 }

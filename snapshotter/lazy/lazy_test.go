@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -43,38 +44,60 @@ func eventually(t testing.TB, what string, f func() bool) {
 	}
 }
 
-func TestRootFilesAreReadInEveryWay(t *testing.T) {
+// drivers runs a test with each driver.
+func drivers(t *testing.T, test func(t *testing.T, w *world)) {
+	t.Helper()
 	needKernel(t)
-	for _, ahead := range []Prefetch{{None: true}, {}} {
-		w := newWorld(t, 6<<20+123)
-		var log logbook
-		n := w.node(t, &log)
-		check(t, n.Mount(t.Context(), w.image(n, ahead), w.target))
-		w.wantSums(t, "mmap", "fw3/lib0.so", "fw1/lib0.so", "models/model.bin")
-		w.wantSums(t, "sendfile", "fw3/lib1.so", "fw0/lib1.so")
-		w.wantSums(t, "read", w.names("")...)
-		check(t, exec.CommandContext(t.Context(), filepath.Join(w.target, "fw3/true")).Run())
-		buf := make([]byte, 100)
-		size, err := unix.Getxattr(filepath.Join(w.target, "fw3/small/f010"), "user.note", buf)
-		check(t, err)
-		if got := string(buf[:size]); got != "of fw3/small/f010" {
-			t.Errorf("xattr %q", got)
+	for _, fuse := range []bool{false, true} {
+		name := "erofs"
+		if fuse {
+			name = "fuse"
 		}
-		if strings.Contains(log.String(), "fails") {
-			t.Errorf("log: %s", log.String())
-		}
-		check(t, n.Unmount(t.Context(), w.target))
-		check(t, n.Unmount(t.Context(), w.target))
-		if left, _ := os.ReadDir(n.expandedDir()); len(left) > 0 {
-			t.Errorf("%d expanded blobs are left", len(left))
-		}
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, 6<<20+123)
+			w.fuse = fuse
+			test(t, w)
+		})
+	}
+}
+
+func TestRootFilesAreReadInEveryWay(t *testing.T) {
+	drivers(t, func(t *testing.T, w *world) { testEveryWay(t, w, Prefetch{None: true}) })
+	drivers(t, func(t *testing.T, w *world) { testEveryWay(t, w, Prefetch{}) })
+}
+
+func testEveryWay(t *testing.T, w *world, ahead Prefetch) {
+	t.Helper()
+	var log logbook
+	n := w.node(t, &log)
+	check(t, n.Mount(t.Context(), w.image(n, ahead), w.target))
+	w.wantSums(t, "mmap", "fw3/lib0.so", "fw1/lib0.so", "models/model.bin")
+	w.wantSums(t, "sendfile", "fw3/lib1.so", "fw0/lib1.so")
+	w.wantSums(t, "read", w.names("")...)
+	check(t, exec.CommandContext(t.Context(), filepath.Join(w.target, "fw3/true")).Run())
+	buf := make([]byte, 100)
+	size, err := unix.Getxattr(filepath.Join(w.target, "fw3/small/f010"), "user.note", buf)
+	check(t, err)
+	if got := string(buf[:size]); got != "of fw3/small/f010" {
+		t.Errorf("xattr %q", got)
+	}
+	if strings.Contains(log.String(), "fails") {
+		t.Errorf("log: %s", log.String())
+	}
+	check(t, n.Unmount(t.Context(), w.target))
+	check(t, n.Unmount(t.Context(), w.target))
+	if w.fuse {
+		return
+	}
+	if left, _ := os.ReadDir(n.driver.expandedDir()); len(left) > 0 {
+		t.Errorf("%d expanded blobs are left", len(left))
 	}
 }
 
 // Whoever reads cold random parts has the bytes, also when many do at once, through an overlay that copies up.
-func TestRootOverlayCopiesUpWhatItReads(t *testing.T) {
-	needKernel(t)
-	w := newWorld(t, 4<<20)
+func TestRootOverlayCopiesUpWhatItReads(t *testing.T) { drivers(t, testOverlay) }
+
+func testOverlay(t *testing.T, w *world) {
 	n := w.node(t, os.Stderr)
 	check(t, n.Mount(t.Context(), w.image(n, Prefetch{None: true}), w.target))
 	merged, upper, work := t.TempDir(), filepath.Join(w.dir, "upper"), filepath.Join(w.dir, "work")
@@ -90,9 +113,9 @@ func TestRootOverlayCopiesUpWhatItReads(t *testing.T) {
 	}
 }
 
-func TestRootMissingBlobFailsItsReadsOnly(t *testing.T) {
-	needKernel(t)
-	w := newWorld(t, 4<<20)
+func TestRootMissingBlobFailsItsReadsOnly(t *testing.T) { drivers(t, testMissingBlob) }
+
+func testMissingBlob(t *testing.T, w *world) {
 	var log logbook
 	n := w.node(t, &log)
 	away := filepath.Join(w.dir, "away")
@@ -119,17 +142,7 @@ func TestRootWholeImageIsFetchedAhead(t *testing.T) {
 	w := newWorld(t, 4<<20)
 	n := w.node(t, os.Stderr)
 	check(t, n.Mount(t.Context(), w.image(n, Prefetch{}), w.target))
-	whole := func() bool {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		for _, dev := range n.devices {
-			if !dev.whole.Load() {
-				return false
-			}
-		}
-		return true
-	}
-	eventually(t, "all is there", whole)
+	eventually(t, "all is there", n.allWhole)
 	check(t, os.RemoveAll(w.origin.dir))
 	w.wantSums(t, "read", w.names("")...)
 	second := t.TempDir()
@@ -147,10 +160,10 @@ func TestRootListedFilesAloneAreFetchedAhead(t *testing.T) {
 	n := w.node(t, os.Stderr)
 	check(t, n.Mount(t.Context(), w.image(n, Prefetch{Files: []string{"/fw3/small", "fw1/lib0.so", "not/there"}}), w.target))
 	eventually(t, "listed files are there", func() bool {
-		n.mu.Lock()
-		defer n.mu.Unlock()
+		n.driver.mu.Lock()
+		defer n.driver.mu.Unlock()
 		done := 0
-		for _, dev := range n.devices {
+		for _, dev := range n.driver.devices {
 			if e, ok := dev.filler.(*expanded); ok {
 				e.mu.Lock()
 				done += len(e.chunks) - e.missing
@@ -174,14 +187,37 @@ func TestRootUnmountedImagesAreServedWhereTheyAreStillInUse(t *testing.T) {
 	other := t.TempDir()
 	check(t, unix.Mount(w.target, other, "", unix.MS_BIND, ""))
 	check(t, n.Unmount(t.Context(), w.target))
-	if len(n.lingering) != 1 || isMounted(w.target) {
-		t.Errorf("%d mounts are in use elsewhere", len(n.lingering))
+	if len(n.driver.lingering) != 1 || isMounted(w.target) {
+		t.Errorf("%d mounts are in use elsewhere", len(n.driver.lingering))
 	}
 	w.target = other
 	w.wantSums(t, "read", w.names("")...)
 	check(t, erofs.Unmount(other))
-	n.releaseDead()
-	if len(n.lingering) != 0 || len(n.devices) != 0 {
-		t.Errorf("%d mounts and %d devices are left", len(n.lingering), len(n.devices))
+	eventually(t, "nothing is left of it", func() bool { // the kernel takes it down behind the call
+		n.driver.releaseDead()
+		return len(n.driver.lingering) == 0
+	})
+	if len(n.driver.devices) != 0 {
+		t.Errorf("%d devices are left", len(n.driver.devices))
+	}
+}
+
+// Many processes wait at once for bytes that come slowly; none waits for more than it asked for.
+func TestRootManyReadersWaitAtOnce(t *testing.T) {
+	needKernel(t)
+	w := newWorld(t, 16<<20)
+	w.pace = 2 * time.Millisecond
+	n := w.node(t, os.Stderr)
+	check(t, n.Mount(t.Context(), w.image(n, Prefetch{None: true}), w.target))
+	name := filepath.Join(w.target, "models/model.bin")
+	script := `for i in $(seq 0 127); do dd if="$0" bs=131072 skip=$i count=1 status=none of="$1/$i" & done; wait`
+	out := t.TempDir()
+	check(t, exec.CommandContext(t.Context(), "sh", "-c", script, name, out).Run())
+	for i := range 128 {
+		got, err := os.ReadFile(filepath.Join(out, strconv.Itoa(i)))
+		check(t, err)
+		if !bytes.Equal(got, w.files["models/model.bin"][i<<17:][:1<<17]) {
+			t.Errorf("reader %d has other bytes", i)
+		}
 	}
 }

@@ -181,10 +181,7 @@ func (d *Driver) discard(m *mount, was record) error {
 
 // mountEROFS mounts, and raises readahead.
 func (d *Driver) mountEROFS(m *mount) error {
-	before, err := erofs.Supers()
-	if err != nil {
-		return err
-	}
+	before, listed := erofs.Supers()
 	var paths []string
 	whole := true
 	for _, dev := range m.devices {
@@ -195,7 +192,7 @@ func (d *Driver) mountEROFS(m *mount) error {
 		paths = append(paths, path)
 		whole = whole && dev.whole.Load()
 	}
-	err = errors.ErrUnsupported
+	err := errors.ErrUnsupported
 	if whole {
 		err = erofs.Mount(m.image.Bootstrap, paths, m.target, erofs.Direct)
 	}
@@ -206,8 +203,9 @@ func (d *Driver) mountEROFS(m *mount) error {
 		return err
 	}
 	after, err := erofs.Supers()
-	if err != nil {
-		return errors.Join(err, erofs.Unmount(m.target))
+	if err := errors.Join(listed, err); err != nil {
+		d.log.Warn("readahead is not raised", "image", m.image.Name, "error", err)
+		return nil
 	}
 	for _, s := range after {
 		if slices.Contains(before, s) {

@@ -27,7 +27,7 @@ func (d *Driver) handle(ctx context.Context, e fanotify.Event) error {
 		return err
 	}
 	for _, dev := range devices {
-		if fault := dev.filler.fill(ctx, e.Off, e.Len); fault != nil {
+		if fault := d.fill(ctx, dev, e); fault != nil {
 			if ctx.Err() == nil {
 				d.report(dev, e.Off, fault)
 			}
@@ -40,6 +40,23 @@ func (d *Driver) handle(ctx context.Context, e fanotify.Event) error {
 		d.metrics.waited.Observe(time.Since(begin).Seconds())
 	}
 	return err
+}
+
+// secondTry is how long after a read failed it is tried once more. A peer that stops, stops before this process is told, or just after.
+const secondTry = 250 * time.Millisecond
+
+// fill brings a range, with a second try.
+func (d *Driver) fill(ctx context.Context, dev *device, e fanotify.Event) error {
+	err := dev.filler.fill(ctx, e.Off, e.Len)
+	if err == nil || errors.Is(err, errReplaced) {
+		return err
+	}
+	select {
+	case <-time.After(secondTry):
+		return dev.filler.fill(ctx, e.Off, e.Len)
+	case <-ctx.Done():
+		return err
+	}
 }
 
 // claim returns the device that is this file, as soon as somebody has it, with a reference; of an event without a file, all it may be about.

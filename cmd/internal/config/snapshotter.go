@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+
+	"github.com/bmatcuk/doublestar/v4"
 )
 
 // The values of Snapshotter.Enabled.
@@ -18,9 +20,23 @@ type Snapshotter struct {
 	Enabled string `yaml:"enabled"`
 	Root    string `yaml:"root"`    // of snapshots; snapshots in data_dir by default
 	Address string `yaml:"address"` // path of its socket; snapshotter.sock in data_dir by default
+	// Only are the repositories whose images are mounted, as REGISTRY/REPOSITORY with * and **; others are unpacked. Empty is all.
+	Only []string `yaml:"only"`
+}
+
+// Mounts reports whether images of the repository may be mounted.
+func (s Snapshotter) Mounts(registry, repository string) bool {
+	return len(s.Only) == 0 || slices.ContainsFunc(s.Only, func(pattern string) bool {
+		return doublestar.MatchUnvalidated(pattern, registry+"/"+repository)
+	})
 }
 
 func (s Snapshotter) validate() error {
+	for _, pattern := range s.Only {
+		if !doublestar.ValidatePattern(pattern) {
+			return fmt.Errorf("snapshotter.only: %q is no pattern like registry.example/models/**", pattern)
+		}
+	}
 	if !slices.Contains([]string{SnapshotterAuto, SnapshotterOn, SnapshotterOff}, s.Enabled) {
 		return fmt.Errorf("snapshotter.enabled: %q is not auto, true or false", s.Enabled)
 	}

@@ -103,7 +103,7 @@ func (n *node) open(ctx context.Context) error {
 	if err := n.build(); err != nil {
 		return err
 	}
-	return n.openSnapshots(ctx, images{n.mirror, blobs{n.peer}})
+	return n.openSnapshots(ctx, images{n.mirror, blobs{n.peer}, n.cfg.Snapshotter.Mounts})
 }
 
 // openData opens what is on disk.
@@ -212,7 +212,7 @@ func (n *node) run(ctx context.Context) error {
 	below, belowCtx := errgroup.WithContext(inner)
 	below.Go(func() error { return n.peer.Run(belowCtx) })
 	below.Go(func() error { return n.seeds.Run(belowCtx) })
-	below.Go(func() error { return n.snapshots.runDriver(belowCtx) })
+	below.Go(func() error { return n.snapshots.runMounter(belowCtx) })
 	if n.pieceListener != nil {
 		l := serverTLS(n.pieceListener, n.identity)
 		below.Go(func() error { return serveEndless(belowCtx, l, n.piece, n.component("transfer")) })

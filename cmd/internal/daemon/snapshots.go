@@ -9,12 +9,8 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/opencontainers/go-digest"
-
 	"github.com/shoal-project/shoal/cmd/internal/config"
 	"github.com/shoal-project/shoal/cmd/internal/local"
-	"github.com/shoal-project/shoal/peer"
-	mirror "github.com/shoal-project/shoal/registry-mirror"
 	"github.com/shoal-project/shoal/snapshotter"
 	"github.com/shoal-project/shoal/snapshotter/keeper"
 	"github.com/shoal-project/shoal/snapshotter/lazy"
@@ -24,11 +20,10 @@ import (
 type snapshots struct {
 	*snapshotter.Snapshotter
 
-	driver   *lazy.Driver // nil when images are fetched before they are mounted
-	kind     string       // as local.SnapshotterStatus has it
+	mounter  *mounter // nil when this host cannot mount images
 	listener net.Listener
 	address  string
-	off      string // why it does not run, or why not lazily; empty when it does
+	off      string // why it does not run, or mounts nothing; else empty
 }
 
 var errSnapshotterRoot = errors.New("mounting needs root")
@@ -45,7 +40,7 @@ func (n *node) openSnapshots(ctx context.Context, images images) error {
 	}
 	n.snapshots.close()
 	if n.cfg.Snapshotter.Enabled == config.SnapshotterOn {
-		return errors.Join(errors.New("snapshotter"), err)
+		return fmt.Errorf("snapshotter: %w", err)
 	}
 	n.snapshots = snapshots{off: err.Error()}
 	n.log.Info("no snapshotter here", "error", err)
@@ -59,17 +54,15 @@ func (n *node) tryOpenSnapshots(ctx context.Context, images images) error {
 	root, address := n.cfg.SnapshotterPaths()
 	s := &n.snapshots
 	s.address = address
-	if err := os.MkdirAll(root, 0o700); err != nil {
+	cfg := snapshotter.Config{Root: root, Images: images, Pins: n.store, Log: n.component("snapshotter"), Registerer: n.admin.registry}
+	mounter, err := n.openMounter(ctx, root, images)
+	if err != nil {
 		return err
 	}
-	cfg := snapshotter.Config{Root: root, Images: images, Pins: n.store, Log: n.component("snapshotter"), Registerer: n.admin.registry}
-	var err error
-	if cfg.Mounter, err = n.openMounter(ctx, root, images); err != nil {
-		cfg.Images = nil
-		s.kind = "none"
-		s.off = "images are unpacked: " + err.Error()
-		n.log.Warn("images are unpacked, not mounted", "error", err)
+	if mounter != nil {
+		cfg.Mounter = mounter // no nil pointer in it
 	}
+	s.mounter = mounter
 	if s.listener, err = snapshotter.Listen(ctx, address); err != nil {
 		return err
 	}
@@ -77,64 +70,23 @@ func (n *node) tryOpenSnapshots(ctx context.Context, images images) error {
 	return err
 }
 
-// openMounter returns what mounts images: before their bytes are there, or, where this host cannot, behind them.
-func (n *node) openMounter(ctx context.Context, root string, images images) (snapshotter.Mounter, error) {
-	if err := snapshotter.Probe(root); err != nil {
+// openMounter returns what mounts images; nil where this host cannot.
+func (n *node) openMounter(ctx context.Context, root string, images images) (*mounter, error) {
+	dir := filepath.Join(n.cfg.DataDir, "lazy")
+	if err := errors.Join(os.MkdirAll(root, 0o700), os.MkdirAll(dir, 0o700)); err != nil {
 		return nil, err
+	}
+	if err := snapshotter.Probe(root); err != nil {
+		n.snapshots.off = "images are unpacked: " + err.Error()
+		n.log.Warn("images are unpacked, not mounted", "error", err)
+		return nil, nil
 	}
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	driver, err := lazy.New(ctx, lazy.Config{Dir: filepath.Join(root, "lazy"), Log: n.component("lazy"), Registerer: n.admin.registry,
-		Keeper: keeper.Config{Socket: filepath.Join(root, "keeper.sock"), Command: []string{self, "keeper"}}})
-	if err != nil {
-		n.snapshots.off = "images are fetched before they are mounted: " + err.Error()
-		n.log.Warn("images are fetched before they are mounted", "error", err)
-		n.snapshots.kind = "eager"
-		return snapshotter.NewEager(images), nil
-	}
-	n.snapshots.driver, n.snapshots.kind = driver, "lazy"
-	return lazyMounter{driver, images}, nil
-}
-
-// lazyMounter has the driver read blobs from the peer.
-type lazyMounter struct {
-	driver *lazy.Driver
-	images images
-}
-
-// Mount implements snapshotter.Mounter.
-func (m lazyMounter) Mount(ctx context.Context, image snapshotter.MountedImage, target string) error {
-	from := imageBlobs{images: m.images, refs: map[digest.Digest]mirror.BlobRef{}}
-	for _, ref := range image.Blobs {
-		from.refs[ref.Digest] = ref
-	}
-	return m.driver.Mount(ctx, lazy.Image{Name: image.Name, Bootstrap: image.Bootstrap, Blobs: from}, target)
-}
-
-// Unmount implements snapshotter.Mounter.
-func (m lazyMounter) Unmount(ctx context.Context, target string) error {
-	return m.driver.Unmount(ctx, target)
-}
-
-// imageBlobs are the blobs of one image.
-type imageBlobs struct {
-	images images
-	refs   map[digest.Digest]mirror.BlobRef
-}
-
-// Open implements lazy.Source.
-func (b imageBlobs) Open(ctx context.Context, blob lazy.Blob) (lazy.Reader, error) {
-	ref, ok := b.refs[blob.Digest]
-	if !ok {
-		return nil, fmt.Errorf("blob %s: the image's manifest does not have it", blob.Digest)
-	}
-	r, err := b.images.open(ctx, ref)
-	if err != nil {
-		return nil, err
-	}
-	return r, nil
+	return newMounter(ctx, lazy.Config{Dir: dir, Log: n.component("lazy"), Registerer: n.admin.registry,
+		Keeper: keeper.Config{Socket: filepath.Join(dir, "keeper.sock"), Command: []string{self, "keeper"}}}, images, n.log), nil
 }
 
 // run serves containerd until ctx ends.
@@ -143,6 +95,14 @@ func (s *snapshots) run(ctx context.Context) error {
 		return nil
 	}
 	return s.Serve(ctx, s.listener)
+}
+
+// runMounter answers readers of mounts until ctx ends.
+func (s *snapshots) runMounter(ctx context.Context) error {
+	if s.mounter == nil {
+		return nil
+	}
+	return s.mounter.run(ctx)
 }
 
 // restoreEvery is how long after images could not be mounted that had been before the start it is tried again.
@@ -155,8 +115,8 @@ func (n *node) restoreSnapshots(ctx context.Context) error {
 	}
 	for {
 		err := n.snapshots.Restore(ctx)
-		if err == nil && n.snapshots.driver != nil {
-			n.snapshots.driver.Settled()
+		if err == nil && n.snapshots.mounter != nil {
+			n.snapshots.mounter.settled()
 		}
 		if err == nil || ctx.Err() != nil {
 			return nil
@@ -170,14 +130,6 @@ func (n *node) restoreSnapshots(ctx context.Context) error {
 	}
 }
 
-// runDriver answers readers of mounts until ctx ends.
-func (s *snapshots) runDriver(ctx context.Context) error {
-	if s.driver == nil {
-		return nil
-	}
-	return s.driver.Run(ctx)
-}
-
 func (s *snapshots) close() {
 	if s.listener != nil {
 		_ = s.listener.Close() // usually closed by its server already
@@ -185,41 +137,19 @@ func (s *snapshots) close() {
 	if s.Snapshotter != nil {
 		_ = s.Close() // bbolt syncs each transaction
 	}
-	if s.driver != nil {
-		_ = s.driver.Close() // the keeper holds what counts
+	if s.mounter != nil {
+		s.mounter.close()
 	}
 }
 
 // status describes it.
 func (s *snapshots) status() local.SnapshotterStatus {
-	st := local.SnapshotterStatus{Off: s.off}
-	if s.listener != nil {
-		st.Address, st.Driver = s.address, s.kind
-		st.Mounted = s.Mounted()
+	if s.listener == nil {
+		return local.SnapshotterStatus{Off: s.off}
+	}
+	st := local.SnapshotterStatus{Address: s.address, Driver: "none", Mounted: s.Mounted(), Off: s.off}
+	if s.mounter != nil {
+		st.Driver, st.Off = s.mounter.state()
 	}
 	return st
-}
-
-// images lets the snapshotter ask the mirror for images, and the peer for their blobs.
-type images struct {
-	mirror *mirror.Handler
-	blobs  blobs
-}
-
-// Image implements snapshotter.Images.
-func (i images) Image(registry, repository string, manifest digest.Digest) (mirror.Image, error) {
-	return i.mirror.Image(registry, repository, manifest)
-}
-
-// Open implements snapshotter.Images. It reads with what the caller brought who pulled the image.
-func (i images) Open(ctx context.Context, ref mirror.BlobRef) (mirror.Blob, error) {
-	r, err := i.open(ctx, ref)
-	if err != nil {
-		return nil, err
-	}
-	return r, nil
-}
-
-func (i images) open(ctx context.Context, ref mirror.BlobRef) (*peer.Reader, error) {
-	return i.blobs.open(ctx, ref, i.mirror.Authorization(ref.Registry, ref.Repository))
 }

@@ -1,0 +1,45 @@
+package config
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestSnapshotterMountsOnlyWhatIsListed(t *testing.T) {
+	for _, tc := range []struct {
+		only []string
+		want bool
+	}{
+		{nil, true},
+		{[]string{"registry.example/models/**"}, true},
+		{[]string{"other.example/**", "registry.example/*/tiny"}, true},
+		{[]string{"registry.example/models"}, false},
+		{[]string{"models/**"}, false},
+	} {
+		if got := (Snapshotter{Only: tc.only}).Mounts("registry.example", "models/tiny"); got != tc.want {
+			t.Errorf("%v: %v, want %v", tc.only, got, tc.want)
+		}
+	}
+}
+
+func TestSnapshotterFaultsNameTheKey(t *testing.T) {
+	for want, s := range map[string]Snapshotter{
+		"snapshotter.enabled": {Enabled: "yes"},
+		"snapshotter.only":    {Enabled: SnapshotterOn, Only: []string{"a["}},
+	} {
+		if err := s.validate(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%+v: %v, want an error that names %s", s, err, want)
+		}
+	}
+}
+
+func TestSnapshotterPathsFollowTheDataFolder(t *testing.T) {
+	n := Node{DataDir: "/data"}
+	if root, address := n.SnapshotterPaths(); root != "/data/snapshots" || address != "/data/snapshotter.sock" {
+		t.Errorf("%s, %s", root, address)
+	}
+	n.Snapshotter = Snapshotter{Root: "/fast", Address: "/run/s.sock"}
+	if root, address := n.SnapshotterPaths(); root != "/fast" || address != "/run/s.sock" {
+		t.Errorf("%s, %s", root, address)
+	}
+}

@@ -1,0 +1,231 @@
+package lazy
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// truth writes the files as they should be read, and returns their names there.
+func (w *world) truth(t testing.TB, names []string) (out []string) {
+	t.Helper()
+	for i, name := range names {
+		path := filepath.Join(w.dir, fmt.Sprint("truth-", i))
+		check(t, os.WriteFile(path, w.files[name], 0o600))
+		out = append(out, path)
+	}
+	return out
+}
+
+// soak starts processes that read files at random places in several ways, and one that runs a program.
+func (w *world) soak(t testing.TB) (readers []*exec.Cmd) {
+	t.Helper()
+	names := []string{"models/model.bin", "fw3/lib0.so", "fw1/lib1.so"}
+	var paths []string
+	for _, name := range names {
+		paths = append(paths, filepath.Join(w.target, name))
+	}
+	truth := strings.Join(w.truth(t, names), ",")
+	for _, how := range []string{"read", "mmap", "read", "mmap"} {
+		cmd := self(t, "soak", how, strings.Join(paths, ","), truth)
+		check(t, cmd.Start())
+		readers = append(readers, cmd)
+	}
+	exe := self(t, "")
+	exe.Path, exe.Args = "/bin/sh", []string{"sh", "-c", filepath.Join(w.target, "fw3/true")} // the kernel reads it in a process of its own
+	check(t, exe.Start())
+	return append(readers, exe)
+}
+
+// readAll reads as soak does, and tells of the first fault.
+func (w *world) readAll(t testing.TB) <-chan error {
+	t.Helper()
+	started := w.soak(t)
+	done := make(chan error, 1)
+	go func() { // ends with its readers, which are bounded
+		var err error
+		for _, r := range started {
+			if e := r.Wait(); e != nil {
+				err = errors.Join(err, fmt.Errorf("%v: %w", r.Args[1:], e))
+			}
+		}
+		done <- err
+	}()
+	return done
+}
+
+// The daemon is killed at moments as they come, with readers in read, mmap and exec; whoever comes next answers.
+func TestRootReadersOutliveTheDaemon(t *testing.T) {
+	needKernel(t)
+	w := newWorld(t, 4<<20)
+	w.pace = 10 * time.Millisecond
+	d := w.daemon(t, Prefetch{None: true})
+	done := w.readAll(t)
+	for deaths := 0; ; deaths++ {
+		select {
+		case <-time.After(rand.N(200 * time.Millisecond)): // a moment, not a state
+		case err := <-done:
+			check(t, err)
+			t.Logf("all was read after %d deaths", deaths)
+			w.wantSums(t, "read", w.names("")...)
+			return
+		}
+		d.kill()
+		d = w.daemon(t, Prefetch{None: true})
+	}
+}
+
+// A daemon that stops in order leaves its readers waiting too, and the next one takes over.
+func TestRootUpgradeKeepsReadersWaiting(t *testing.T) {
+	needKernel(t)
+	w := newWorld(t, 3<<20)
+	d := w.daemon(t, Prefetch{None: true})
+	check(t, d.stdin.Close())
+	check(t, d.cmd.Wait())
+	cmd := self(t, "read", filepath.Join(w.target, "models/model.bin"))
+	out, err := cmd.StdoutPipe()
+	check(t, err)
+	check(t, cmd.Start())
+	eventually(t, "the reader waits", func() bool { return waits(cmd.Process.Pid) })
+	w.daemon(t, Prefetch{None: true})
+	sum := make([]byte, 64)
+	_, err = out.Read(sum)
+	check(t, err)
+	check(t, cmd.Wait())
+	w.wantSums(t, "read", w.names("")...)
+}
+
+// waits reports whether a thread of the process waits for a fanotify answer.
+func waits(pid int) bool {
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/wchan", pid))
+	for _, name := range tasks {
+		if data, _ := os.ReadFile(name); strings.Contains(string(data), "fanotify") {
+			return true
+		}
+	}
+	return false
+}
+
+// With both keepers gone at once the daemon starts others, which keep the same readers waiting when the daemon dies.
+func TestRootKeepersAreReplaced(t *testing.T) {
+	needKernel(t)
+	w := newWorld(t, 3<<20)
+	d := w.daemon(t, Prefetch{None: true})
+	first := w.keepers()
+	for _, pid := range first {
+		check(t, syscall.Kill(pid, syscall.SIGKILL))
+	}
+	eventually(t, "others have the group", func() bool { return w.kept(first) })
+	d.kill()
+	done := w.readAll(t)
+	w.daemon(t, Prefetch{})
+	check(t, <-done)
+}
+
+// kept reports whether two keepers have the group that are none of those before.
+func (w *world) kept(before []int) bool {
+	now := slices.DeleteFunc(w.keepers(), func(pid int) bool { return slices.Contains(before, pid) || !holdsGroup(pid) })
+	return len(now) == 2
+}
+
+// With the daemon gone and then its keeper, the keeper's mate lets readers wait, and starts another one, which does so when it goes in turn.
+func TestRootReadersOutliveDaemonAndKeepers(t *testing.T) {
+	needKernel(t)
+	w := newWorld(t, 3<<20)
+	d := w.daemon(t, Prefetch{None: true})
+	d.kill()
+	done := w.readAll(t)
+	for range 3 {
+		eventually(t, "there are two keepers", func() bool { return w.kept(nil) })
+		victim := w.keepers()[rand.N(2)]
+		check(t, syscall.Kill(victim, syscall.SIGKILL))
+		eventually(t, "it has gone", func() bool { return !slices.Contains(w.keepers(), victim) })
+	}
+	eventually(t, "there are two keepers", func() bool { return w.kept(nil) })
+	w.daemon(t, Prefetch{})
+	check(t, <-done)
+	w.wantSums(t, "read", w.names("")...)
+}
+
+// holdsGroup reports whether a process has a fanotify group.
+func holdsGroup(pid int) bool {
+	links, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	for _, l := range links {
+		if to, _ := os.Readlink(l); strings.Contains(to, "fanotify]") {
+			return true
+		}
+	}
+	return false
+}
+
+// With daemon and keeper gone nobody holds readers. The next start mounts anew, and forgets what was read.
+func TestRootMountsWithoutMarksAreMadeAnew(t *testing.T) {
+	needKernel(t)
+	w := newWorld(t, 3<<20)
+	d := w.daemon(t, Prefetch{None: true})
+	d.kill()
+	w.endKeepers(t)
+	name := filepath.Join(w.target, "models/model.bin")
+	data, err := exec.CommandContext(t.Context(), "cat", name).Output()
+	t.Logf("without daemon and keeper: %d bytes, %v", len(data), err)
+	held, err := os.Open(name)
+	check(t, err)
+	defer held.Close()
+	var before, after unix.Stat_t
+	check(t, unix.Stat(w.target, &before))
+	w.daemon(t, Prefetch{None: true})
+	check(t, unix.Stat(w.target, &after))
+	if before.Dev == after.Dev {
+		t.Error("the old mount is there still")
+	}
+	w.wantSums(t, "read", w.names("")...)
+	// Who has a file of the old mount open reads right bytes too, from now on.
+	cmd := exec.CommandContext(t.Context(), "sha256sum", "/proc/self/fd/3")
+	cmd.ExtraFiles = []*os.File{held}
+	old, err := cmd.Output()
+	check(t, err)
+	now, err := exec.CommandContext(t.Context(), "sha256sum", name).Output()
+	check(t, err)
+	if strings.Fields(string(old))[0] != strings.Fields(string(now))[0] {
+		t.Error("the old mount shows other bytes")
+	}
+}
+
+// What was expanded is found again and verified, without the origin.
+func TestRootExpandedChunksAreFoundAgain(t *testing.T) {
+	needKernel(t)
+	w := newWorld(t, 3<<20)
+	d := w.daemon(t, Prefetch{None: true})
+	w.wantSums(t, "read", w.names("fw")...)
+	d.kill()
+	check(t, unix.Unmount(w.target, 0))
+	check(t, os.RemoveAll(filepath.Join(w.dir, "store")))
+	check(t, os.Rename(w.origin.dir, w.origin.dir+"-away"))
+	w.daemon(t, Prefetch{None: true})
+	w.wantSums(t, "read", w.names("fw")...)
+}
+
+// A FUSE mount dies with its daemon; the next one mounts anew.
+func TestRootFuseIsMountedAnew(t *testing.T) {
+	needKernel(t)
+	w := newWorld(t, 3<<20)
+	w.fuse = true
+	d := w.daemon(t, Prefetch{None: true})
+	w.wantSums(t, "read", "fw3/lib0.so")
+	d.kill()
+	if data, err := exec.CommandContext(t.Context(), "cat", filepath.Join(w.target, "models/model.bin")).Output(); err == nil {
+		t.Errorf("%d bytes are read without the daemon", len(data))
+	}
+	w.daemon(t, Prefetch{})
+	w.wantSums(t, "mmap", w.names("fw3")...)
+}

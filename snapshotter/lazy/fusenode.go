@@ -1,0 +1,168 @@
+package lazy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/shoal-project/shoal/converter/bootstrap"
+)
+
+// tree is what all nodes of a mount share.
+type tree struct {
+	driver *Fuse
+	mount  *fuseMount
+	facts  map[*bootstrap.Inode]fact
+}
+
+// fact is what the image does not say of an inode.
+type fact struct {
+	number uint64
+	links  uint32
+	name   string // one of them
+}
+
+func newTree(d *Fuse, m *fuseMount) *tree {
+	t := &tree{driver: d, mount: m, facts: map[*bootstrap.Inode]fact{}}
+	_ = m.img.Walk(func(path string, n *bootstrap.Inode) error { // it ends early by an error only
+		f, known := t.facts[n]
+		if !known {
+			f = fact{number: uint64(len(t.facts)) + 1, name: path}
+			if n.IsDir() {
+				f.links = 1
+				for _, c := range n.Children {
+					if c.IsDir() {
+						f.links++
+					}
+				}
+			}
+		}
+		f.links++
+		t.facts[n] = f
+		return nil
+	})
+	return t
+}
+
+func (t *tree) number(n *bootstrap.Inode) uint64 { return t.facts[n].number }
+
+// fuseNode is a file of a mount.
+type fuseNode struct {
+	fs.Inode
+	tree  *tree
+	inode *bootstrap.Inode
+}
+
+var (
+	_ fs.NodeLookuper    = (*fuseNode)(nil)
+	_ fs.NodeReaddirer   = (*fuseNode)(nil)
+	_ fs.NodeGetattrer   = (*fuseNode)(nil)
+	_ fs.NodeReadlinker  = (*fuseNode)(nil)
+	_ fs.NodeGetxattrer  = (*fuseNode)(nil)
+	_ fs.NodeListxattrer = (*fuseNode)(nil)
+	_ fs.NodeOpener      = (*fuseNode)(nil)
+	_ fs.NodeReader      = (*fuseNode)(nil)
+)
+
+func (n *fuseNode) stable(c *bootstrap.Inode) fs.StableAttr {
+	return fs.StableAttr{Mode: c.Type(), Ino: n.tree.number(c)}
+}
+
+// Lookup implements fs.NodeLookuper.
+func (n *fuseNode) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	c := n.inode.Children[name]
+	if c == nil {
+		return nil, syscall.ENOENT
+	}
+	child := &fuseNode{tree: n.tree, inode: c}
+	child.attr(&out.Attr)
+	return n.NewInode(ctx, child, n.stable(c)), 0
+}
+
+// Readdir implements fs.NodeReaddirer.
+func (n *fuseNode) Readdir(context.Context) (fs.DirStream, syscall.Errno) {
+	names := n.inode.Names()
+	list := make([]fuse.DirEntry, 0, len(names))
+	for _, name := range names {
+		at := n.stable(n.inode.Children[name])
+		list = append(list, fuse.DirEntry{Name: name, Mode: at.Mode, Ino: at.Ino})
+	}
+	return fs.NewListDirStream(list), 0
+}
+
+// Getattr implements fs.NodeGetattrer.
+func (n *fuseNode) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	n.attr(&out.Attr)
+	return 0
+}
+
+func (n *fuseNode) attr(out *fuse.Attr) {
+	i, f := n.inode, n.tree.facts[n.inode]
+	*out = fuse.Attr{Ino: f.number, Mode: i.Mode, Nlink: f.links, Owner: fuse.Owner{Uid: i.UID, Gid: i.GID}, Blksize: 4096,
+		Rdev: uint32(unix.Mkdev(i.Major, i.Minor)), Mtime: uint64(i.Mtime), Mtimensec: i.MtimeNsec, Ctime: uint64(i.Mtime), Ctimensec: i.MtimeNsec,
+		Atime: uint64(i.Mtime), Atimensec: i.MtimeNsec}
+	switch i.Type() {
+	case bootstrap.TypeRegular:
+		out.Size = uint64(i.Size)
+	case bootstrap.TypeSymlink:
+		out.Size = uint64(len(i.Link))
+	}
+	out.Blocks = (out.Size + 511) / 512
+}
+
+// Readlink implements fs.NodeReadlinker.
+func (n *fuseNode) Readlink(context.Context) ([]byte, syscall.Errno) { return []byte(n.inode.Link), 0 }
+
+// Getxattr implements fs.NodeGetxattrer.
+func (n *fuseNode) Getxattr(_ context.Context, name string, dest []byte) (uint32, syscall.Errno) {
+	value, ok := n.inode.Xattrs[name]
+	if !ok {
+		return 0, fs.ENOATTR
+	}
+	return fit(dest, value)
+}
+
+// Listxattr implements fs.NodeListxattrer.
+func (n *fuseNode) Listxattr(_ context.Context, dest []byte) (uint32, syscall.Errno) {
+	var names []string
+	for name := range n.inode.Xattrs {
+		names = append(names, name+"\x00")
+	}
+	slices.Sort(names)
+	return fit(dest, strings.Join(names, ""))
+}
+
+// fit copies an answer of any length, as getxattr(2) wants it.
+func fit(dest []byte, value string) (uint32, syscall.Errno) {
+	if len(dest) < len(value) {
+		return uint32(len(value)), syscall.ERANGE
+	}
+	return uint32(copy(dest, value)), 0
+}
+
+// Open implements fs.NodeOpener. What the kernel has read of a file stays right.
+func (n *fuseNode) Open(_ context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
+	if flags&(unix.O_WRONLY|unix.O_RDWR) != 0 {
+		return nil, 0, syscall.EROFS
+	}
+	return nil, fuse.FOPEN_KEEP_CACHE, 0
+}
+
+// Read implements fs.NodeReader.
+func (n *fuseNode) Read(_ context.Context, _ fs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
+	name := n.tree.facts[n.inode].name
+	got, err := n.tree.mount.files.ReadAt(n.inode, name, dest, off)
+	if err != nil && !errors.Is(err, io.EOF) {
+		n.tree.driver.metrics.failed.Inc()
+		n.tree.driver.log.Error("lazy read fails", "image", n.tree.mount.image.Name, "file", name, "offset", off, "error", err)
+		return nil, syscall.EIO
+	}
+	return fuse.ReadResultData(dest[:got]), 0
+}

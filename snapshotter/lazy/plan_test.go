@@ -1,0 +1,126 @@
+package lazy
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-project/shoal/converter/bootstrap"
+	"github.com/shoal-project/shoal/snapshotter/fanotify"
+)
+
+// small is an image with files in three blobs; the last one is wanted first.
+func small() *bootstrap.Image {
+	file := func(chunks ...uint32) *bootstrap.Inode {
+		return &bootstrap.Inode{Mode: bootstrap.TypeRegular, Chunks: chunks, Size: int64(len(chunks)) * 4096}
+	}
+	img := &bootstrap.Image{ChunkSize: 4096, Blobs: make([]bootstrap.Blob, 3)}
+	for blob := range uint32(3) {
+		for i := range uint32(2) {
+			img.Chunks = append(img.Chunks, bootstrap.Chunk{Blob: blob, Index: i, Offset: int64(i) * 100, Length: 100, Size: 4096, DeviceOffset: int64(i) * 4096})
+		}
+	}
+	weights := file(4, 5)
+	img.Root = &bootstrap.Inode{Mode: bootstrap.TypeDir, Children: map[string]*bootstrap.Inode{
+		"a": file(2, 3), "dir": {Mode: bootstrap.TypeDir, Children: map[string]*bootstrap.Inode{"b": file(0), "c": file(1, 3)}}, "weights": weights,
+	}}
+	img.Prefetch = []*bootstrap.Inode{weights}
+	return img
+}
+
+func TestPlanFollowsThePolicy(t *testing.T) {
+	for name, tc := range map[string]struct {
+		policy Prefetch
+		want   []step
+	}{
+		"whole": {Prefetch{}, []step{{blob: 2, all: true}, {blob: 1, all: true}, {blob: 0, all: true}}},
+		"none":  {Prefetch{None: true, Files: []string{"a"}}, nil},
+		"listed, each chunk once, what lies together at once": {Prefetch{Files: []string{"/dir/", "missing", "./a", "dir/b/below"}},
+			[]step{{blob: 0, length: 8192}, {blob: 1, off: 4096, length: 4096}, {blob: 1, length: 4096}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if diff := cmp.Diff(tc.want, plan(small(), tc.policy), cmp.AllowUnexported(step{})); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestFaultsAreLocatedInAFile(t *testing.T) {
+	img := small()
+	if name, at := locate(img, 1, 4096+5); name != "a" || at != 4096+5 {
+		t.Errorf("got %q at %d", name, at)
+	}
+	if name, at := locate(img, 0, 4096+7); name != "dir/c" || at != 7 {
+		t.Errorf("got %q at %d", name, at)
+	}
+	if name, _ := locate(img, 0, 1<<30); name != "" {
+		t.Errorf("got %q behind the end", name)
+	}
+}
+
+func TestOverlappingChunksAreRefused(t *testing.T) {
+	a, b := bootstrap.Chunk{DeviceOffset: 0, Size: 5000, Length: 1}, bootstrap.Chunk{DeviceOffset: 4096, Size: 10, Length: 1}
+	if _, err := ordered([]bootstrap.Chunk{b, a}); !errors.Is(err, bootstrap.ErrInvalid) {
+		t.Errorf("got %v", err)
+	}
+	other := a
+	other.Digest[0] = 1
+	if _, err := ordered([]bootstrap.Chunk{a, other}); !errors.Is(err, bootstrap.ErrInvalid) {
+		t.Errorf("two contents in one place: got %v", err)
+	}
+	b.DeviceOffset = 8192
+	got, err := ordered([]bootstrap.Chunk{b, a, a})
+	check(t, err)
+	if diff := cmp.Diff([]bootstrap.Chunk{a, b}, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+// What one image says of a blob must not decide what another one reads.
+func TestEachViewOfABlobHasAFileOfItsOwn(t *testing.T) {
+	blob := bootstrap.Blob{Digest: digest.FromString("blob"), DeviceSize: 8192}
+	chunk := bootstrap.Chunk{Length: 10, Size: 100}
+	names := map[string]bool{viewName(&blob, []bootstrap.Chunk{chunk}): true}
+	for _, change := range []func(b *bootstrap.Blob, c *bootstrap.Chunk){
+		func(*bootstrap.Blob, *bootstrap.Chunk) {},
+		func(b *bootstrap.Blob, _ *bootstrap.Chunk) { b.Digest = digest.FromString("other") },
+		func(b *bootstrap.Blob, _ *bootstrap.Chunk) { b.DeviceSize = 4096 },
+		func(b *bootstrap.Blob, _ *bootstrap.Chunk) { b.Compressor = bootstrap.Zstd },
+		func(_ *bootstrap.Blob, c *bootstrap.Chunk) { c.Digest[5] = 1 },
+		func(_ *bootstrap.Blob, c *bootstrap.Chunk) { c.DeviceOffset = 4096 },
+		func(_ *bootstrap.Blob, c *bootstrap.Chunk) { c.Offset = 1 },
+	} {
+		b, c := blob, chunk
+		change(&b, &c)
+		names[viewName(&b, []bootstrap.Chunk{c})] = true
+	}
+	if len(names) != 7 {
+		t.Errorf("%d names for 7 views", len(names))
+	}
+}
+
+func TestRecordsAreFoundByTheirTargetOnly(t *testing.T) {
+	dir := t.TempDir()
+	want := record{Target: "/a", Image: "i", Bootstrap: "/b", Devices: []fanotify.File{{Dev: 1, Ino: 2}}, Super: "erofs-3", Group: fanotify.File{Ino: 9}}
+	check(t, want.write(dir))
+	if diff := cmp.Diff(want, readRecord(dir, "/a")); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	if diff := cmp.Diff(record{}, readRecord(dir, "/b")); diff != "" {
+		t.Errorf("another target: -want +got:\n%s", diff)
+	}
+	check(t, removeRecord(dir, "/a"))
+	check(t, removeRecord(dir, "/a"))
+	if diff := cmp.Diff(record{}, readRecord(dir, "/a")); diff != "" {
+		t.Errorf("removed: -want +got:\n%s", diff)
+	}
+}
+
+func TestUnknownKindsAreRefused(t *testing.T) {
+	if _, _, err := Open(t.Context(), "loop", Config{Dir: t.TempDir()}); err == nil {
+		t.Error("opened a driver nobody has")
+	}
+}
