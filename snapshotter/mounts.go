@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -214,4 +215,19 @@ func refsOf(image MountedImage) map[digest.Digest]mirror.BlobRef {
 		out[b.Digest] = b
 	}
 	return out
+}
+
+// MountedAt returns the folders where an image is mounted by its reference, as containerd knows it.
+func (s *Snapshotter) MountedAt(ctx context.Context, image string) (targets []string, err error) {
+	err = s.meta.WithTransaction(ctx, false, func(ctx context.Context) error {
+		ids, err := idMap(ctx)
+		for id := range ids {
+			if n, noteErr := s.readNote(id); noteErr == nil && n.whole() && n.Image == image && s.isUp(id) {
+				targets = append(targets, s.fsPath(id))
+			}
+		}
+		return err
+	})
+	slices.Sort(targets)
+	return targets, err
 }

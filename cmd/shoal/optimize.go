@@ -7,18 +7,25 @@ import (
 	"os"
 	"strings"
 
-	"github.com/shoal-project/shoal/converter"
 	"github.com/urfave/cli/v2"
+
+	"github.com/shoal-project/shoal/cmd/internal/local"
+	"github.com/shoal-project/shoal/converter"
 )
 
 const optimizeHelp = `Nodes that mount an image fetch it in the order that its Nydus variant says: at first the model's files in the order in which
 loaders read them. A program that reads other files first, or the libraries of its framework, waits less when they are named here.
+
+With --recorded the node of this machine is asked in which order containers of the image read its files here: pull the image with the
+snapshotter on a node that does not have it, run its container until it serves, then run this there. What is read after a blob is complete
+is not seen.
 
 FILES is a text with one path in the image a line, in the order of reading; - is standard input. Empty lines and those that begin
 with # are left out, and so are paths that the image has not. Only the bootstrap layer and the manifests that name it are new: every
 other blob and the plain variant stay as they are, and so do the signatures of those. The tag is written last.
 
 EXAMPLES:
+   shoal optimize --recorded registry.example.com/ml/llama:v1
    shoal optimize --files order.txt registry.example.com/ml/llama:v1
    shoal optimize --files order.txt --tag v1-fast registry.example.com/ml/llama:v1
    strace -f -e trace=openat -o trace python3 serve.py; grep -o '"/[^"]*"' trace | tr -d '"' | shoal optimize --files - oci:./out:v1
@@ -26,9 +33,11 @@ EXAMPLES:
 
 func optimizeCommand() *cli.Command {
 	flags := []cli.Flag{
+		&cli.BoolFlag{Name: "recorded", Usage: "take the order in which the image's containers read on this machine's node"},
 		&cli.StringFlag{Name: "files", Usage: "read the paths from `FILES`, - for standard input"},
 		&cli.StringFlag{Name: "tag", Usage: "give the result this `TAG` instead of the image's own"},
 		&cli.BoolFlag{Name: "dry-run", Usage: "tell the new order, write nothing"},
+		nodeFlag(),
 	}
 	return command(&cli.Command{
 		Name: "optimize", Usage: "say which files of an image nodes fetch first", ArgsUsage: "IMAGE", Description: optimizeHelp,
@@ -38,11 +47,17 @@ func optimizeCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			if !ctx.IsSet("files") {
-				return usageError(fmt.Errorf("optimize: name the list of files with --files FILE; see %s --help", ctx.Command.HelpName))
-			}
 			cfg := converter.OptimizeConfig{Image: names[0], Tag: ctx.String("tag"), DryRun: ctx.Bool("dry-run")}
-			if cfg.Files, err = readPaths(ctx.App.Reader, ctx.String("files")); err != nil {
+			switch {
+			case ctx.IsSet("files") == ctx.Bool("recorded"):
+				return usageError(fmt.Errorf("optimize: name the list of files with --files FILE, or ask the node with --recorded; see %s --help",
+					ctx.Command.HelpName))
+			case ctx.Bool("recorded"):
+				cfg.Files, err = recordedPaths(ctx, names[0])
+			default:
+				cfg.Files, err = readPaths(ctx.App.Reader, ctx.String("files"))
+			}
+			if err != nil {
 				return err
 			}
 			return runTool(ctx, tool[converter.OptimizeResult]{
@@ -53,7 +68,18 @@ func optimizeCommand() *cli.Command {
 				text: optimizeText,
 			})
 		},
-	}, accessEnvironment()...)
+	}, append(accessEnvironment(), nodeEnvironment()...)...)
+}
+
+// recordedPaths asks the node of this machine.
+func recordedPaths(ctx *cli.Context, image string) ([]string, error) {
+	client := local.NewClient(ctx.String("node"))
+	defer client.Close()
+	accessed, err := client.Accessed(ctx.Context, image)
+	if err != nil {
+		return nil, fmt.Errorf("optimize: %w", err)
+	}
+	return accessed.Files, nil
 }
 
 // readPaths reads a path from each line of a file, or of in when it is called "-".

@@ -25,6 +25,8 @@ type device struct {
 	users   []*mount
 	refs    int // users, and reads under way; the last one closes
 	discard bool
+	// accesses are the reads that the kernel asked about, as far as they are remembered.
+	accesses []access
 }
 
 // A filler brings the bytes of a device.

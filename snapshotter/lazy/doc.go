@@ -6,6 +6,7 @@
 //	serve     a read: whose file is it, have the range brought, let the reader go on
 //	plan      what is fetched ahead, in which order
 //	record    what the next process has to know
+//	access    which files were read in which order, for the prefetch table of the image's next version
 //
 // # The life of a read
 //

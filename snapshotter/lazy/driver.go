@@ -64,6 +64,7 @@ type Driver struct {
 	devices   map[fanotify.File]*device
 	claimed   chan struct{} // closed and replaced when there is another device
 	jobs      []job
+	turns     uint64 // reads
 }
 
 // New returns a driver, with the marks of an earlier process if the keeper has them. It starts nothing but a keeper: reads of mounts

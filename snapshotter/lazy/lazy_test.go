@@ -2,9 +2,11 @@ package lazy
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -219,5 +221,26 @@ func TestRootManyReadersWaitAtOnce(t *testing.T) {
 		if !bytes.Equal(got, w.files["models/model.bin"][i<<17:][:1<<17]) {
 			t.Errorf("reader %d has other bytes", i)
 		}
+	}
+}
+
+// The order of first reads is remembered, whatever is read again.
+func TestRootReadsAreRememberedInTheirOrder(t *testing.T) {
+	needKernel(t)
+	w := newWorld(t, 4<<20)
+	n := w.node(t, os.Stderr)
+	check(t, n.Mount(t.Context(), w.image(n, Prefetch{None: true}), w.target))
+	want := []string{"fw3/lib0.so", "models/model.bin", "fw1/lib0.so", "fw0/lib0.so"}
+	w.wantSums(t, "read", append(want, want[0])...)
+	got, err := n.driver.Accessed(w.target)
+	check(t, err)
+	for i := range want {
+		want[i] = "/" + want[i]
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("read %q, want %q", got, want)
+	}
+	if _, err := n.driver.Accessed(w.target + "x"); !errors.Is(err, errNotMounted) {
+		t.Errorf("where nothing is mounted: %v", err)
 	}
 }

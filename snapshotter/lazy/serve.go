@@ -27,6 +27,7 @@ func (d *Driver) handle(ctx context.Context, e fanotify.Event) error {
 		return err
 	}
 	for _, dev := range devices {
+		d.remember(dev, e.Off)
 		if fault := d.fill(ctx, dev, e); fault != nil {
 			if ctx.Err() == nil {
 				d.report(dev, e.Off, fault)

@@ -14,6 +14,7 @@ func (n *node) registerLocal(mux *http.ServeMux) {
 	mux.Handle("POST /v1/content", local.Guard(local.Content(content)))
 	mux.Handle("POST /v1/preheat", local.Guard(local.Preheat(local.PreheatConfig{Content: content, Seeds: n.allSeeds, Preheat: n.peer.Preheat})))
 	mux.Handle("GET /v1/status", local.GuardPage(local.ServeStatus(n.status)))
+	mux.Handle("GET /v1/accessed", local.Guard(local.ServeAccessed(n.snapshots.accessed)))
 	mux.Handle("GET /{$}", local.ServePage(n.status))
 	mux.Handle("/v2/", local.Guard(n.mirror))
 	pins := local.Guard(servePins(n.store))

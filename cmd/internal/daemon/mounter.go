@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -119,6 +120,17 @@ func (m *mounter) Unmount(ctx context.Context, target string) error {
 		return driver.Unmount(ctx, target)
 	}
 	return snapshotter.NewEager(m.images).Unmount(ctx, target)
+}
+
+// accessed returns the files of what is mounted at a target, in the order in which they were first read.
+func (m *mounter) accessed(target string) ([]string, error) {
+	m.mu.Lock()
+	driver := m.driver
+	m.mu.Unlock()
+	if driver == nil {
+		return nil, errors.New("only the lazy driver takes note of reads; see shoal status")
+	}
+	return driver.Accessed(target)
 }
 
 // imageBlobs are the blobs of one image.

@@ -142,6 +142,25 @@ func (s *snapshots) close() {
 	}
 }
 
+// accessed returns the files of an image in the order in which its containers here first read them.
+func (s *snapshots) accessed(ctx context.Context, image string) ([]string, error) {
+	if s.listener == nil || s.mounter == nil {
+		return nil, fmt.Errorf("image %q: this node mounts no images: %s", image, s.off)
+	}
+	targets, err := s.MountedAt(ctx, image)
+	if err != nil {
+		return nil, err
+	}
+	if len(targets) == 0 {
+		return nil, fmt.Errorf("image %q is not mounted on this node; pull it by this name with the snapshotter, and run its container", image)
+	}
+	files, err := s.mounter.accessed(targets[0])
+	if err == nil && len(files) == 0 {
+		err = fmt.Errorf("image %q: nothing of it was read on this node while it was incomplete", image)
+	}
+	return files, err
+}
+
 // status describes it.
 func (s *snapshots) status() local.SnapshotterStatus {
 	if s.listener == nil {
