@@ -19,6 +19,8 @@ type Image struct {
 	// Nydus are the layers of the Nydus variant: those of the manifest itself if it is one, else of the one beside it. Empty when
 	// there is none.
 	Nydus []ocispec.Descriptor
+	// Annotations are those of the manifest with the layers in Nydus.
+	Annotations map[string]string
 }
 
 // Bootstrap returns the layer with the bootstrap and the chunk maps; nil when there is no Nydus variant.
@@ -38,35 +40,37 @@ func (i Image) Blob(layer ocispec.Descriptor) BlobRef {
 func (h *Handler) Image(registry, repository string, manifest digest.Digest) (Image, error) {
 	at := request{Ref: upstream.Ref{Registry: registry, Repository: repository}}
 	img := Image{Registry: registry, Repository: repository}
-	var err error
-	if img.Layers, err = h.layersOf(at, manifest); err != nil {
+	doc, err := h.known(at, manifest)
+	if err != nil {
 		return Image{}, err
 	}
+	img.Layers = doc.Layers
 	var beside digest.Digest
 	switch {
-	case findBootstrap(img.Layers) != nil:
-		img.Nydus = img.Layers
+	case findBootstrap(doc.Layers) != nil:
 	case h.records.get(bucketSiblings, blobKey(at, manifest), &beside):
-		if img.Nydus, err = h.layersOf(at, beside); err != nil {
+		if doc, err = h.known(at, beside); err != nil {
 			return Image{}, err
 		}
+	default:
+		return img, nil
 	}
+	img.Nydus, img.Annotations = doc.Layers, doc.Annotations
 	return img, nil
 }
 
-// layersOf reads a manifest that is known to be in the repository.
-func (h *Handler) layersOf(at request, manifest digest.Digest) ([]ocispec.Descriptor, error) {
+// known reads a manifest that is known to be in the repository.
+func (h *Handler) known(at request, manifest digest.Digest) (doc document, err error) {
 	var tag tagRecord
 	var rec manifestRecord
-	var doc document
 	if !h.records.get(bucketTags, tagKey(at.Registry, at.Repository, manifest.String()), &tag) ||
 		!h.records.get(bucketManifests, manifest.String(), &rec) {
-		return nil, fmt.Errorf("manifest %s of %s/%s: %w", manifest, at.Registry, at.Repository, ErrUnknown)
+		return doc, fmt.Errorf("manifest %s of %s/%s: %w", manifest, at.Registry, at.Repository, ErrUnknown)
 	}
 	if err := json.Unmarshal(rec.Body, &doc); err != nil {
-		return nil, fmt.Errorf("manifest %s of %s/%s: %w", manifest, at.Registry, at.Repository, err)
+		return doc, fmt.Errorf("manifest %s of %s/%s: %w", manifest, at.Registry, at.Repository, err)
 	}
-	return doc.Layers, nil
+	return doc, nil
 }
 
 // maxCallers bounds the repositories whose last caller is remembered.

@@ -26,6 +26,8 @@ type document struct {
 	Manifests []ocispec.Descriptor `json:"manifests"`
 	Config    *ocispec.Descriptor  `json:"config"`
 	Layers    []ocispec.Descriptor `json:"layers"`
+
+	Annotations map[string]string `json:"annotations"`
 }
 
 // learn takes from a manifest that passes by what reading its blobs needs: their sizes, and the bootstrap layer with

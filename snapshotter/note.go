@@ -1,6 +1,7 @@
 package snapshotter
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -31,7 +32,12 @@ const (
 	labelDiffID    = "containerd.io/snapshot/diff-id"
 	labelBlob      = "containerd.io/snapshot/nydus-blob"
 	labelBootstrap = "containerd.io/snapshot/nydus-bootstrap"
+	labelPrefetch  = "containerd.io/snapshot/shoal-prefetch"
 )
+
+// AnnotationPrefetch is the annotation of a Nydus manifest that says what of the image is fetched before it is read; see MountedImage. A snapshot's
+// label containerd.io/snapshot/shoal-prefetch, such as containerd makes of its layer's annotation of that name, overrules it.
+const AnnotationPrefetch = "io.shoal.prefetch"
 
 const noteName = "note.json"
 
@@ -48,6 +54,8 @@ type note struct {
 	// Blobs are the devices of the image that is mounted here, in the order of its bootstrap; Whole says that there is one.
 	Blobs []blob `json:"blobs,omitempty"`
 	Whole bool   `json:"whole"`
+	// Prefetch is what the image says that is fetched before it is read; see MountedImage.
+	Prefetch string `json:"prefetch,omitempty"`
 
 	boot string // path of the checked bootstrap of a new one; writeNote moves it to imagePath
 }
@@ -179,7 +187,8 @@ func (s *Snapshotter) imageOf(labels map[string]string) (mirror.Image, bool) {
 
 func newNote(labels map[string]string, img mirror.Image) note {
 	b := img.Bootstrap()
-	return note{Image: labels[labelImage], Registry: img.Registry, Repository: img.Repository, Map: blob{b.Digest, b.Size}}
+	return note{Image: labels[labelImage], Registry: img.Registry, Repository: img.Repository, Map: blob{b.Digest, b.Size},
+		Prefetch: cmp.Or(labels[labelPrefetch], img.Annotations[AnnotationPrefetch])}
 }
 
 // depth returns how many layers a snapshot has with all its parents.

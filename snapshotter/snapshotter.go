@@ -51,6 +51,8 @@ type MountedImage struct {
 	Name      string // reference, for logs and errors
 	Bootstrap string // path of the file with the RAFS v6 bootstrap; it has been checked
 	Blobs     []mirror.BlobRef
+	// Prefetch says what is fetched before it is read: empty or "whole", "none", or paths in the image apart by commas.
+	Prefetch string
 }
 
 // Config configures a Snapshotter.

@@ -42,6 +42,7 @@ type lazyLab struct {
 	*swarm
 
 	t          *testing.T
+	shoal      string
 	containerd *cluster.Containerd
 	node       *cluster.Node
 	base       v1.Image
@@ -55,7 +56,7 @@ func newLazyLab(t *testing.T) (context.Context, *lazyLab) {
 	c, err := cluster.New(ctx, cluster.Config{Shoal: shoal, Link: faultLink, Log: t.Output()})
 	check(t, err)
 	t.Cleanup(func() { check(t, c.Close()) })
-	l := &lazyLab{t: t}
+	l := &lazyLab{t: t, shoal: shoal}
 	l.swarm, err = newSwarm(ctx, c, swarmConfig{nodes: 1})
 	check(t, err)
 	l.node = l.nodes[0]
@@ -278,6 +279,35 @@ func TestRootContainersRunFromImagesThatAreNotUnpacked(t *testing.T) {
 	pins, err := os.ReadDir(filepath.Join(l.node.DataDir(), "blobs", "pins"))
 	if len(pins) > 0 || err != nil && !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("pins %v, %v; want none", pins, err)
+	}
+}
+
+// An image may say that nothing is fetched before it is read. What its containers then read, in which order, can become what is fetched first.
+func TestRootReadsOfAnImageAreRecorded(t *testing.T) {
+	ctx, l := newLazyLab(t)
+	made, err := filepath.Glob(filepath.Join(l.Dir(), "convert-*"))
+	check(t, err)
+	ref := l.registry.Addr() + "/" + repository + ":sparing"
+	_, err = l.registry.Host().Run(ctx, l.shoal, "convert", "--plain-http", "--quiet", "--annotation", "io.shoal.prefetch=none",
+		"--model", filepath.Join(made[0], "model"), "--base", "oci:"+filepath.Join(made[0], "base"), "--target", ref)
+	check(t, err)
+	check(t, l.containerd.Pull(ctx, ref))
+	l.run(ctx, ref, "sparing", "/etc")
+	if n := l.used(ctx, l.node.DataDir()); n > lazyModel/4 {
+		t.Errorf("the node keeps %d bytes although nobody read the model of %d", n, lazyModel)
+	}
+	fast := l.registry.Addr() + "/" + repository + ":fast"
+	host := l.node.Host()
+	out, err := host.Run(ctx, l.shoal, "optimize", "--plain-http", "--recorded", "--node", strings.TrimPrefix(l.node.AdminURL(), "http://"), "--tag", "fast", ref)
+	check(t, err)
+	if !strings.Contains(out, "first, 0 of the list left out\n  /bin/sums\n  /etc/") {
+		t.Errorf("order: %s", out)
+	}
+	_, err = host.Run(ctx, l.shoal, "check", "--plain-http", "--deep", fast)
+	check(t, err)
+	if _, err := host.Run(ctx, l.shoal, "optimize", "--plain-http", "--recorded", "--node", strings.TrimPrefix(l.node.AdminURL(), "http://"), fast); err == nil ||
+		!strings.Contains(err.Error(), "is not mounted on this node") {
+		t.Errorf("of an image that is not there: %v", err)
 	}
 }
 

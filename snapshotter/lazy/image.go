@@ -2,7 +2,9 @@ package lazy
 
 import (
 	"context"
+	"fmt"
 	"os"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -32,6 +34,24 @@ type Prefetch struct {
 	None bool
 	// Files, if not empty, are paths within the image to fetch, in this order, and nothing else. A folder stands for all below it.
 	Files []string
+}
+
+// ParsePrefetch reads what an annotation or a configuration says: nothing or "whole", "none", or paths apart by commas, each from the
+// image's root.
+func ParsePrefetch(s string) (Prefetch, error) {
+	switch s {
+	case "", "whole":
+		return Prefetch{}, nil
+	case "none":
+		return Prefetch{None: true}, nil
+	}
+	files := strings.Split(s, ",")
+	for _, file := range files {
+		if !strings.HasPrefix(file, "/") {
+			return Prefetch{}, fmt.Errorf("prefetch %q: want whole, none, or paths like /models/m/config.json,/usr/lib", s)
+		}
+	}
+	return Prefetch{Files: files}, nil
 }
 
 // A Source opens blobs for reading while they are fetched. It is safe for concurrent use.

@@ -2,6 +2,7 @@ package lazy
 
 import (
 	"errors"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -122,5 +123,20 @@ func TestRecordsAreFoundByTheirTargetOnly(t *testing.T) {
 func TestUnknownKindsAreRefused(t *testing.T) {
 	if _, _, err := Open(t.Context(), "loop", Config{Dir: t.TempDir()}); err == nil {
 		t.Error("opened a driver nobody has")
+	}
+}
+
+func TestWhatIsFetchedAheadIsParsed(t *testing.T) {
+	for text, want := range map[string]Prefetch{
+		"": {}, "whole": {}, "none": {None: true}, "/a": {Files: []string{"/a"}}, "/a/b,/c": {Files: []string{"/a/b", "/c"}},
+	} {
+		if got, err := ParsePrefetch(text); err != nil || got.None != want.None || !slices.Equal(got.Files, want.Files) {
+			t.Errorf("%q: %+v, %v; want %+v", text, got, err, want)
+		}
+	}
+	for _, text := range []string{"all", "/a,", "/a, /b", ","} {
+		if _, err := ParsePrefetch(text); err == nil {
+			t.Errorf("%q is taken", text)
+		}
 	}
 }

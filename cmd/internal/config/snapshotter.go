@@ -6,6 +6,8 @@ import (
 	"slices"
 
 	"github.com/bmatcuk/doublestar/v4"
+
+	"github.com/shoal-project/shoal/snapshotter/lazy"
 )
 
 // The values of Snapshotter.Enabled.
@@ -22,6 +24,8 @@ type Snapshotter struct {
 	Address string `yaml:"address"` // path of its socket; snapshotter.sock in data_dir by default
 	// Only are the repositories whose images are mounted, as REGISTRY/REPOSITORY with * and **; others are unpacked. Empty is all.
 	Only []string `yaml:"only"`
+	// Prefetch overrules what images say of what is fetched before it is read: whole, none, or paths apart by commas. Empty does not.
+	Prefetch string `yaml:"prefetch"`
 }
 
 // Mounts reports whether images of the repository may be mounted.
@@ -36,6 +40,9 @@ func (s Snapshotter) validate() error {
 		if !doublestar.ValidatePattern(pattern) {
 			return fmt.Errorf("snapshotter.only: %q is no pattern like registry.example/models/**", pattern)
 		}
+	}
+	if _, err := lazy.ParsePrefetch(s.Prefetch); err != nil {
+		return fmt.Errorf("snapshotter.%w", err)
 	}
 	if !slices.Contains([]string{SnapshotterAuto, SnapshotterOn, SnapshotterOff}, s.Enabled) {
 		return fmt.Errorf("snapshotter.enabled: %q is not auto, true or false", s.Enabled)

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,10 +21,11 @@ import (
 // mounter mounts images lazily, or, where this host cannot, behind their bytes. The driver and its keeper begin with the first image: most
 // nodes of a cluster may have none.
 type mounter struct {
-	cfg    lazy.Config
-	images images
-	log    *slog.Logger
-	opened chan struct{} // closed when there is a driver
+	cfg      lazy.Config
+	images   images
+	prefetch string // overrules what images say, if it is not empty
+	log      *slog.Logger
+	opened   chan struct{} // closed when there is a driver
 
 	mu     sync.Mutex   // guards the rest
 	driver *lazy.Driver // nil until it is needed
@@ -111,7 +113,11 @@ func (m *mounter) Mount(ctx context.Context, image snapshotter.MountedImage, tar
 	for _, ref := range image.Blobs {
 		from.refs[ref.Digest] = ref
 	}
-	return driver.Mount(ctx, lazy.Image{Name: image.Name, Bootstrap: image.Bootstrap, Blobs: from}, target)
+	ahead, err := lazy.ParsePrefetch(cmp.Or(m.prefetch, image.Prefetch))
+	if err != nil { // of the image: the configuration was checked
+		m.log.Warn("all of the image is fetched", "image", image.Name, "error", err)
+	}
+	return driver.Mount(ctx, lazy.Image{Name: image.Name, Bootstrap: image.Bootstrap, Blobs: from, Prefetch: ahead}, target)
 }
 
 // Unmount implements snapshotter.Mounter.

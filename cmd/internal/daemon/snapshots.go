@@ -85,8 +85,10 @@ func (n *node) openMounter(ctx context.Context, root string, images images) (*mo
 	if err != nil {
 		return nil, err
 	}
-	return newMounter(ctx, lazy.Config{Dir: dir, Log: n.component("lazy"), Registerer: n.admin.registry,
-		Keeper: keeper.Config{Socket: filepath.Join(dir, "keeper.sock"), Command: []string{self, "keeper"}}}, images, n.log), nil
+	m := newMounter(ctx, lazy.Config{Dir: dir, Log: n.component("lazy"), Registerer: n.admin.registry,
+		Keeper: keeper.Config{Socket: filepath.Join(dir, "keeper.sock"), Command: []string{self, "keeper"}}}, images, n.log)
+	m.prefetch = n.cfg.Snapshotter.Prefetch
+	return m, nil
 }
 
 // run serves containerd until ctx ends.
