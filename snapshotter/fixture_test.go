@@ -198,7 +198,7 @@ func newHost(t *testing.T) *host {
 // start opens the snapshotter, again after Close.
 func (h *host) start() {
 	h.t.Helper()
-	s, err := New(Config{Root: h.root, Images: h.reg, Mounter: NewEager(h.reg), Pins: h.pins})
+	s, err := New(Config{Root: h.root, Images: h.reg, Mounter: eager{h.reg}, Pins: h.pins})
 	check(h.t, err)
 	h.Snapshotter = s
 }

@@ -10,15 +10,14 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
-	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
-	mirror "github.com/shoal-project/shoal/registry-mirror"
 	"github.com/shoal-project/shoal/snapshotter/erofs"
 )
 
@@ -36,7 +35,7 @@ func (s *Snapshotter) ensureMounted(ctx context.Context, id string, n note) erro
 		return err
 	}
 	defer unlock()
-	mounted, err := mountinfo.Mounted(s.fsPath(id))
+	mounted, err := s.isMounted(id)
 	if err != nil || mounted && s.isUp(id) {
 		return err
 	}
@@ -53,6 +52,18 @@ func (s *Snapshotter) ensureMounted(ctx context.Context, id string, n note) erro
 	s.setUp(id, true)
 	s.log.Info("image mounted", "image", n.Image, "snapshot", id)
 	return nil
+}
+
+// isMounted reports whether something is mounted in a snapshot, be it dead.
+func (s *Snapshotter) isMounted(id string) (bool, error) {
+	mounted, err := mountinfo.Mounted(s.fsPath(id))
+	switch {
+	case errors.Is(err, syscall.ENOTCONN): // by FUSE, and its process is no more
+		return true, nil
+	case errors.Is(err, fs.ErrNotExist):
+		return false, nil
+	}
+	return mounted, err
 }
 
 // isUp reports whether this process has mounted, or taken over, what is mounted in a snapshot.
@@ -87,16 +98,14 @@ func (s *Snapshotter) discard(ctx context.Context, id string) error {
 		return err
 	}
 	defer unlock()
-	mounted, err := mountinfo.Mounted(s.fsPath(id))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	mounted, err := s.isMounted(id)
+	switch {
+	case err != nil:
 		return err
-	}
-	if mounted && s.cfg.Mounter != nil {
+	case mounted && s.cfg.Mounter != nil:
 		err = s.cfg.Mounter.Unmount(ctx, s.fsPath(id))
-	} else if mounted {
+	case mounted:
 		err = erofs.Unmount(s.fsPath(id))
-	} else {
-		err = nil
 	}
 	if err != nil {
 		return err // before anything of it is removed
@@ -123,7 +132,7 @@ func (s *Snapshotter) unpin(id string) error {
 		return nil
 	}
 	n, err := s.readNote(id)
-	if err != nil || !n.whole() {
+	if err != nil || !n.Whole {
 		return nil // an ordinary one, or Restore finds what it has left
 	}
 	var errs []error
@@ -141,7 +150,7 @@ func (s *Snapshotter) Restore(ctx context.Context) error {
 	err := s.meta.WithTransaction(ctx, false, func(ctx context.Context) error {
 		ids, err := idMap(ctx)
 		for id, key := range ids {
-			if n, noteErr := s.readNote(id); noteErr == nil && n.whole() {
+			if n, noteErr := s.readNote(id); noteErr == nil && n.Whole {
 				if _, info, _, err := storage.GetInfo(ctx, key); err == nil && info.Kind == snapshots.KindCommitted {
 					images[id] = n
 				}
@@ -208,21 +217,12 @@ func (s *Snapshotter) sweepBootstraps() error {
 	return os.RemoveAll(filepath.Join(s.cfg.Root, "bootstraps"))
 }
 
-// refsOf is for mounters: which blob of an image has a digest.
-func refsOf(image MountedImage) map[digest.Digest]mirror.BlobRef {
-	out := make(map[digest.Digest]mirror.BlobRef, len(image.Blobs))
-	for _, b := range image.Blobs {
-		out[b.Digest] = b
-	}
-	return out
-}
-
 // MountedAt returns the folders where an image is mounted by its reference, as containerd knows it.
 func (s *Snapshotter) MountedAt(ctx context.Context, image string) (targets []string, err error) {
 	err = s.meta.WithTransaction(ctx, false, func(ctx context.Context) error {
 		ids, err := idMap(ctx)
 		for id := range ids {
-			if n, noteErr := s.readNote(id); noteErr == nil && n.whole() && n.Image == image && s.isUp(id) {
+			if n, noteErr := s.readNote(id); noteErr == nil && n.Whole && n.Image == image && s.isUp(id) {
 				targets = append(targets, s.fsPath(id))
 			}
 		}

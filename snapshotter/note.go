@@ -13,7 +13,6 @@ import (
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/containerd/v2/pkg/reference"
 	"github.com/google/renameio/v2"
 	"github.com/opencontainers/go-digest"
@@ -64,9 +63,6 @@ type blob struct {
 	Digest digest.Digest `json:"digest,omitempty"`
 	Size   int64         `json:"size,omitempty"` // bytes
 }
-
-// whole reports whether an image is mounted here.
-func (n note) whole() bool { return n.Whole }
 
 // pinned are the blobs that are read of a mounted image: its own, and the layer with their chunk maps.
 func (n note) pinned() []blob { return append(slices.Clip(n.Blobs), n.Map) }
@@ -143,10 +139,11 @@ func (s *Snapshotter) recognise(ctx context.Context, parent string, labels map[s
 	if !ok || img.Bootstrap() == nil {
 		return nil, nil
 	}
-	depth, err := s.depth(ctx, parent)
+	below, err := s.chain(ctx, parent)
 	if err != nil {
 		return nil, err
 	}
+	depth := len(below)
 	if depth >= len(img.Layers) || img.Layers[depth].Digest.String() != labels[labelLayer] {
 		return nil, nil // not in its place
 	}
@@ -189,22 +186,6 @@ func newNote(labels map[string]string, img mirror.Image) note {
 	b := img.Bootstrap()
 	return note{Image: labels[labelImage], Registry: img.Registry, Repository: img.Repository, Map: blob{b.Digest, b.Size},
 		Prefetch: cmp.Or(labels[labelPrefetch], img.Annotations[AnnotationPrefetch])}
-}
-
-// depth returns how many layers a snapshot has with all its parents.
-func (s *Snapshotter) depth(ctx context.Context, key string) (depth int, err error) {
-	err = s.meta.WithTransaction(ctx, false, func(ctx context.Context) error {
-		for key != "" {
-			_, info, _, err := storage.GetInfo(ctx, key)
-			if err != nil {
-				return err
-			}
-			key = info.Parent
-			depth++
-		}
-		return nil
-	})
-	return depth, err
 }
 
 // adopt makes the unpacked bootstrap layer of a Nydus image the place where the image is mounted. It is refused when the bootstrap is.
@@ -255,7 +236,7 @@ func sizes(layers []ocispec.Descriptor) map[digest.Digest]int64 {
 	return out
 }
 
-// isBootstrap reports whether containerd unpacks the bootstrap layer of a Nydus image into the snapshot.
-func isBootstrap(info snapshots.Info) bool {
-	return info.Labels[labelBootstrap] == "true" && info.Labels[snapshots.LabelSnapshotRef] != ""
+// isBootstrap reports whether containerd unpacks the bootstrap layer of a Nydus image into the snapshot with these labels.
+func isBootstrap(labels map[string]string) bool {
+	return labels[labelBootstrap] == "true" && labels[snapshots.LabelSnapshotRef] != ""
 }

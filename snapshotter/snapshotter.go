@@ -146,29 +146,22 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 			return nil, s.place(ctx, placing{key, parent, target}, *n, opts)
 		}
 	}
-	mounts, err := s.plain.Prepare(ctx, key, parent, opts...)
+	stack, err := s.parents(ctx, parent, asked.Labels)
 	if err != nil {
 		return nil, err
 	}
-	return s.orRemove(ctx, key, mounts)
+	mounts, err := s.plain.Prepare(ctx, key, parent, opts...)
+	return s.above(snapshots.KindActive, stack, mounts), err
 }
 
 // View implements snapshots.Snapshotter.
 func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
-	mounts, err := s.plain.View(ctx, key, parent, opts...)
+	stack, err := s.parents(ctx, parent, nil)
 	if err != nil {
 		return nil, err
 	}
-	return s.orRemove(ctx, key, mounts)
-}
-
-// orRemove completes the mounts of a new snapshot, or takes it back: containerd does not know it when its Prepare fails.
-func (s *Snapshotter) orRemove(ctx context.Context, key string, mounts []mount.Mount) ([]mount.Mount, error) {
-	mounts, err := s.resolve(ctx, key, mounts)
-	if err == nil {
-		return mounts, nil
-	}
-	return nil, errors.Join(err, s.Remove(context.WithoutCancel(ctx), key))
+	mounts, err := s.plain.View(ctx, key, parent, opts...)
+	return s.above(snapshots.KindView, stack, mounts), err
 }
 
 // Mounts implements snapshots.Snapshotter.
@@ -177,7 +170,12 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 	if err != nil {
 		return nil, err
 	}
-	return s.resolve(ctx, key, mounts)
+	_, info, err := s.find(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	stack, err := s.parents(ctx, info.Parent, info.Labels)
+	return s.above(info.Kind, stack, mounts), err
 }
 
 // Commit implements snapshots.Snapshotter. The bootstrap layer of a Nydus image becomes a mounted image.
@@ -186,7 +184,7 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	if err != nil {
 		return err
 	}
-	if !isBootstrap(info) {
+	if !isBootstrap(info.Labels) {
 		return s.plain.Commit(ctx, name, key, opts...)
 	}
 	n, err := s.adopt(id, info.Labels)
@@ -249,69 +247,73 @@ func (s *Snapshotter) find(ctx context.Context, key string) (id string, info sna
 	return id, info, err
 }
 
-// resolve makes the parents of a snapshot readable and returns the mounts to use in place of those of the plain overlay: below a mounted
-// image, which has the files of all layers, nothing is looked at.
-func (s *Snapshotter) resolve(ctx context.Context, key string, mounts []mount.Mount) ([]mount.Mount, error) {
-	var snap storage.Snapshot
-	var info snapshots.Info
-	err := s.meta.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
-		if snap, err = storage.GetSnapshot(ctx, key); err == nil {
-			_, info, _, err = storage.GetInfo(ctx, key)
-		}
-		return err
-	})
-	if err != nil || isBootstrap(info) { // a bootstrap is unpacked over nothing, and stands for all below it
-		return mounts, err
+// A stack are the IDs of a snapshot's parents, the highest first, as far as their folders are to be used.
+type stack struct {
+	ids []string
+	cut bool // there are more, below a mounted image, which has the files of all of them
+}
+
+// parents makes the parents of a snapshot with those labels readable.
+func (s *Snapshotter) parents(ctx context.Context, parent string, labels map[string]string) (stack, error) {
+	ids, err := s.chain(ctx, parent)
+	if err != nil || isBootstrap(labels) { // a bootstrap is unpacked over nothing, and stands for all below it
+		return stack{ids: ids}, err
 	}
-	lower := snap.ParentIDs
 	var missing []string
-	for i, id := range snap.ParentIDs {
+	for i, id := range ids {
 		n, err := s.readNote(id)
 		switch {
 		case errors.Is(err, fs.ErrNotExist): // an ordinary layer
 		case err != nil:
-			return nil, err
-		case n.whole() && s.cfg.Mounter != nil:
+			return stack{}, err
+		case n.Whole && s.cfg.Mounter != nil:
 			if err := s.ensureMounted(ctx, id, n); err != nil {
-				return nil, err
+				return stack{}, err
 			}
-			lower = snap.ParentIDs[:i+1]
+			above := stack{ids: ids[:i+1], cut: i+1 < len(ids)}
+			return above, s.unpackAll(ctx, above.ids, missing)
 		default:
 			missing = append(missing, id)
 		}
-		if len(lower) == i+1 {
-			break
-		}
 	}
-	if err := s.unpackAll(ctx, lower, missing); err != nil {
-		return nil, err
-	}
-	if len(lower) == len(snap.ParentIDs) {
-		return mounts, nil
-	}
-	return s.above(snap.Kind, lower, mounts), nil
+	return stack{ids: ids}, s.unpackAll(ctx, ids, missing)
 }
 
-// above changes the mounts of an overlay so that it stands on the lower folders alone.
-func (s *Snapshotter) above(kind snapshots.Kind, lower []string, mounts []mount.Mount) []mount.Mount {
-	if kind == snapshots.KindView && len(lower) == 1 {
-		return []mount.Mount{{Type: "bind", Source: s.fsPath(lower[0]), Options: []string{"ro", "rbind"}}}
+// chain returns the IDs of a snapshot and all below it, itself first; none of the empty name.
+func (s *Snapshotter) chain(ctx context.Context, key string) (ids []string, err error) {
+	err = s.meta.WithTransaction(ctx, false, func(ctx context.Context) error {
+		for key != "" {
+			id, info, _, err := storage.GetInfo(ctx, key)
+			if err != nil {
+				return err
+			}
+			ids, key = append(ids, id), info.Parent
+		}
+		return nil
+	})
+	return ids, err
+}
+
+// above changes the mounts of an overlay so that it stands on the folders of the stack alone.
+func (s *Snapshotter) above(kind snapshots.Kind, on stack, mounts []mount.Mount) []mount.Mount {
+	if !on.cut {
+		return mounts
 	}
-	paths := make([]string, len(lower))
-	for i, id := range lower {
+	if kind == snapshots.KindView && len(on.ids) == 1 {
+		return []mount.Mount{{Type: "bind", Source: s.fsPath(on.ids[0]), Options: []string{"ro", "rbind"}}}
+	}
+	paths := make([]string, len(on.ids))
+	for i, id := range on.ids {
 		paths[i] = s.fsPath(id)
 	}
-	out := make([]mount.Mount, len(mounts))
-	for i, m := range mounts {
-		m.Options = append([]string{}, m.Options...)
+	for _, m := range mounts {
 		for j, o := range m.Options {
 			if strings.HasPrefix(o, lowerOption) {
 				m.Options[j] = lowerOption + strings.Join(paths, ":")
 			}
 		}
-		out[i] = m
 	}
-	return out
+	return mounts
 }
 
 const lowerOption = "lowerdir="
@@ -331,7 +333,7 @@ func (s *Snapshotter) place(ctx context.Context, at placing, n note, opts []snap
 	if err != nil {
 		return errors.Join(err, s.Remove(context.WithoutCancel(ctx), at.key))
 	}
-	if id != "" && n.whole() {
+	if id != "" && n.Whole {
 		// In vain is no failure yet: who prepares a container tries again, and learns why not.
 		if err := s.ensureMounted(ctx, id, n); err != nil {
 			s.log.Warn("image is not mounted yet", "image", n.Image, "error", err)

@@ -27,7 +27,7 @@ Everything can be set in a YAML file; the flags below override it. An unknown ke
    limits:                                  # bytes a second, like 100MiB; 0 is none; see shoal limits
       {upload: 0, upload_per_task: 0, download: 0, download_per_task: 0, source: 0, source_per_task: 0, disk_write: 0}
    snapshotter:                             # auto: where it can run; paths are snapshots and snapshotter.sock in data_dir;
-      {enabled: auto, root: "", address: "", only: []}   # only: [registry.example/models/**] mounts these images, others are unpacked
+      {enabled: auto, driver: auto, root: "", address: "", only: []}   # only: [registry.example/models/**] mounts these images
    log: {level: info, format: text}
 
 Credentials for origins are those of docker login of the user the daemon runs as, besides those that callers bring.

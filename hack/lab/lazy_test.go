@@ -50,14 +50,14 @@ type lazyLab struct {
 	ref        string
 }
 
-func newLazyLab(t *testing.T) (context.Context, *lazyLab) {
+func newLazyLab(t *testing.T, driver string) (context.Context, *lazyLab) {
 	t.Helper()
 	ctx, shoal := prepare(t, append(faultTools(), "runc")...)
 	c, err := cluster.New(ctx, cluster.Config{Shoal: shoal, Link: faultLink, Log: t.Output()})
 	check(t, err)
 	t.Cleanup(func() { check(t, c.Close()) })
 	l := &lazyLab{t: t, shoal: shoal}
-	l.swarm, err = newSwarm(ctx, c, swarmConfig{nodes: 1})
+	l.swarm, err = newSwarm(ctx, c, swarmConfig{nodes: 1, driver: driver})
 	check(t, err)
 	l.node = l.nodes[0]
 	l.containerd, err = l.node.StartContainerd(ctx, l.registry)
@@ -187,7 +187,7 @@ func (l *lazyLab) mounts() []string {
 	check(l.t, err)
 	var out []string
 	for line := range strings.Lines(string(data)) {
-		if fields := strings.Fields(line); strings.Contains(line, " - erofs ") && strings.HasPrefix(fields[4], l.node.DataDir()) {
+		if fields := strings.Fields(line); strings.HasPrefix(fields[4], l.node.DataDir()+"/") {
 			out = append(out, fields[4])
 		}
 	}
@@ -229,11 +229,17 @@ func (l *lazyLab) metric(ctx context.Context, name string, labels ...string) int
 }
 
 func TestRootContainersRunFromImagesThatAreNotUnpacked(t *testing.T) {
-	ctx, l := newLazyLab(t)
+	for _, driver := range []string{"erofs", "fuse"} {
+		t.Run(driver, func(t *testing.T) { runUnpacked(t, driver) })
+	}
+}
+
+func runUnpacked(t *testing.T, driver string) {
+	ctx, l := newLazyLab(t, driver)
 	want := l.wantFiles()
 	check(t, l.containerd.Pull(ctx, l.ref))
-	if got := l.status(ctx); got.Driver != "lazy" || got.Mounted != 1 {
-		t.Errorf("status %+v, want the lazy driver with one image", got)
+	if got := l.status(ctx); got.Driver != driver || got.Mounted != 1 {
+		t.Errorf("status %+v, want the driver %s with one image", got, driver)
 	}
 	if got := l.metric(ctx, "layers_total", `how="placed"`); got != 3 {
 		t.Errorf("%d layers placed, want 3", got)
@@ -284,7 +290,7 @@ func TestRootContainersRunFromImagesThatAreNotUnpacked(t *testing.T) {
 
 // An image may say that nothing is fetched before it is read. What its containers then read, in which order, can become what is fetched first.
 func TestRootReadsOfAnImageAreRecorded(t *testing.T) {
-	ctx, l := newLazyLab(t)
+	ctx, l := newLazyLab(t, "")
 	made, err := filepath.Glob(filepath.Join(l.Dir(), "convert-*"))
 	check(t, err)
 	ref := l.registry.Addr() + "/" + repository + ":sparing"
@@ -323,7 +329,7 @@ func (l *lazyLab) restart(ctx context.Context) {
 
 // What shares layers with a mounted image works as if these had been unpacked.
 func TestRootImagesBelowAndAboveAMountedOne(t *testing.T) {
-	ctx, l := newLazyLab(t)
+	ctx, l := newLazyLab(t, "")
 	want := l.wantFiles()
 	check(t, l.containerd.Pull(ctx, l.ref))
 
@@ -362,7 +368,7 @@ func TestRootImagesBelowAndAboveAMountedOne(t *testing.T) {
 // Images that nydus-snapshotter's converter has made with nydus-image are mounted too, whatever they are compressed with.
 func TestRootImagesOfOtherConvertersAreMounted(t *testing.T) {
 	cluster.NeedTools(t, "nydus-image")
-	ctx, l := newLazyLab(t)
+	ctx, l := newLazyLab(t, "")
 	bin := filepath.Join(t.TempDir(), "nydusconvert")
 	build := exec.CommandContext(ctx, "go", "build", "-o", bin, ".")
 	build.Dir = "../../converter/testdata/nydusconvert"

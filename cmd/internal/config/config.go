@@ -193,7 +193,7 @@ func DefaultNode() Node {
 		name = "localhost"
 	}
 	return Node{Name: name, DataDir: "/var/lib/shoal", Mirror: Mirror{Listen: "127.0.0.1:7701", TagTTL: 5 * time.Second, VerdictTTL: time.Minute, StaleFor: 24 * time.Hour},
-		Peer: Peer{Listen: "0.0.0.0:7702"}, Admin: Admin{Listen: "127.0.0.1:7703"}, Store: Store{MaxPercent: 80}, Snapshotter: Snapshotter{Enabled: SnapshotterAuto}, Log: defaultLog()}
+		Peer: Peer{Listen: "0.0.0.0:7702"}, Admin: Admin{Listen: "127.0.0.1:7703"}, Store: Store{MaxPercent: 80}, Snapshotter: Snapshotter{Enabled: SnapshotterAuto, Driver: "auto"}, Log: defaultLog()}
 }
 
 func defaultLog() Log { return Log{Level: "info", Format: "text"} }

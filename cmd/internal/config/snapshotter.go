@@ -22,6 +22,7 @@ type Snapshotter struct {
 	Enabled string `yaml:"enabled"`
 	Root    string `yaml:"root"`    // of snapshots; snapshots in data_dir by default
 	Address string `yaml:"address"` // path of its socket; snapshotter.sock in data_dir by default
+	Driver  string `yaml:"driver"`  // auto, erofs or fuse
 	// Only are the repositories whose images are mounted, as REGISTRY/REPOSITORY with * and **; others are unpacked. Empty is all.
 	Only []string `yaml:"only"`
 	// Prefetch overrules what images say of what is fetched before it is read: whole, none, or paths apart by commas. Empty does not.
@@ -46,6 +47,9 @@ func (s Snapshotter) validate() error {
 	}
 	if !slices.Contains([]string{SnapshotterAuto, SnapshotterOn, SnapshotterOff}, s.Enabled) {
 		return fmt.Errorf("snapshotter.enabled: %q is not auto, true or false", s.Enabled)
+	}
+	if !slices.Contains([]string{"auto", "erofs", "fuse"}, s.Driver) {
+		return fmt.Errorf("snapshotter.driver: %q is not auto, erofs or fuse", s.Driver)
 	}
 	return nil
 }

@@ -25,6 +25,7 @@ func TestSnapshotterMountsOnlyWhatIsListed(t *testing.T) {
 func TestSnapshotterFaultsNameTheKey(t *testing.T) {
 	for want, s := range map[string]Snapshotter{
 		"snapshotter.enabled": {Enabled: "yes"},
+		"snapshotter.driver":  {Enabled: SnapshotterOn, Driver: "nydusd"},
 		"snapshotter.only":    {Enabled: SnapshotterOn, Only: []string{"a["}},
 	} {
 		if err := s.validate(); err == nil || !strings.Contains(err.Error(), want) {

@@ -5,10 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/shoal-project/shoal/peer"
 	mirror "github.com/shoal-project/shoal/registry-mirror"
@@ -18,62 +18,63 @@ import (
 	"github.com/shoal-project/shoal/snapshotter/lazy"
 )
 
-// mounter mounts images lazily, or, where this host cannot, behind their bytes. The driver and its keeper begin with the first image: most
-// nodes of a cluster may have none.
+// mounter mounts images before their bytes are there. The driver and its keeper begin with the first image: most nodes of a cluster may
+// have none.
 type mounter struct {
+	kind     lazy.Kind
 	cfg      lazy.Config
 	images   images
-	prefetch string // overrules what images say, if it is not empty
-	log      *slog.Logger
+	prefetch string        // overrules what images say, if it is not empty
 	opened   chan struct{} // closed when there is a driver
 
-	mu     sync.Mutex   // guards the rest
-	driver *lazy.Driver // nil until it is needed
-	off    string       // why there is none; empty while there may be
+	mu     sync.Mutex   // guards driver
+	driver lazy.Mounter // nil until it is needed
 }
 
-// newMounter returns a mounter that finds out at once whether it can be lazy. A keeper that an earlier process has left is taken over.
-func newMounter(ctx context.Context, cfg lazy.Config, images images, log *slog.Logger) *mounter {
-	m := &mounter{cfg: cfg, images: images, log: log, opened: make(chan struct{})}
-	if err := fanotify.Probe(cfg.Dir); err != nil {
-		m.fail(err)
-	} else if kept, err := keeper.Connect(ctx, keeper.Config{Socket: cfg.Keeper.Socket}); err == nil {
-		_ = kept.Close() // only a question
-		m.lazy(ctx)
+// newMounter returns a mounter of the wanted kind, and for lazy.Auto of the one that this host can. A keeper that an earlier process has left is
+// taken over.
+func newMounter(ctx context.Context, kind lazy.Kind, cfg lazy.Config, images images) (*mounter, error) {
+	if kind == lazy.Auto {
+		kind = lazy.EROFS
+		if err := errors.Join(fanotify.Probe(cfg.Dir), snapshotter.Probe(cfg.Dir)); err != nil {
+			cfg.Log.Warn("images are mounted by FUSE, which is slower", "error", err)
+			kind = lazy.FUSE
+		}
 	}
-	return m
+	m := &mounter{kind: kind, cfg: cfg, images: images, opened: make(chan struct{})}
+	now := kind == lazy.FUSE // needs no keeper, and tells what the host lacks
+	if kept, err := keeper.Connect(ctx, keeper.Config{Socket: cfg.Keeper.Socket}); err == nil {
+		_ = kept.Close() // only a question
+		now = true
+	}
+	if now {
+		if _, err := m.lazy(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
 }
 
-func (m *mounter) fail(err error) {
-	m.off = "images are fetched before they are mounted: " + err.Error()
-	m.log.Warn("images are fetched before they are mounted", "error", err)
-}
-
-// lazy returns the driver, which it opens when it is needed first; nil where there is none.
-func (m *mounter) lazy(ctx context.Context) *lazy.Driver {
+// lazy returns the driver, which it opens when it is needed first.
+func (m *mounter) lazy(ctx context.Context) (lazy.Mounter, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.driver != nil || m.off != "" {
-		return m.driver
+	if m.driver != nil {
+		return m.driver, nil
 	}
-	driver, err := lazy.New(context.WithoutCancel(ctx), m.cfg) // for others too
+	cfg := m.cfg
+	metrics := prometheus.NewRegistry() // of a driver that is not to be, they go with it
+	cfg.Registerer = metrics
+	driver, _, err := lazy.Open(context.WithoutCancel(ctx), m.kind, cfg) // for others too
 	if err != nil {
-		m.fail(err)
-		return nil
+		return nil, err
+	}
+	if m.cfg.Registerer != nil {
+		m.cfg.Registerer.MustRegister(metrics)
 	}
 	m.driver = driver
 	close(m.opened)
-	return driver
-}
-
-// state tells the kind of driver there is or would be, and why it is not lazy.
-func (m *mounter) state() (kind, off string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.off != "" {
-		return "eager", m.off
-	}
-	return "lazy", ""
+	return driver, nil
 }
 
 // run answers readers of mounts until ctx ends.
@@ -82,15 +83,15 @@ func (m *mounter) run(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	case <-m.opened:
+		return m.driver.Run(ctx) // it stays what it is
 	}
-	return m.lazy(ctx).Run(ctx)
 }
 
 // settled tells the driver that all images of earlier processes were mounted again.
 func (m *mounter) settled() {
 	select {
 	case <-m.opened:
-		m.driver.Settled() // it stays what it is
+		m.driver.Settled()
 	default:
 	}
 }
@@ -105,9 +106,9 @@ func (m *mounter) close() {
 
 // Mount implements snapshotter.Mounter.
 func (m *mounter) Mount(ctx context.Context, image snapshotter.MountedImage, target string) error {
-	driver := m.lazy(ctx)
-	if driver == nil {
-		return snapshotter.NewEager(m.images).Mount(ctx, image, target)
+	driver, err := m.lazy(ctx)
+	if err != nil {
+		return err
 	}
 	from := imageBlobs{images: m.images, refs: map[digest.Digest]mirror.BlobRef{}}
 	for _, ref := range image.Blobs {
@@ -115,26 +116,27 @@ func (m *mounter) Mount(ctx context.Context, image snapshotter.MountedImage, tar
 	}
 	ahead, err := lazy.ParsePrefetch(cmp.Or(m.prefetch, image.Prefetch))
 	if err != nil { // of the image: the configuration was checked
-		m.log.Warn("all of the image is fetched", "image", image.Name, "error", err)
+		m.cfg.Log.Warn("all of the image is fetched", "image", image.Name, "error", err)
 	}
 	return driver.Mount(ctx, lazy.Image{Name: image.Name, Bootstrap: image.Bootstrap, Blobs: from, Prefetch: ahead}, target)
 }
 
 // Unmount implements snapshotter.Mounter.
 func (m *mounter) Unmount(ctx context.Context, target string) error {
-	if driver := m.lazy(ctx); driver != nil {
-		return driver.Unmount(ctx, target)
+	driver, err := m.lazy(ctx)
+	if err != nil {
+		return err
 	}
-	return snapshotter.NewEager(m.images).Unmount(ctx, target)
+	return driver.Unmount(ctx, target)
 }
 
 // accessed returns the files of what is mounted at a target, in the order in which they were first read.
 func (m *mounter) accessed(target string) ([]string, error) {
 	m.mu.Lock()
-	driver := m.driver
+	driver, ok := m.driver.(*lazy.Driver)
 	m.mu.Unlock()
-	if driver == nil {
-		return nil, errors.New("only the lazy driver takes note of reads; see shoal status")
+	if !ok {
+		return nil, errors.New("only the driver erofs takes note of reads; see shoal status")
 	}
 	return driver.Accessed(target)
 }

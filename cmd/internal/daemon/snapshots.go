@@ -55,14 +55,16 @@ func (n *node) tryOpenSnapshots(ctx context.Context, images images) error {
 	s := &n.snapshots
 	s.address = address
 	cfg := snapshotter.Config{Root: root, Images: images, Pins: n.store, Log: n.component("snapshotter"), Registerer: n.admin.registry}
-	mounter, err := n.openMounter(ctx, root, images)
-	if err != nil {
+	if err := os.MkdirAll(root, 0o700); err != nil {
 		return err
 	}
-	if mounter != nil {
-		cfg.Mounter = mounter // no nil pointer in it
+	var err error
+	if s.mounter, err = n.openMounter(ctx, images); err == nil {
+		cfg.Mounter = s.mounter
+	} else {
+		s.off = "images are unpacked: " + err.Error()
+		n.log.Warn("images are unpacked, not mounted", "error", err)
 	}
-	s.mounter = mounter
 	if s.listener, err = snapshotter.Listen(ctx, address); err != nil {
 		return err
 	}
@@ -70,25 +72,22 @@ func (n *node) tryOpenSnapshots(ctx context.Context, images images) error {
 	return err
 }
 
-// openMounter returns what mounts images; nil where this host cannot.
-func (n *node) openMounter(ctx context.Context, root string, images images) (*mounter, error) {
+// openMounter returns what mounts images. The error says why this host cannot.
+func (n *node) openMounter(ctx context.Context, images images) (*mounter, error) {
 	dir := filepath.Join(n.cfg.DataDir, "lazy")
-	if err := errors.Join(os.MkdirAll(root, 0o700), os.MkdirAll(dir, 0o700)); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
-	}
-	if err := snapshotter.Probe(root); err != nil {
-		n.snapshots.off = "images are unpacked: " + err.Error()
-		n.log.Warn("images are unpacked, not mounted", "error", err)
-		return nil, nil
 	}
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	m := newMounter(ctx, lazy.Config{Dir: dir, Log: n.component("lazy"), Registerer: n.admin.registry,
-		Keeper: keeper.Config{Socket: filepath.Join(dir, "keeper.sock"), Command: []string{self, "keeper"}}}, images, n.log)
-	m.prefetch = n.cfg.Snapshotter.Prefetch
-	return m, nil
+	m, err := newMounter(ctx, lazy.Kind(n.cfg.Snapshotter.Driver), lazy.Config{Dir: dir, Log: n.component("lazy"), Registerer: n.admin.registry,
+		Keeper: keeper.Config{Socket: filepath.Join(dir, "keeper.sock"), Command: []string{self, "keeper"}}}, images)
+	if err == nil {
+		m.prefetch = n.cfg.Snapshotter.Prefetch
+	}
+	return m, err
 }
 
 // run serves containerd until ctx ends.
@@ -170,7 +169,7 @@ func (s *snapshots) status() local.SnapshotterStatus {
 	}
 	st := local.SnapshotterStatus{Address: s.address, Driver: "none", Mounted: s.Mounted(), Off: s.off}
 	if s.mounter != nil {
-		st.Driver, st.Off = s.mounter.state()
+		st.Driver = string(s.mounter.kind)
 	}
 	return st
 }

@@ -32,9 +32,9 @@ type Status struct {
 // SnapshotterStatus is the state of a node's snapshotter.
 type SnapshotterStatus struct {
 	Address string `json:"address,omitempty"` // of its socket; empty when it does not run
-	Driver  string `json:"driver,omitempty"`  // lazy, eager (fetched before they are mounted), or none: images are unpacked
+	Driver  string `json:"driver,omitempty"`  // erofs, fuse, or none: images are unpacked
 	Mounted int    `json:"mounted"`           // images
-	Off     string `json:"off,omitempty"`     // why it does not run, or why not lazily
+	Off     string `json:"off,omitempty"`     // why it does not run, or why images are unpacked
 }
 
 // StoreStatus is what a node keeps, in bytes.

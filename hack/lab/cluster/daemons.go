@@ -72,6 +72,7 @@ type NodeConfig struct {
 	Registries []*Registry
 	TagTTL     string // how long the mirror believes a tag; empty is the default of shoal
 	StoreBytes int64  // quota of the store; zero is the default of shoal
+	Driver     string // of the snapshotter; empty is the default of shoal
 	Proxied    bool   // other hosts reach its pieces through Node.Proxy
 	Bounds     Bounds
 }
@@ -116,16 +117,21 @@ func (c *Cluster) StartNode(ctx context.Context, cfg NodeConfig) (*Node, error) 
 			return nil, err
 		}
 	}
+	snapshotter := map[string]any{}
+	if cfg.Driver != "" {
+		snapshotter = map[string]any{"enabled": "true", "driver": cfg.Driver}
+	}
 	n.config, err = c.writeConfig(host, "node", map[string]any{
-		"name":       cfg.Name,
-		"data_dir":   n.DataDir(),
-		"seed":       cfg.Seed,
-		"mirror":     mirror,
-		"peer":       map[string]any{"listen": "0.0.0.0:" + peerPort, "advertise": host.Addr + ":" + advertised, "zone": cfg.Zone},
-		"admin":      map[string]any{"listen": "127.0.0.1:" + adminPort},
-		"schedulers": schedulers,
-		"registries": registries,
-		"store":      map[string]any{"max_bytes": cfg.StoreBytes, "max_percent": 95},
+		"name":        cfg.Name,
+		"data_dir":    n.DataDir(),
+		"seed":        cfg.Seed,
+		"mirror":      mirror,
+		"peer":        map[string]any{"listen": "0.0.0.0:" + peerPort, "advertise": host.Addr + ":" + advertised, "zone": cfg.Zone},
+		"admin":       map[string]any{"listen": "127.0.0.1:" + adminPort},
+		"schedulers":  schedulers,
+		"registries":  registries,
+		"snapshotter": snapshotter,
+		"store":       map[string]any{"max_bytes": cfg.StoreBytes, "max_percent": 95},
 	})
 	if err != nil {
 		return nil, err

@@ -6,20 +6,19 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/shoal-project/shoal/converter/bootstrap"
 	mirror "github.com/shoal-project/shoal/registry-mirror"
 	"github.com/shoal-project/shoal/snapshotter/erofs"
 )
 
-// Eager is a Mounter that fetches all of an image before it mounts it. Blobs whose chunks lie as the file system wants them are mounted from
-// the store's own files, which have to be pinned; others are expanded into files of its own, next to the bootstrap.
-type Eager struct{ images Images }
-
-// NewEager returns a Mounter whose blobs images opens.
-func NewEager(images Images) *Eager { return &Eager{images: images} }
+// eager is a Mounter that fetches all of an image before it mounts it. Blobs whose chunks lie as the file system wants them are mounted from
+// the store's own files, which have to be pinned; others are expanded into files of its own, next to the bootstrap. Unlike the drivers', its mounts may be read by this process.
+type eager struct{ images Images }
 
 // Mount implements Mounter.
-func (e *Eager) Mount(ctx context.Context, image MountedImage, target string) error {
+func (e eager) Mount(ctx context.Context, image MountedImage, target string) error {
 	if err := erofs.Unmount(target); err != nil { // one of a process before this one
 		return err
 	}
@@ -32,7 +31,10 @@ func (e *Eager) Mount(ctx context.Context, image MountedImage, target string) er
 		return err
 	}
 	defer x.Close()
-	refs := refsOf(image)
+	refs := map[digest.Digest]mirror.BlobRef{}
+	for _, b := range image.Blobs {
+		refs[b.Digest] = b
+	}
 	files := make([]string, len(boot.Blobs))
 	for i := range boot.Blobs {
 		ref, ok := refs[boot.Blobs[i].Digest]
@@ -48,7 +50,7 @@ func (e *Eager) Mount(ctx context.Context, image MountedImage, target string) er
 }
 
 // Unmount implements Mounter.
-func (e *Eager) Unmount(_ context.Context, target string) error { return erofs.Unmount(target) }
+func (e eager) Unmount(_ context.Context, target string) error { return erofs.Unmount(target) }
 
 // device is a blob as the file system reads it.
 type device struct {
@@ -67,7 +69,7 @@ func (d device) aligned() bool {
 	return true
 }
 
-func (e *Eager) device(ctx context.Context, ref mirror.BlobRef, d device, x *bootstrap.Expander) (string, error) {
+func (e eager) device(ctx context.Context, ref mirror.BlobRef, d device, x *bootstrap.Expander) (string, error) {
 	blob, err := e.images.Open(ctx, ref)
 	if err != nil {
 		return "", err
