@@ -294,6 +294,34 @@ func (l *lazyLab) restart(ctx context.Context) {
 	})
 }
 
+// The daemon is killed while the image is still on its way, and one reads it.
+func TestRootReadersOfAMountedImageOutliveTheDaemon(t *testing.T) {
+	ctx, l := newLazyLab(t, "erofs", cluster.Release{})
+	check(t, l.node.Host().SetLink(ctx, faultLink/4))
+	check(t, l.containerd.Pull(ctx, l.ref))
+	const file = "/models/model/weights.bin"
+	read := make(chan string, 1)
+	go func() { // ends with ctx at the latest
+		out, err := l.node.Host().Run(ctx, "sha256sum", l.mounts()[0]+file)
+		if err != nil {
+			out = err.Error()
+		}
+		read <- out
+	}()
+	l.node.Kill()
+	l.restart(ctx)
+	want := l.wantFiles()
+	if got, _, _ := strings.Cut(<-read, " "); got != want[file] {
+		t.Errorf("read %s, want %s", got, want[file])
+	}
+	l.expect("a container after that", want, l.run(ctx, l.ref, "after", "/etc", "/models"))
+	log, err := os.ReadFile(l.node.Log())
+	check(t, err)
+	if !bytes.Contains(log, []byte("lazy mount taken over")) {
+		t.Error("the mount was made anew, not taken over")
+	}
+}
+
 // ctr of containerd 1.x says nothing of images to snapshotters, so that all is unpacked; Kubernetes' pulls do.
 func TestRootOldContainerdsUnpackIntoTheSnapshotter(t *testing.T) {
 	const debian = "/usr/bin"
