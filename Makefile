@@ -58,7 +58,7 @@ e2e: ## set up, then run the end-to-end tests only, aloud
 .PHONY: e2e-lazy
 e2e-lazy: ## set up, then run the end-to-end tests of images that are mounted, with a real containerd, aloud
 	hack/setup demo
-	REQUIRE_TOOLS=1 go test -count=1 -timeout 30m -v ./snapshotter/... ./hack/lab -run 'TestRootContainersRun|TestRootImages|TestRootPassesContainerd|Lazy'
+	REQUIRE_TOOLS=1 go test -count=1 -timeout 30m -v ./snapshotter/... ./hack/lab -run 'TestRoot(ContainersRun|Images|Readers|OldContainerds|PassesContainerd|Nydus|Layers|Restart|Removed|Lazy)'
 
 .PHONY: chaos
 chaos: ## read through RUNS (100) swarms to which random things happen; FIRST (1) is the seed of the first

@@ -22,9 +22,11 @@ import (
 // maxBootstrap bounds a bootstrap in bytes: some ten million files.
 const maxBootstrap = 1 << 30
 
+const bootstrapsName = "bootstraps"
+
 // bootstrapPath is where a bootstrap waits for the last layer of its image. What is there has been checked.
 func (s *Snapshotter) bootstrapPath(layer digest.Digest) string {
-	return filepath.Join(s.cfg.Root, "bootstraps", layer.Encoded())
+	return filepath.Join(s.cfg.Root, bootstrapsName, layer.Encoded())
 }
 
 // ownBootstrapPath is where a bootstrap waits for one snapshot alone.

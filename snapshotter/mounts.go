@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -145,7 +144,7 @@ func (s *Snapshotter) unpin(id string) error {
 // Restore brings things to where they were before a restart: what no snapshot has is removed, and images are mounted that are not, or taken
 // over. It goes on with the next image where one fails, and tells of all that failed; it may be called again. Snapshots can be used meanwhile.
 func (s *Snapshotter) Restore(ctx context.Context) error {
-	errs := []error{s.Cleanup(ctx), s.sweepBootstraps()}
+	errs := []error{s.Cleanup(ctx)}
 	images := map[string]note{}
 	err := s.meta.WithTransaction(ctx, false, func(ctx context.Context) error {
 		ids, err := idMap(ctx)
@@ -210,11 +209,6 @@ func (s *Snapshotter) sweepPins(images map[string]note) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// sweepBootstraps removes the bootstraps of pulls that did not come to their end. One that goes on fetches its own again.
-func (s *Snapshotter) sweepBootstraps() error {
-	return os.RemoveAll(filepath.Join(s.cfg.Root, "bootstraps"))
 }
 
 // MountedAt returns the folders where an image is mounted by its reference, as containerd knows it.

@@ -94,6 +94,10 @@ func New(cfg Config) (*Snapshotter, error) {
 		return nil, err
 	}
 	cfg.Root = root
+	// Of pulls that did not come to their end. Later it would take them from those that go on.
+	if err := os.RemoveAll(filepath.Join(root, bootstrapsName)); err != nil {
+		return nil, err
+	}
 	meta, err := storage.NewMetaStore(filepath.Join(root, "metadata.db"))
 	if err != nil {
 		return nil, fmt.Errorf("snapshots in %s: %w", root, err)

@@ -331,6 +331,8 @@ func TestRootRestartFindsMountsAgainAndSweepsWhatNobodyHas(t *testing.T) {
 	}
 	orphan := filepath.Join(h.root, "snapshots", "new-1234")
 	check(t, os.MkdirAll(filepath.Join(orphan, "fs"), 0o755))
+	stray := filepath.Join(h.root, bootstrapsName, "of a pull that was broken off")
+	check(t, os.WriteFile(stray, nil, 0o600))
 	check(t, h.pins.Pin(digest.FromString("of one that is no more"), pinOwner+"99"))
 	check(t, h.pins.Pin(digest.FromString("of somebody else"), "me"))
 	h.start()
@@ -338,8 +340,10 @@ func TestRootRestartFindsMountsAgainAndSweepsWhatNobodyHas(t *testing.T) {
 	if len(h.mounted()) != 1 {
 		t.Errorf("mounted %v, want one image", h.mounted())
 	}
-	if _, err := os.Stat(orphan); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the orphan is still there: %v", err)
+	for _, path := range []string{orphan, stray} {
+		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is still there: %v", path, err)
+		}
 	}
 	if n := len(h.pins.Pins()); n != 3 {
 		t.Errorf("pins %v, want two of the image and one of somebody else", h.pins.Pins())

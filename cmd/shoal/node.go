@@ -41,7 +41,7 @@ EXAMPLES:
 func nodeCommand() *cli.Command {
 	return command(&cli.Command{
 		Name:        "node",
-		Usage:       "run the daemon of a node: registry mirror and peer in one",
+		Usage:       "run the daemon of a node: registry mirror, peer and snapshotter in one",
 		Description: nodeHelp,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "config", Aliases: []string{"c"}, Usage: "read the configuration from `FILE`"},

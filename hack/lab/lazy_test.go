@@ -50,7 +50,7 @@ type lazyLab struct {
 	ref        string
 }
 
-func newLazyLab(t *testing.T, driver string) (context.Context, *lazyLab) {
+func newLazyLab(t *testing.T, driver string, release cluster.Release) (context.Context, *lazyLab) {
 	t.Helper()
 	ctx, shoal := prepare(t, append(faultTools(), "runc")...)
 	c, err := cluster.New(ctx, cluster.Config{Shoal: shoal, Link: faultLink, Log: t.Output()})
@@ -60,7 +60,7 @@ func newLazyLab(t *testing.T, driver string) (context.Context, *lazyLab) {
 	l.swarm, err = newSwarm(ctx, c, swarmConfig{nodes: 1, driver: driver})
 	check(t, err)
 	l.node = l.nodes[0]
-	l.containerd, err = l.node.StartContainerd(ctx, l.registry)
+	l.containerd, err = l.node.StartContainerd(ctx, l.registry, release)
 	check(t, err)
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -235,7 +235,7 @@ func TestRootContainersRunFromImagesThatAreNotUnpacked(t *testing.T) {
 }
 
 func runUnpacked(t *testing.T, driver string) {
-	ctx, l := newLazyLab(t, driver)
+	ctx, l := newLazyLab(t, driver, cluster.Release{})
 	want := l.wantFiles()
 	check(t, l.containerd.Pull(ctx, l.ref))
 	if got := l.status(ctx); got.Driver != driver || got.Mounted != 1 {
@@ -278,10 +278,7 @@ func runUnpacked(t *testing.T, driver string) {
 	t.Log("the image is removed")
 	check(t, l.containerd.Forget(ctx, l.ref))
 	eventually(t, "nothing is mounted", func() bool { return len(l.mounts()) == 0 })
-	eventually(t, "no snapshot is left", func() bool {
-		entries, err := os.ReadDir(filepath.Join(l.node.DataDir(), "snapshots", "snapshots"))
-		return err == nil && len(entries) == 0
-	})
+	eventually(t, "no snapshot is left", l.empty)
 	pins, err := os.ReadDir(filepath.Join(l.node.DataDir(), "blobs", "pins"))
 	if len(pins) > 0 || err != nil && !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("pins %v, %v; want none", pins, err)
@@ -327,9 +324,57 @@ func (l *lazyLab) restart(ctx context.Context) {
 	})
 }
 
+// The daemon is killed while the image is still on its way, and one reads it.
+func TestRootReadersOfAMountedImageOutliveTheDaemon(t *testing.T) {
+	ctx, l := newLazyLab(t, "erofs", cluster.Release{})
+	check(t, l.node.Host().SetLink(ctx, faultLink/4))
+	check(t, l.containerd.Pull(ctx, l.ref))
+	const file = "/models/model/weights.bin"
+	read := make(chan string, 1)
+	go func() { // ends with ctx at the latest
+		out, err := l.node.Host().Run(ctx, "sha256sum", l.mounts()[0]+file)
+		if err != nil {
+			out = err.Error()
+		}
+		read <- out
+	}()
+	l.node.Kill()
+	l.restart(ctx)
+	want := l.wantFiles()
+	if got, _, _ := strings.Cut(<-read, " "); got != want[file] {
+		t.Errorf("read %s, want %s", got, want[file])
+	}
+	l.expect("a container after that", want, l.run(ctx, l.ref, "after", "/etc", "/models"))
+	log, err := os.ReadFile(l.node.Log())
+	check(t, err)
+	if !bytes.Contains(log, []byte("lazy mount taken over")) {
+		t.Error("the mount was made anew, not taken over")
+	}
+}
+
+// ctr of containerd 1.x says nothing of images to snapshotters, so that all is unpacked; Kubernetes' pulls do.
+func TestRootOldContainerdsUnpackIntoTheSnapshotter(t *testing.T) {
+	const debian = "/usr/bin"
+	cluster.NeedTools(t, debian+"/containerd", debian+"/ctr")
+	ctx, l := newLazyLab(t, "", cluster.Release{Bin: debian, Old: true})
+	check(t, l.containerd.Pull(ctx, l.ref))
+	l.expect("unpacked", l.wantFiles(), l.run(ctx, l.ref, "old", "/etc", "/models"))
+	if n := len(l.mounts()); n != 0 {
+		t.Errorf("%d images are mounted, want none", n)
+	}
+	check(t, l.containerd.Forget(ctx, l.ref))
+	eventually(t, "no snapshot is left", l.empty)
+}
+
+// empty reports whether the snapshotter has no folder of any snapshot.
+func (l *lazyLab) empty() bool {
+	entries, err := os.ReadDir(filepath.Join(l.node.DataDir(), "snapshots", "snapshots"))
+	return err == nil && len(entries) == 0
+}
+
 // What shares layers with a mounted image works as if these had been unpacked.
 func TestRootImagesBelowAndAboveAMountedOne(t *testing.T) {
-	ctx, l := newLazyLab(t, "")
+	ctx, l := newLazyLab(t, "", cluster.Release{})
 	want := l.wantFiles()
 	check(t, l.containerd.Pull(ctx, l.ref))
 
@@ -368,7 +413,7 @@ func TestRootImagesBelowAndAboveAMountedOne(t *testing.T) {
 // Images that nydus-snapshotter's converter has made with nydus-image are mounted too, whatever they are compressed with.
 func TestRootImagesOfOtherConvertersAreMounted(t *testing.T) {
 	cluster.NeedTools(t, "nydus-image")
-	ctx, l := newLazyLab(t, "")
+	ctx, l := newLazyLab(t, "", cluster.Release{})
 	bin := filepath.Join(t.TempDir(), "nydusconvert")
 	build := exec.CommandContext(ctx, "go", "build", "-o", bin, ".")
 	build.Dir = "../../converter/testdata/nydusconvert"

@@ -52,8 +52,9 @@ type Handler func(ctx context.Context, e Event) error
 
 // A Group is a fanotify group with its log. Mark and Unmark may be called concurrently, also while Run runs.
 type Group struct {
-	file *os.File
-	log  *eventLog
+	file  *os.File
+	log   *eventLog
+	drain sync.WaitGroup // what answers events of this process behind Run
 }
 
 // New returns a group without marks. It needs CAP_SYS_ADMIN.
@@ -94,7 +95,11 @@ func (g *Group) ID() (File, error) { return FileOf(g.log.file) }
 func (g *Group) Files() []*os.File { return []*os.File{g.file, g.log.file} }
 
 // Close gives the group up. If nobody else holds it, readers of marked files go on, whatever is there. Run must have returned.
-func (g *Group) Close() error { return errors.Join(g.file.Close(), g.log.close()) }
+func (g *Group) Close() error {
+	err := g.file.Close()
+	g.drain.Wait()
+	return errors.Join(err, g.log.close())
+}
 
 // Mark has readers of the file wait that open it from now on. Descriptors from before, f among them, raise no events.
 func (g *Group) Mark(f *os.File) error { return g.mark(f, unix.FAN_MARK_ADD) }
@@ -145,10 +150,14 @@ func unsupported(err error) error {
 
 // Run has events handled until ctx ends: first those of a predecessor, then new ones, each in a goroutine of its own. Events of this process
 // itself are answered at once: what it writes and reads of marked files is its own matter, and it must not read them by way of a
-// mount. What was not answered in the end stays in the log. Run returns when all handlers have.
+// mount. What was not answered in the end stays in the log. Run returns when all handlers have. Until Close, events of this process are
+// answered all the same, so that what it still writes comes to an end.
 func (g *Group) Run(ctx context.Context, handle Handler) error {
 	r := &run{Group: g, handle: handle, pid: os.Getpid(), spare: reserve()}
-	defer r.handlers.Wait()
+	defer func() {
+		r.handlers.Wait()
+		g.drain.Go(func() { r.answerOwn(ctx) }) // ends with Close
+	}()
 	if err := g.file.SetReadDeadline(time.Time{}); err != nil {
 		return err
 	}
@@ -168,6 +177,19 @@ func (g *Group) Run(ctx context.Context, handle Handler) error {
 			return fmt.Errorf("read events: %w", err)
 		}
 	}
+}
+
+// answerOwn answers events of this process and leaves others to a successor.
+func (r *run) answerOwn(ctx context.Context) {
+	over, cancel := context.WithCancel(ctx)
+	cancel()
+	r.handle = func(ctx context.Context, _ Event) error { return ctx.Err() }
+	if err := r.file.SetReadDeadline(time.Time{}); err != nil {
+		return
+	}
+	for r.next(over) == nil {
+	}
+	r.handlers.Wait()
 }
 
 // reserve returns how many slots stay free, so that waiting readers take no more than half of the descriptors the process may
@@ -250,12 +272,11 @@ func (r *run) next(ctx context.Context) error {
 	return nil
 }
 
-// settle handles the event in slot i, and answers it unless ctx has ended. fd is what has its number in this process, or -1.
+// settle handles the event in slot i, and answers it unless it fails and ctx has ended. fd is what has its number in this process, or -1.
 func (r *run) settle(ctx context.Context, i, fd int) {
 	err := r.handle(ctx, r.log.slot(i).event())
 	if err != nil && ctx.Err() != nil {
-		closeFD(fd)
-		return
+		return // fd stays open, or another event would get its number
 	}
 	r.answer(i, fd, err)
 }

@@ -231,3 +231,29 @@ func TestLogsOfAnotherSizeAreRefused(t *testing.T) {
 		t.Error("took nothing for a group")
 	}
 }
+
+// What this process writes while it stops comes to an end, and others go on waiting.
+func TestRootOwnWritesEndAfterRun(t *testing.T) {
+	g, f := newGroup(t)
+	files := copies(t, g)
+	stop := start(t, g, func(ctx context.Context, _ Event) error {
+		<-ctx.Done()
+		return ctx.Err()
+	})
+	own, err := os.OpenFile(f.Name(), os.O_RDWR, 0)
+	check(t, err)
+	defer own.Close()
+	stop()
+	cmd, out := read(t, f, 1)
+	_, err = own.WriteAt(bytes.Repeat([]byte{3}, 4096), 4096)
+	check(t, err)
+	check(t, g.Close())
+	g, err = Adopt(files)
+	check(t, err)
+	t.Cleanup(func() { check(t, g.Close()) })
+	start(t, g, func(context.Context, Event) error { return nil })
+	check(t, cmd.Wait())
+	if !bytes.Equal(out.Bytes(), bytes.Repeat([]byte{3}, 4096)) {
+		t.Error("other bytes were read than were written")
+	}
+}

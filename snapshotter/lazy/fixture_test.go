@@ -236,7 +236,7 @@ func (w *world) addFramework(t testing.TB, b *bootstrap.Builder, tree *bootstrap
 		w.files[name] = data
 	}
 	for i := range 100 {
-		add(fmt.Sprintf("fw%d/small/f%03d", kind, i), 0o644, append([]byte(fmt.Sprintf("file %d of %d ", i, kind)), noise(uint64(i), i*50)...))
+		add(fmt.Sprintf("fw%d/small/f%03d", kind, i), 0o644, append(fmt.Appendf(nil, "file %d of %d ", i, kind), noise(uint64(i), i*50)...))
 	}
 	for i := range 4 {
 		add(fmt.Sprintf("fw%d/lib%d.so", kind, i), 0o755, slices.Concat(bytes.Repeat([]byte("text "), 40<<10), noise(uint64(kind)<<8|uint64(i), 600<<10+i)))

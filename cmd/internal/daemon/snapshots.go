@@ -83,7 +83,7 @@ func (n *node) openMounter(ctx context.Context, images images) (*mounter, error)
 		return nil, err
 	}
 	m, err := newMounter(ctx, lazy.Kind(n.cfg.Snapshotter.Driver), lazy.Config{Dir: dir, Log: n.component("lazy"), Registerer: n.admin.registry,
-		Keeper: keeper.Config{Socket: filepath.Join(dir, "keeper.sock"), Command: []string{self, "keeper"}}}, images)
+		Keeper: keeper.Config{Socket: filepath.Join(dir, "keeper.sock"), Command: []string{self, "keeper"}, Log: n.component("keeper")}}, images)
 	if err == nil {
 		m.prefetch = n.cfg.Snapshotter.Prefetch
 	}

@@ -18,10 +18,45 @@ type Containerd struct {
 	// Snapshotter unpacks what Pull pulls and RunContainer runs; empty is containerd's default.
 	Snapshotter string
 
-	host   *Host
-	dir    string
-	config string
+	host    *Host
+	dir     string
+	config  string
+	release Release
 }
+
+// A Release says which containerd runs. The zero one is the 2.x in PATH.
+type Release struct {
+	Bin string // folder of containerd and ctr
+	Old bool   // it is a 1.x
+}
+
+func (r Release) program(name string) string {
+	if r.Bin == "" {
+		return name
+	}
+	return filepath.Join(r.Bin, name)
+}
+
+// environment has containerd find its own shim.
+func (r Release) environment() []string {
+	if r.Bin == "" {
+		return nil
+	}
+	return []string{"PATH=" + r.Bin + string(os.PathListSeparator) + os.Getenv("PATH")}
+}
+
+// oldContainerdConfig is containerdConfig for 1.x.
+const oldContainerdConfig = `version = 2
+root = "%[1]s/root"
+state = "%[1]s/state"
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.tracing.processor.v1.otlp"]
+[plugins."io.containerd.grpc.v1.cri".registry]
+config_path = "%[1]s/hosts"
+[grpc]
+address = "%[1]s/c.sock"
+[ttrpc]
+address = "%[1]s/t.sock"
+`
 
 // containerdConfig leaves out what a host without Kubernetes has no use for. The default snapshotter is overlayfs.
 const containerdConfig = `version = 3
@@ -42,7 +77,7 @@ address = "%[1]s/t.sock"
 
 // StartContainerd runs containerd on the host and waits until it answers.
 func (h *Host) StartContainerd(ctx context.Context) (*Containerd, error) {
-	c, err := h.newContainerd()
+	c, err := h.newContainerd(Release{})
 	if err != nil {
 		return nil, err
 	}
@@ -50,18 +85,22 @@ func (h *Host) StartContainerd(ctx context.Context) (*Containerd, error) {
 }
 
 // newContainerd writes the configuration.
-func (h *Host) newContainerd() (*Containerd, error) {
-	c := &Containerd{host: h, dir: filepath.Join(h.Dir, "containerd")}
+func (h *Host) newContainerd(release Release) (*Containerd, error) {
+	c := &Containerd{host: h, dir: filepath.Join(h.Dir, "containerd"), release: release}
 	if err := os.MkdirAll(c.HostsDir(), 0o755); err != nil {
 		return nil, err
 	}
 	c.config = filepath.Join(c.dir, "config.toml")
-	return c, os.WriteFile(c.config, fmt.Appendf(nil, containerdConfig, c.dir), 0o644)
+	text := containerdConfig
+	if release.Old {
+		text = oldContainerdConfig
+	}
+	return c, os.WriteFile(c.config, fmt.Appendf(nil, text, c.dir), 0o644)
 }
 
 // Start runs containerd again after its Kill.
 func (c *Containerd) Start(ctx context.Context) (err error) {
-	if c.Process, err = c.host.Start("containerd", []string{"containerd", "--config", c.config}, nil); err != nil {
+	if c.Process, err = c.host.Start("containerd", []string{c.release.program("containerd"), "--config", c.config}, c.release.environment()); err != nil {
 		return err
 	}
 	return c.waitFor(ctx, "its socket", func() bool {
@@ -71,8 +110,8 @@ func (c *Containerd) Start(ctx context.Context) (err error) {
 }
 
 // StartContainerd runs a containerd on the node's host that pulls through the node and has its snapshotter, as shoal mirror configure says.
-func (n *Node) StartContainerd(ctx context.Context, r *Registry) (*Containerd, error) {
-	c, err := n.host.newContainerd()
+func (n *Node) StartContainerd(ctx context.Context, r *Registry, release Release) (*Containerd, error) {
+	c, err := n.host.newContainerd(release)
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +140,7 @@ func (c *Containerd) Socket() string { return filepath.Join(c.dir, "c.sock") }
 
 // Ctr runs ctr against this containerd and returns what it printed.
 func (c *Containerd) Ctr(ctx context.Context, args ...string) (string, error) {
-	return c.host.Run(ctx, append([]string{"ctr", "--address", c.Socket()}, args...)...)
+	return c.host.Run(ctx, append([]string{c.release.program("ctr"), "--address", c.Socket()}, args...)...)
 }
 
 // Pull pulls an image and unpacks it. Without a hosts.toml for its registry it asks the registry itself, by plain HTTP.
