@@ -31,6 +31,7 @@ type swarmConfig struct {
 	border                   cluster.Rate   // of the others' borders
 	proxied                  bool           // proxies stand before the registry, the seeds and the nodes
 	bounds                   cluster.Bounds // of each node and seed
+	supervised               cluster.Supervision
 }
 
 // blob is a layer by its digest and size.
@@ -68,7 +69,7 @@ func newSwarm(ctx context.Context, c *cluster.Cluster, cfg swarmConfig) (*swarm,
 		for i, name := range names {
 			group.Go(func() (err error) {
 				started[i], err = c.StartNode(ctx, cluster.NodeConfig{
-					Name: name, Seed: seed, Zone: zoneOf(i, seed, cfg.zones), Proxied: cfg.proxied, Bounds: cfg.bounds,
+					Name: name, Seed: seed, Zone: zoneOf(i, seed, cfg.zones), Proxied: cfg.proxied, Bounds: cfg.bounds, Supervised: cfg.supervised,
 					Schedulers: s.schedulers, Registries: []*cluster.Registry{s.registry},
 				})
 				return err

@@ -58,6 +58,8 @@ type Cluster struct {
 	procs   []*Process
 	proxies []*Proxy
 	zones   []zone
+
+	watchdogs []*watchdog
 }
 
 // A Host is a network namespace with an address, a link and a folder.
@@ -253,8 +255,8 @@ func (c *Cluster) Close() error {
 	c.mu.Lock()
 	procs := slices.Clone(c.procs)
 	hosts := slices.Clone(c.hosts)
-	proxies := c.proxies
-	c.procs, c.proxies = nil, nil
+	proxies, watchdogs := c.proxies, c.watchdogs
+	c.procs, c.proxies, c.watchdogs = nil, nil, nil
 	c.mu.Unlock()
 
 	for _, h := range hosts {
@@ -268,6 +270,9 @@ func (c *Cluster) Close() error {
 	var err error
 	for _, p := range proxies {
 		err = errors.Join(err, p.close())
+	}
+	for _, w := range watchdogs {
+		err = errors.Join(err, w.close())
 	}
 	err = errors.Join(err, remove(ctx, c.run))
 	if c.lock != nil {

@@ -74,6 +74,7 @@ type NodeConfig struct {
 	StoreBytes int64  // quota of the store; zero is the default of shoal
 	Proxied    bool   // other hosts reach its pieces through Node.Proxy
 	Bounds     Bounds
+	Supervised Supervision // without a watchdog nobody looks after the daemon
 }
 
 // A Node is a shoal node on a host of its own.
@@ -83,9 +84,11 @@ type Node struct {
 	// Proxy stands before what the node serves to other hosts; nil without one.
 	Proxy *Proxy
 
-	host   *Host
-	config string
-	bounds Bounds
+	host       *Host
+	config     string
+	bounds     Bounds
+	supervised Supervision
+	watchdog   *watchdog // nil without one
 }
 
 // StartNode adds a host and runs a shoal node on it.
@@ -109,7 +112,7 @@ func (c *Cluster) StartNode(ctx context.Context, cfg NodeConfig) (*Node, error) 
 			mirror["default_registry"] = r.Addr()
 		}
 	}
-	n, advertised := &Node{host: host, bounds: cfg.Bounds}, peerPort
+	n, advertised := &Node{host: host, bounds: cfg.Bounds, supervised: cfg.Supervised}, peerPort
 	if cfg.Proxied {
 		advertised = proxyPort
 		if n.Proxy, err = host.StartProxy(ctx, proxyPort, peerPort); err != nil {
@@ -139,8 +142,18 @@ func (n *Node) Start(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if n.Process, err = n.host.Start("node", argv, nil); err != nil {
+	var env []string
+	if n.supervised.Watchdog > 0 {
+		if err := n.host.watch(&n.watchdog, n.supervised); err != nil {
+			return err
+		}
+		env = n.watchdog.env(n.supervised)
+	}
+	if n.Process, err = n.host.Start("node", argv, env); err != nil {
 		return err
+	}
+	if n.watchdog != nil {
+		n.watchdog.target.Store(n.Process)
 	}
 	return n.waitHealthy(ctx, n.host.client, n.AdminURL()+"/healthz")
 }

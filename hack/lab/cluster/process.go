@@ -66,6 +66,34 @@ func (p *Process) Log() string { return p.log }
 // Done is closed once the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
+// alive reports whether the process has not ended.
+func (p *Process) alive() bool {
+	select {
+	case <-p.done:
+		return false
+	default:
+		return true
+	}
+}
+
+// OpenFiles returns how many descriptors the process has open; 0 when it has ended.
+func (p *Process) OpenFiles() int {
+	entries, err := os.ReadDir("/proc/" + strconv.Itoa(p.PID()) + "/fd")
+	if err != nil {
+		return 0
+	}
+	return len(entries)
+}
+
+// LimitFiles changes how many descriptors the process may have open from now on.
+func (p *Process) LimitFiles(n int) error {
+	limit := unix.Rlimit{Cur: uint64(n), Max: uint64(n)}
+	if err := unix.Prlimit(p.PID(), unix.RLIMIT_NOFILE, &limit, nil); err != nil {
+		return fmt.Errorf("limit of open files of %s: %w", p.name, err)
+	}
+	return nil
+}
+
 // Kill ends the process at once, without a chance to tidy up, and waits until it is gone.
 func (p *Process) Kill() {
 	_ = p.cmd.Process.Kill() // an error means that it is gone
