@@ -19,6 +19,7 @@ RUNS ?= 100
 FIRST ?= 1
 BENCH_SIZE ?= 4GiB
 BENCH_FLAGS ?=
+BATTERY_FLAGS ?=
 SIM_FLAGS ?=
 SWARM_FLAGS ?=
 FIRST_FLAGS ?=
@@ -54,6 +55,11 @@ race: ## run the tests of the libraries under the race detector
 e2e: ## set up, then run the end-to-end tests only, aloud
 	hack/setup test
 	REQUIRE_TOOLS=1 go test -count=1 -timeout 30m -v ./hack/lab/...
+
+.PHONY: e2e-containerd
+e2e-containerd: ## pull with four containerds while something goes wrong behind or in the mirror; BATTERY_FLAGS
+	hack/setup demo containerds
+	go run ./hack/lab containerd $(BATTERY_FLAGS)
 
 .PHONY: chaos
 chaos: ## read through RUNS (100) swarms to which random things happen; FIRST (1) is the seed of the first

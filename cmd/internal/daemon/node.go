@@ -218,7 +218,7 @@ func (n *node) run(ctx context.Context) error {
 	below.Go(func() error { return serve(belowCtx, n.adminListener, adm, n.log) })
 
 	front, frontCtx := errgroup.WithContext(ctx)
-	front.Go(func() error { return serve(frontCtx, n.mirrorListener, n.front(), n.component("mirror")) })
+	front.Go(func() error { return serve(frontCtx, newSparing(n.mirrorListener, n.component("mirror")), n.front(), n.component("mirror")) })
 	front.Go(func() error { return supervise(frontCtx, n.mirrorListener.Addr(), n.log) })
 	front.Go(func() error { // what runs below failed: stop the front too
 		select {
