@@ -33,12 +33,13 @@ var rules = []rule{
 	{path: "peer/limits"},
 	{path: "peer/dispatch", may: []string{"peer/piece"}},
 	{path: "peer/transfer", may: []string{"peer/piece"}},
-	{path: "peer/source", may: []string{"peer/piece"}},
+	{path: "peer/challenge"},
+	{path: "peer/source", may: []string{"peer/piece", "peer/challenge"}},
 	{path: "peer", may: []string{"peer/*", "scheduler/api"}},
 	{path: "peer/peertest", may: []string{"peer", "peer/*", "scheduler", "scheduler/*"}, tests: tests},
 
 	{path: "registry-mirror", may: []string{"registry-mirror/*", "peer/piece"}},
-	{path: "registry-mirror/upstream", may: []string{"peer/piece"}},
+	{path: "registry-mirror/upstream", may: []string{"peer/piece", "peer/challenge"}},
 	{path: "registry-mirror/hosts", may: []string{"peer/piece"}},
 
 	{path: "converter/bootstrap"},

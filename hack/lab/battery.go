@@ -169,7 +169,10 @@ func (r *rig) get(ctx context.Context, n *cluster.Node, path string, read func(i
 func (r *rig) pull(ctx context.Context, i rigImage, act func() error) (time.Duration, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, batteryPatience, fmt.Errorf("not done in %v", batteryPatience))
 	defer cancel()
-	before := r.moved(ctx)
+	var before int64
+	if act != nil {
+		before = r.moved(ctx)
+	}
 	start, pulled := time.Now(), make(chan error, 1)
 	go func() { pulled <- r.containerd.PullCRI(ctx, r.ref(i), cluster.Login{}) }() // ends with ctx
 	acted := make(chan error, 1)

@@ -73,33 +73,33 @@ func batteryOrigins() []batteryCase {
 
 func batteryMirrors() []batteryCase {
 	return []batteryCase{
-		{name: "mirror-dead", what: "the node's daemon was killed before the pull", bound: 50 * time.Millisecond,
+		{name: "mirror-dead", what: "the node's daemon was killed before the pull", bound: 50 * time.Millisecond, held: true,
 			before: func(_ context.Context, r *rig) error { r.node().Kill(); return nil }},
-		{name: "mirror-killed", what: "the node's daemon is killed", bound: 50 * time.Millisecond,
+		{name: "mirror-killed", what: "the node's daemon is killed", bound: 50 * time.Millisecond, held: true,
 			during: func(_ context.Context, r *rig) error { r.node().Kill(); return nil }},
-		{name: "mirror-frozen", what: "the node's daemon hangs before the pull, until the watchdog kills it", bound: 4 * time.Second,
+		{name: "mirror-frozen", what: "the node's daemon hangs before the pull, until the watchdog kills it", bound: 4 * time.Second, held: true,
 			before: func(_ context.Context, r *rig) error { return r.node().Pause() }},
-		{name: "mirror-hung", what: "the node's daemon hangs; the watchdog kills it, and it is started again", bound: 4 * time.Second,
+		{name: "mirror-hung", what: "the node's daemon hangs; the watchdog kills it, and it is started again", bound: 4 * time.Second, held: true,
 			during: func(ctx context.Context, r *rig) error {
 				if err := r.node().Pause(); err != nil {
 					return err
 				}
 				return r.restart(ctx)
 			}},
-		{name: "mirror-restarted", what: "the node's daemon is killed and started again", bound: 50 * time.Millisecond,
+		{name: "mirror-restarted", what: "the node's daemon is killed and started again", bound: 50 * time.Millisecond, held: true,
 			during: func(ctx context.Context, r *rig) error { r.node().Kill(); return r.restart(ctx) }},
-		{name: "mirror-stopped", what: "the node's daemon is told to stop", bound: 50 * time.Millisecond,
+		{name: "mirror-stopped", what: "the node's daemon is told to stop", bound: 50 * time.Millisecond, held: true,
 			during: func(_ context.Context, r *rig) error { r.node().Stop(20 * time.Second); return nil }},
-		{name: "mirror-disk-full", what: "the node's disk has no room for the image", bound: time.Second,
+		{name: "mirror-disk-full", what: "the node's disk has no room for the image", bound: time.Second, held: true,
 			before: func(ctx context.Context, r *rig) error { return r.smallDisk(ctx, 8<<20) }},
-		{name: "mirror-disk-fills", what: "the node's disk fills up", bound: time.Second,
+		{name: "mirror-disk-fills", what: "the node's disk fills up", bound: time.Second, held: true,
 			before: func(ctx context.Context, r *rig) error { return r.smallDisk(ctx, 96<<20) },
 			during: func(_ context.Context, r *rig) error { return r.fillDisk() }},
-		{name: "mirror-no-files", what: "the node's daemon may open no more files before the pull", bound: 4 * time.Second,
+		{name: "mirror-no-files", what: "the node's daemon may open no more files before the pull", bound: 4 * time.Second, held: true,
 			before: func(_ context.Context, r *rig) error { return r.node().LimitFiles(3) }},
-		{name: "mirror-few-files", what: "the node's daemon may open three more files before the pull", bound: 4 * time.Second,
+		{name: "mirror-few-files", what: "the node's daemon may open three more files before the pull", bound: 4 * time.Second, held: true,
 			before: func(_ context.Context, r *rig) error { return r.node().LimitFiles(r.node().OpenFiles() + 3) }},
-		{name: "mirror-files-used-up", what: "the node's daemon may open no more files", bound: 4 * time.Second,
+		{name: "mirror-files-used-up", what: "the node's daemon may open no more files", bound: 4 * time.Second, held: true,
 			during: func(_ context.Context, r *rig) error { return r.node().LimitFiles(3) }},
 	}
 }

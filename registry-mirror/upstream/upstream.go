@@ -58,9 +58,10 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Client asks registries. It is safe for concurrent use and keeps nothing.
+// Client asks registries. It is safe for concurrent use and keeps nothing but anonymous tokens.
 type Client struct {
-	cfg Config
+	cfg       Config
+	anonymous anonymous
 }
 
 // New returns a client.
@@ -176,7 +177,7 @@ func (c *Client) do(ctx context.Context, call call) (*Response, error) {
 		}
 	}
 	req.Header.Set("Accept-Encoding", "identity")
-	resp, err := client.Do(req)
+	resp, err := c.ask(client, req, call.ref)
 	if err != nil {
 		return nil, classify(ctx, limited, err)
 	}
