@@ -100,6 +100,7 @@ func (h *Handler) askOrigin(ctx context.Context, q Query, header http.Header) (R
 	if resp.Status == http.StatusUnauthorized || resp.Status == http.StatusForbidden {
 		h.revoke(q.Registry, q.Repository, q.Credential)
 	}
+	h.noteChallenge(q.Registry, q.Repository, resp)
 	return Record{}, fromOrigin("manifests", resp)
 }
 
@@ -151,6 +152,9 @@ func (h *Handler) bridge(ctx context.Context, q Query, resp *upstream.Response, 
 			h.log.Warn("seeds not asked", "error", err)
 		}
 	}
+	if err := h.challenge(q.Registry, q.Repository, q.Credential); err != nil {
+		return Record{}, err
+	}
 	if cause == nil {
 		cause = fromOrigin("manifests", resp)
 		h.log.Warn("the origin cannot answer", "image", q.ref(), "error", cause)
@@ -189,9 +193,12 @@ func (h *Handler) permitted(ctx context.Context, req request) (size int64, err e
 	case passing(resp, err) && within(at, h.cfg.StaleFor, clockSkew):
 		h.metrics.stale.WithLabelValues("verdict").Inc()
 		return 0, nil
+	case passing(resp, err) && h.challenge(req.Registry, req.Repository, cred) != nil:
+		return 0, h.challenge(req.Registry, req.Repository, cred)
 	case err != nil:
 		return 0, err
 	}
+	h.noteChallenge(req.Registry, req.Repository, resp)
 	if resp.Status == http.StatusUnauthorized || resp.Status == http.StatusForbidden {
 		h.revoke(req.Registry, req.Repository, cred)
 	}
