@@ -161,6 +161,16 @@ func (c *Containerd) Forget(ctx context.Context, ref string) error {
 	return err
 }
 
+// ForgetAll removes all images with all they need. The kubelet's interface gives an image several names.
+func (c *Containerd) ForgetAll(ctx context.Context) error {
+	names, err := c.Ctr(ctx, "images", "list", "--quiet")
+	if err != nil || strings.TrimSpace(names) == "" {
+		return err
+	}
+	_, err = c.Ctr(ctx, append([]string{"images", "remove", "--sync"}, strings.Fields(names)...)...)
+	return err
+}
+
 // ContentDigest reads a blob from containerd's store and returns the digest that its bytes have.
 func (c *Containerd) ContentDigest(ctx context.Context, blob digest.Digest) (digest.Digest, error) {
 	out, err := c.host.Run(ctx, "sh", "-c", c.ctr+" --address "+c.Socket()+" --namespace "+c.namespace+" content get "+blob.String()+" | sha256sum")

@@ -71,6 +71,8 @@ type NodeConfig struct {
 	Schedulers []*Scheduler
 	Registries []*Registry
 	TagTTL     string // how long the mirror believes a tag; empty is the default of shoal
+	VerdictTTL string // and accepted credentials
+	StaleFor   string // and both while the registry is down
 	StoreBytes int64  // quota of the store; zero is the default of shoal
 	Proxied    bool   // other hosts reach its pieces through Node.Proxy
 	Bounds     Bounds
@@ -103,8 +105,10 @@ func (c *Cluster) StartNode(ctx context.Context, cfg NodeConfig) (*Node, error) 
 	}
 	registries := map[string]any{}
 	mirror := map[string]any{"listen": "127.0.0.1:" + mirrorPort}
-	if cfg.TagTTL != "" {
-		mirror["tag_ttl"] = cfg.TagTTL
+	for key, value := range map[string]string{"tag_ttl": cfg.TagTTL, "verdict_ttl": cfg.VerdictTTL, "stale_for": cfg.StaleFor} {
+		if value != "" {
+			mirror[key] = value
+		}
 	}
 	for _, r := range cfg.Registries {
 		registries[r.Addr()] = map[string]any{"plain_http": true}

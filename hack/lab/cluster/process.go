@@ -213,19 +213,30 @@ func (p *Process) waitFor(ctx context.Context, what string, ok func() bool) erro
 	return nil
 }
 
+// answers reports whether url is answered with 200.
 func answers(ctx context.Context, client *http.Client, url string) bool {
+	return status(ctx, client, url) == http.StatusOK
+}
+
+// replies reports whether url is answered at all.
+func replies(ctx context.Context, client *http.Client, url string) bool {
+	return status(ctx, client, url) != 0
+}
+
+// status returns what url is answered with; 0 without an answer.
+func status(ctx context.Context, client *http.Client, url string) int {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
-		return false
+		return 0
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return false
+		return 0
 	}
 	resp.Body.Close()
-	return resp.StatusCode == http.StatusOK
+	return resp.StatusCode
 }
 
 // runCommand runs a program on the host until it ends. The end of ctx interrupts it, then kills it.
