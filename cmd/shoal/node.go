@@ -19,7 +19,8 @@ Everything can be set in a YAML file; the flags below override it. An unknown ke
    name: HOSTNAME
    data_dir: /var/lib/shoal
    mirror:                                  # how long a tag, and accepted credentials, are believed; and while the registry is down
-      {listen: 127.0.0.1:7701, default_registry: "", tag_ttl: 5s, verdict_ttl: 1m, stale_for: 24h, access_log: false}
+      {listen: 127.0.0.1:7701, default_registry: "", tag_ttl: 5s, verdict_ttl: 1m, stale_for: 24h, access_log: false,
+      configure: {certs_dir: "", registries: []}}   # with containerd's config_path: hosts.toml is written when ready, and taken back when stopped
    peer: {listen: 0.0.0.0:7702, advertise: "", zone: "", rack: "", group: ""}
    admin: {listen: 127.0.0.1:7703}          # /healthz, /metrics, /limits and /pins
    seed: false                              # a seed reads origins for the others

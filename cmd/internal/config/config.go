@@ -21,6 +21,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/shoal-project/shoal/peer/limits"
+	"github.com/shoal-project/shoal/registry-mirror/hosts"
 	"github.com/shoal-project/shoal/scheduler/identity"
 	"github.com/shoal-project/shoal/scheduler/policy"
 )
@@ -139,10 +140,32 @@ type Mirror struct {
 	StaleFor time.Duration `yaml:"stale_for"`
 	// AccessLog logs a line for each request.
 	AccessLog bool `yaml:"access_log"`
+	// Configure has the node write containerd's hosts.toml once it is ready, and take it back when it is told to stop.
+	Configure Configure `yaml:"configure"`
+}
+
+// Configure is what a node does to containerd's configuration of registries.
+type Configure struct {
+	CertsDir   string   `yaml:"certs_dir"`  // containerd's config_path; empty leaves it alone
+	Registries []string `yaml:"registries"` // HOST or HOST:PORT; none is all that have no folder of their own
+}
+
+func (c Configure) validate() error {
+	if c.CertsDir == "" && len(c.Registries) > 0 {
+		return errors.New("mirror.configure: registries without certs_dir: name containerd's config_path, usually " + hosts.DefaultCertsDir)
+	}
+	var named hosts.Config
+	for _, r := range c.Registries {
+		named.Registries = append(named.Registries, hosts.Registry{Host: r})
+	}
+	if err := named.Validate(); err != nil {
+		return fmt.Errorf("mirror.configure: %w", err)
+	}
+	return nil
 }
 
 func (m Mirror) validate() error {
-	errs := []error{checkAddr("mirror.listen", m.Listen)}
+	errs := []error{checkAddr("mirror.listen", m.Listen), m.Configure.validate()}
 	if m.TagTTL < 0 || m.VerdictTTL < 0 || m.StaleFor < 0 {
 		errs = append(errs, errors.New("mirror: tag_ttl, verdict_ttl and stale_for must not be negative; 0 believes nothing"))
 	}

@@ -217,8 +217,16 @@ func (n *node) run(ctx context.Context) error {
 	n.registerLocal(adm)
 	below.Go(func() error { return serve(belowCtx, n.adminListener, adm, n.log) })
 
-	front, frontCtx := errgroup.WithContext(ctx)
-	front.Go(func() error { return serve(frontCtx, newSparing(n.mirrorListener, n.component("mirror")), n.front(), n.component("mirror")) })
+	if err := n.announce(); err != nil {
+		stopInner()
+		return errors.Join(err, below.Wait())
+	}
+	serving, stopServing := after(ctx, n.withdraw)
+	defer stopServing()
+	front, frontCtx := errgroup.WithContext(serving)
+	front.Go(func() error {
+		return serve(frontCtx, newSparing(n.mirrorListener, n.component("mirror")), n.front(), n.component("mirror"))
+	})
 	front.Go(func() error { return supervise(frontCtx, n.mirrorListener.Addr(), n.log) })
 	front.Go(func() error { // what runs below failed: stop the front too
 		select {
