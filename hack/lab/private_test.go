@@ -83,7 +83,9 @@ func (r *privateRig) push(ctx context.Context, t *testing.T, repository string) 
 }
 
 // ref names an image with its registry.
-func (r *privateRig) ref(repository string) string { return r.registry.Addr() + "/" + repository + ":1" }
+func (r *privateRig) ref(repository string) string {
+	return r.registry.Addr() + "/" + repository + ":1"
+}
 
 // pull pulls over the kubelet's interface and as ctr does, and reports whether both could; that only one can is a failure of the test.
 func (r *privateRig) pull(ctx context.Context, t *testing.T, node int, repository string, login cluster.Login) bool {
