@@ -61,6 +61,11 @@ e2e-containerd: ## pull with four containerds while something goes wrong behind 
 	hack/setup demo containerds
 	go run ./hack/lab containerd $(BATTERY_FLAGS)
 
+.PHONY: e2e-kubelet
+e2e-kubelet: ## run pods by two real kubelets whose images come through the mirror; builds the kubelet once, some minutes
+	hack/setup demo kubelet
+	go run ./hack/lab kubelet
+
 .PHONY: chaos
 chaos: ## read through RUNS (100) swarms to which random things happen; FIRST (1) is the seed of the first
 	hack/setup demo

@@ -32,6 +32,7 @@ type swarmConfig struct {
 	proxied                  bool           // proxies stand before the registry, the seeds and the nodes
 	bounds                   cluster.Bounds // of each node and seed
 	supervised               cluster.Supervision
+	login                    cluster.Login // that the registry wants
 }
 
 // blob is a layer by its digest and size.
@@ -48,9 +49,12 @@ func newSwarm(ctx context.Context, c *cluster.Cluster, cfg swarmConfig) (*swarm,
 		}
 	}
 	var err error
-	if cfg.proxied {
+	switch {
+	case cfg.login != (cluster.Login{}):
+		s.registry, err = c.StartPasswordRegistry(ctx, cfg.login)
+	case cfg.proxied:
 		s.registry, err = c.StartProxiedRegistry(ctx)
-	} else {
+	default:
 		s.registry, err = c.StartRegistry(ctx)
 	}
 	if err != nil {

@@ -51,6 +51,10 @@ sandbox_image = "%[2]s"
 restrict_oom_score_adj = true
 [plugins."io.containerd.grpc.v1.cri".registry]
 config_path = "%[1]s/hosts"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+Root = "%[1]s/runc"
 `
 	containerd2 = `[plugins."io.containerd.cri.v1.images".registry]
 config_path = "%[1]s/hosts"
@@ -58,6 +62,10 @@ config_path = "%[1]s/hosts"
 sandbox = "%[2]s"
 [plugins."io.containerd.cri.v1.runtime"]
 restrict_oom_score_adj = true
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
+Root = "%[1]s/runc"
 `
 	containerdChunks = `[plugins."io.containerd.cri.v1.images"]
 concurrent_layer_fetch_buffer = %[1]d
