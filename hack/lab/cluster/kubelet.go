@@ -19,8 +19,9 @@ const kubeletPort = "10255"
 type Kubelet struct {
 	*Process
 
-	host *Host
-	dir  string
+	host       *Host
+	dir        string
+	containerd *Containerd
 }
 
 // kubeletConfig: no rights, limits or evictions, which are not of interest here and would touch the machine.
@@ -50,7 +51,7 @@ evictionHard: {memory.available: 1Mi}
 // StartKubelet runs a kubelet on the host over its containerd, which has to be one with ContainerdConfig.CRI. It has the credentials for the
 // registry, as a node's own, since pods without a cluster have no secrets.
 func (h *Host) StartKubelet(ctx context.Context, c *Containerd, r *Registry, login Login) (*Kubelet, error) {
-	k := &Kubelet{host: h, dir: filepath.Join(h.Dir, "kubelet")}
+	k := &Kubelet{host: h, dir: filepath.Join(h.Dir, "kubelet"), containerd: c}
 	for _, folder := range []string{"manifests", "logs", "root"} {
 		if err := os.MkdirAll(filepath.Join(k.dir, folder), 0o755); err != nil {
 			return nil, err
@@ -122,14 +123,18 @@ func (k *Kubelet) RemoveAll(ctx context.Context) error {
 	}
 	err = k.waitFor(ctx, "the end of its pods", func() bool {
 		pods, err := k.pods(ctx)
-		return err == nil && len(pods) == 0
+		if err != nil || len(pods) > 0 {
+			return false
+		}
+		tasks, err := k.containerd.Ctr(ctx, "tasks", "list", "--quiet")
+		return err == nil && strings.TrimSpace(tasks) == ""
 	})
-	return errors.Join(err, k.removeTraces())
+	return errors.Join(err, k.removeTraces(ctx))
 }
 
-// removeTraces removes what a kubelet and its containerd make at fixed places: links to the logs of containers, and the parent of their control
-// groups. What is in use by another one stays.
-func (k *Kubelet) removeTraces() error {
+// removeTraces removes what a kubelet and its containerd make at fixed places and leave to their next start: links to the logs of containers,
+// and their control groups.
+func (k *Kubelet) removeTraces(ctx context.Context) error {
 	const logs = "/var/log/containers"
 	links, err := filepath.Glob(logs + "/*")
 	for _, link := range links {
@@ -137,11 +142,19 @@ func (k *Kubelet) removeTraces() error {
 			err = errors.Join(err, os.Remove(link))
 		}
 	}
-	groups, globErr := filepath.Glob(cgroupDir + "/*/k8s.io")
-	for _, dir := range append(groups, filepath.Join(cgroupDir, "k8s.io"), logs) {
-		_ = os.Remove(dir) // only if empty
+	ids, listErr := k.containerd.Ctr(ctx, "containers", "list", "--quiet")
+	parents, globErr := filepath.Glob(cgroupDir + "/*/k8s.io")
+	var folders []string
+	for _, parent := range append(parents, filepath.Join(cgroupDir, "k8s.io")) {
+		for _, id := range strings.Fields(ids) {
+			folders = append(folders, filepath.Join(parent, id))
+		}
+		folders = append(folders, parent)
 	}
-	return errors.Join(err, globErr)
+	for _, folder := range append(folders, logs) {
+		_ = os.Remove(folder) // only if empty: another one may use it
+	}
+	return errors.Join(err, listErr, globErr)
 }
 
 // WaitRunning waits until the pods run whose names are given.
