@@ -75,7 +75,7 @@ func batteryMirrors() []batteryCase {
 	return []batteryCase{
 		{name: "mirror-dead", what: "the node's daemon was killed before the pull", bound: 50 * time.Millisecond, held: true,
 			before: func(_ context.Context, r *rig) error { r.node().Kill(); return nil }},
-		{name: "mirror-killed", what: "the node's daemon is killed", bound: 50 * time.Millisecond, held: true,
+		{name: "mirror-killed", what: "the node's daemon is killed; what it had read ahead is read again", bound: time.Second, held: true,
 			during: func(_ context.Context, r *rig) error { r.node().Kill(); return nil }},
 		{name: "mirror-frozen", what: "the node's daemon hangs before the pull, until the watchdog kills it", bound: 4 * time.Second, held: true,
 			before: func(_ context.Context, r *rig) error { return r.node().Pause() }},
@@ -86,9 +86,9 @@ func batteryMirrors() []batteryCase {
 				}
 				return r.restart(ctx)
 			}},
-		{name: "mirror-restarted", what: "the node's daemon is killed and started again", bound: 50 * time.Millisecond, held: true,
+		{name: "mirror-restarted", what: "the node's daemon is killed and started again", bound: time.Second, held: true,
 			during: func(ctx context.Context, r *rig) error { r.node().Kill(); return r.restart(ctx) }},
-		{name: "mirror-stopped", what: "the node's daemon is told to stop", bound: 50 * time.Millisecond, held: true,
+		{name: "mirror-stopped", what: "the node's daemon is told to stop", bound: time.Second, held: true,
 			during: func(_ context.Context, r *rig) error { r.node().Stop(20 * time.Second); return nil }},
 		{name: "mirror-disk-full", what: "the node's disk has no room for the image", bound: time.Second, held: true,
 			before: func(ctx context.Context, r *rig) error { return r.smallDisk(ctx, 8<<20) }},
