@@ -7,11 +7,7 @@ import (
 	"github.com/shoal-project/shoal/cmd/internal/daemon"
 )
 
-func nodeCommand() *cli.Command {
-	return command(&cli.Command{
-		Name:  "node",
-		Usage: "run the daemon of a node: registry mirror and peer in one",
-		Description: `Serves containerd and other OCI clients at mirror.listen out of the peer network, and other nodes at
+const nodeHelp = `Serves containerd and other OCI clients at mirror.listen out of the peer network, and other nodes at
 peer.listen. Without a scheduler it reads every blob from its origin once, verifies and keeps it.
 
 Everything can be set in a YAML file; the flags below override it. An unknown key is an error. Defaults:
@@ -32,6 +28,7 @@ Everything can be set in a YAML file; the flags below override it. An unknown ke
    limits:                                  # bytes a second, like 100MiB; 0 is none; see shoal limits
       {upload: 0, upload_per_task: 0, download: 0, download_per_task: 0, source: 0, source_per_task: 0, disk_write: 0}
    log: {level: info, format: text}
+   tracing: {endpoint: "", sample: 0}       # spans for a collector of OpenTelemetry at http://HOST:4318; a share of 0.01 to 1
 
 Credentials for origins are those of docker login of the user the daemon runs as, besides those that callers bring.
 Point containerd at it with: shoal mirror configure
@@ -39,7 +36,13 @@ Point containerd at it with: shoal mirror configure
 EXAMPLES:
    shoal node
    shoal node --scheduler http://10.0.0.1:7700 --token-file /etc/shoal/token
-   shoal node --config /etc/shoal/node.yaml --seed`,
+   shoal node --config /etc/shoal/node.yaml --seed`
+
+func nodeCommand() *cli.Command {
+	return command(&cli.Command{
+		Name:        "node",
+		Usage:       "run the daemon of a node: registry mirror and peer in one",
+		Description: nodeHelp,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "config", Aliases: []string{"c"}, Usage: "read the configuration from `FILE`"},
 			&cli.StringFlag{Name: "name", Usage: "`NAME` of this host in the cluster"},

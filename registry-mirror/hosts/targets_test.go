@@ -27,9 +27,9 @@ func apply(t *testing.T, change hosts.Change, err error) {
 func TestDockerConfigThereAndBack(t *testing.T) {
 	const mirror = `"http://127.0.0.1:7701"`
 	for name, c := range map[string]struct{ before, after string }{
-		"no file":       {"", "{\n  \"registry-mirrors\": [" + mirror + "]\n}\n"},
-		"empty object":  {"{}\n", "{\n  \"registry-mirrors\": [" + mirror + "]\n}\n"},
-		"other keys":    {"{\n\t\"debug\": true, \"x\": {\"registry-mirrors\": []}\n}", "{\n  \"registry-mirrors\": [" + mirror + "],\n\t\"debug\": true, \"x\": {\"registry-mirrors\": []}\n}"},
+		"no file":         {"", "{\n  \"registry-mirrors\": [" + mirror + "]\n}\n"},
+		"empty object":    {"{}\n", "{\n  \"registry-mirrors\": [" + mirror + "]\n}\n"},
+		"other keys":      {"{\n\t\"debug\": true, \"x\": {\"registry-mirrors\": []}\n}", "{\n  \"registry-mirrors\": [" + mirror + "],\n\t\"debug\": true, \"x\": {\"registry-mirrors\": []}\n}"},
 		"byte-order mark": {"\ufeff{\"debug\": true}", "\ufeff{\n  \"registry-mirrors\": [" + mirror + "],\"debug\": true}"},
 		"other mirrors":   {"{\"a\":1,\"registry-mirrors\" : [\"https://cache.example/\"] ,\"b\":2}", "{\"a\":1,\"registry-mirrors\" : [" + mirror + ",\"https://cache.example/\"] ,\"b\":2}"},
 	} {

@@ -13,8 +13,10 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"go.opentelemetry.io/otel/attribute"
 
 	"github.com/shoal-project/shoal/peer/piece"
+	"github.com/shoal-project/shoal/tracing"
 )
 
 const (
@@ -159,6 +161,13 @@ type call struct {
 func (c call) named() bool { return c.kind == "manifests" || c.kind == "blobs" }
 
 func (c *Client) do(ctx context.Context, call call) (*Response, error) {
+	asked, span := tracing.Start(ctx, "ask registry", attribute.String("http.request.method", call.method), attribute.String("shoal.reference", call.ref.String()))
+	out, err := c.exchange(asked, call)
+	tracing.End(ctx, span, err)
+	return out, err
+}
+
+func (c *Client) exchange(ctx context.Context, call call) (*Response, error) {
 	base, client := c.cfg.Resolve(call.ref.Registry)
 	target, err := join(base, call.ref, call.kind)
 	if err != nil {

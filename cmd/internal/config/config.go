@@ -32,6 +32,20 @@ type Log struct {
 	Format string `yaml:"format"` // text or json
 }
 
+// Tracing is where a daemon tells its spans, by OpenTelemetry's protocol. Without an endpoint the environment's OTEL_EXPORTER_OTLP_ENDPOINT is
+// one; without that nothing is traced.
+type Tracing struct {
+	Endpoint string  `yaml:"endpoint"` // http://HOST:4318
+	Sample   float64 `yaml:"sample"`   // the share of requests, 0 to 1; 0 is what OTEL_TRACES_SAMPLER says, else all
+}
+
+func (t Tracing) validate() error {
+	if t.Sample < 0 || t.Sample > 1 {
+		return fmt.Errorf("tracing.sample is %g, want 0 to 1", t.Sample)
+	}
+	return nil
+}
+
 // Cluster is what the hosts of one cluster share.
 type Cluster struct {
 	// TokenFile holds the secret by which hosts know each other. Without it the environment's SHOAL_CLUSTER_TOKEN is one.
@@ -76,8 +90,9 @@ type Scheduler struct {
 	// Networks say where nodes stand that do not say so themselves.
 	Networks []Network `yaml:"networks"`
 	// Near is the longest round trip within a zone, for nodes that have none by then; 0 does not measure.
-	Near time.Duration `yaml:"near"`
-	Log  Log           `yaml:"log"`
+	Near    time.Duration `yaml:"near"`
+	Log     Log           `yaml:"log"`
+	Tracing Tracing       `yaml:"tracing"`
 }
 
 // Network is a range of addresses and where its nodes stand.
@@ -126,6 +141,7 @@ type Node struct {
 	Store      Store               `yaml:"store"`
 	Limits     limits.Rates        `yaml:"limits"`
 	Log        Log                 `yaml:"log"`
+	Tracing    Tracing             `yaml:"tracing"`
 }
 
 // Mirror is the registry mirror that containerd asks.
@@ -261,7 +277,7 @@ func readable(err error) string {
 
 // Validate reports all faults at once.
 func (s Scheduler) Validate() error {
-	errs := []error{checkAddr("listen", s.Listen), s.Cluster.validate(true), s.Limits.Validate(), s.Log.validate()}
+	errs := []error{checkAddr("listen", s.Listen), s.Cluster.validate(true), s.Limits.Validate(), s.Log.validate(), s.Tracing.validate()}
 	if _, err := s.Places(); err != nil {
 		errs = append(errs, err)
 	}
@@ -277,7 +293,7 @@ func (s Scheduler) Validate() error {
 // Validate reports all faults at once.
 func (n Node) Validate() error {
 	errs := []error{n.Mirror.validate(), checkAddr("peer.listen", n.Peer.Listen),
-		checkAddr("admin.listen", n.Admin.Listen), n.Log.validate(), n.Limits.Validate(),
+		checkAddr("admin.listen", n.Admin.Listen), n.Log.validate(), n.Tracing.validate(), n.Limits.Validate(),
 		n.Cluster.validate(len(n.Schedulers)+len(n.Peers) > 0)}
 	if n.Name == "" {
 		errs = append(errs, errors.New("name is empty: give the host a name that no other host of the cluster has"))

@@ -40,6 +40,8 @@ type Config struct {
 	Shoal string
 	// Link is the rate of each host's link in both directions; zero does not limit. Host.SetLink changes one.
 	Link Rate
+	// Collector is the URL of a collector that shoal's daemons tell their spans; empty traces nothing.
+	Collector string
 	// LogLevel is that of shoal's daemons; the default is info.
 	LogLevel string
 	// Log takes one line for each thing the cluster does; nil discards.
@@ -102,6 +104,9 @@ func New(ctx context.Context, cfg Config) (*Cluster, error) {
 	c.Logf("files of this run are in %s", c.dir)
 	return c, nil
 }
+
+// SetCollector changes Config.Collector for daemons that are started from now on.
+func (c *Cluster) SetCollector(url string) { c.cfg.Collector = url }
 
 // SetShoal changes the binary that daemons are started from.
 func (c *Cluster) SetShoal(path string) { c.cfg.Shoal = path }

@@ -295,6 +295,7 @@ func (c *Cluster) writeConfig(host *Host, daemon string, config map[string]any) 
 	}
 	config["cluster"] = map[string]any{"token_file": token}
 	config["log"] = map[string]any{"level": c.cfg.LogLevel}
+	config["tracing"] = map[string]any{"endpoint": c.cfg.Collector}
 	data, err := yaml.Marshal(config)
 	if err != nil {
 		return "", err
