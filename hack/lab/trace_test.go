@@ -92,6 +92,7 @@ func (c *collector) has(first, last string) bool {
 // TestRootATraceGoesFromTheMirrorToPeersAndScheduler pulls an image that another node holds.
 func TestRootATraceGoesFromTheMirrorToPeersAndScheduler(t *testing.T) {
 	ctx, shoal := prepare(t, privateTools()...)
+	t.Setenv("OTEL_BSP_SCHEDULE_DELAY", "200") // milliseconds that spans are gathered
 	c, err := cluster.New(ctx, cluster.Config{Shoal: shoal, Log: t.Output()})
 	if err != nil {
 		t.Fatal(err)
