@@ -11,12 +11,11 @@ import (
 )
 
 // TestRootContainerdsPullWhateverFails runs the part of make e2e-containerd that asks most of the mirror: the oldest and the newest containerd,
-// the latter in both modes.
+// the latter with layers in parallel chunks.
 func TestRootContainerdsPullWhateverFails(t *testing.T) {
 	cases := map[string][]string{
 		"1.6 single":   {"mirror-hung", "mirror-no-files"},
-		"2.3 single":   {"peers-hung", "mirror-restarted"},
-		"2.3 parallel": {"mirror-hung", "peers-lie"},
+		"2.3 parallel": {"mirror-restarted", "peers-lie"},
 	}
 	for _, who := range contestants(testCache()) {
 		for _, test := range batteryCases() {
