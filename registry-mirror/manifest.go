@@ -49,7 +49,7 @@ func (h *Handler) manifest(ctx context.Context, req request) (Record, error) {
 	key := fmt.Sprintf("%q %q", q, req.header.Values("Accept"))
 	answer := h.flights.DoChan(key, func() (any, error) {
 		// The first asker's leaving must not fail the others; upstream has its own timeout.
-		return h.askOrigin(context.WithoutCancel(ctx), q, req.header)
+		return h.askOnce(context.WithoutCancel(ctx), q, req.header)
 	})
 	select {
 	case res := <-answer:
@@ -60,6 +60,14 @@ func (h *Handler) manifest(ctx context.Context, req request) (Record, error) {
 	case <-ctx.Done():
 		return Record{}, ctx.Err()
 	}
+}
+
+// askOnce asks the origin, unless somebody else has just done so: between the look at the records and the flight, another flight may have ended.
+func (h *Handler) askOnce(ctx context.Context, q Query, header http.Header) (Record, error) {
+	if rec, err := h.records.lookup(q); err == nil && h.fresh(rec) {
+		return rec, nil
+	}
+	return h.askOrigin(ctx, q, header)
 }
 
 // fresh reports whether a record may be served without asking the origin.
