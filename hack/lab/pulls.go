@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -23,7 +24,8 @@ import (
 const (
 	// pullsTagTTL is longer than a run's first rounds, so that each manifest is asked for once.
 	pullsTagTTL = "10m"
-	pullsAtOnce = 3 // layers of one pull, as containerd does
+	pullsAgent  = "pulls" // by which the registry's log tells them from pushes
+	pullsAtOnce = 3       // layers of one pull, as containerd does
 	// What may be left of a round when its callers have gone: idle connections and the like.
 	pullsSlackGoroutines, pullsSlackFiles = 30, 30
 	pullsSettle                           = 30 * time.Second
@@ -47,6 +49,7 @@ type pullsResult struct {
 	MostManifests    int     `json:"most_manifests"` // requests for one manifest that reached the registry until then
 	Rounds           int     `json:"rounds"`         // of the soak
 	PullsDone        int     `json:"pulls_done"`     // in all
+	Fallbacks        int64   `json:"fallbacks"`      // requests that the mirror sent to the registry
 	GoroutinesBefore int     `json:"goroutines_before"`
 	GoroutinesAfter  int     `json:"goroutines_after"`
 	FilesBefore      int     `json:"files_before"`
@@ -92,8 +95,8 @@ func pullsCommand() *cli.Command {
 
 func (r pullsResult) print(w io.Writer) error {
 	_, err := fmt.Fprintf(w, "%d pulls of one image: %.1f s; of %d images: %.1f s; at most %d requests for one manifest reached the registry\n"+
-		"%d pulls in all; goroutines %d, then %d; open files %d, then %d; peak RSS %d MiB\n", r.Pulls, r.OneSeconds, r.Images, r.ManySeconds, r.MostManifests,
-		r.PullsDone, r.GoroutinesBefore, r.GoroutinesAfter, r.FilesBefore, r.FilesAfter, r.PeakRSS>>20)
+		"%d pulls in all, %d requests sent to the registry; goroutines %d, then %d; open files %d, then %d; peak RSS %d MiB\n", r.Pulls, r.OneSeconds, r.Images, r.ManySeconds, r.MostManifests,
+		r.PullsDone, r.Fallbacks, r.GoroutinesBefore, r.GoroutinesAfter, r.FilesBefore, r.FilesAfter, r.PeakRSS>>20)
 	return err
 }
 
@@ -105,6 +108,8 @@ type crowdRig struct {
 	node     *cluster.Node
 	tags     []string
 	done     int
+
+	fallbacks atomic.Int64
 }
 
 // pulls makes a cluster, has it pull and removes it.
@@ -161,7 +166,10 @@ func (r *crowdRig) measure(ctx context.Context, cfg pullsConfig) (result pullsRe
 		result.Rounds++
 	}
 	result.GoroutinesAfter, result.FilesAfter, err = r.settled(ctx, result.GoroutinesBefore+pullsSlackGoroutines, result.FilesBefore+pullsSlackFiles)
-	result.PullsDone, result.PeakRSS = r.done, r.node.PeakRSS()
+	result.PullsDone, result.PeakRSS, result.Fallbacks = r.done, r.node.PeakRSS(), r.fallbacks.Load()
+	if result.Fallbacks > 0 {
+		r.Logf("the mirror sent callers to the registry:\n%s", r.node.Tail())
+	}
 	switch {
 	case err != nil:
 	case result.MostManifests > 1:
@@ -226,18 +234,23 @@ func (r *crowdRig) content(ctx context.Context, client *http.Client, kind string
 	return body, err
 }
 
+// ask asks the mirror, and the registry when that refuses, as containerd does.
 func (r *crowdRig) ask(ctx context.Context, client *http.Client, method, path string) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, method, r.node.MirrorURL()+"/v2/"+repository+"/"+path+"?ns="+r.registry.Addr(), nil)
-	if err != nil {
-		return nil, err
-	}
-	req.Header.Set("Accept", ocispec.MediaTypeImageManifest+", */*")
-	resp, err := client.Do(req)
-	if err == nil && resp.StatusCode != http.StatusOK {
+	for _, base := range []string{r.node.MirrorURL(), "http://" + r.registry.Addr()} {
+		req, err := http.NewRequestWithContext(ctx, method, base+"/v2/"+repository+"/"+path+"?ns="+r.registry.Addr(), nil)
+		if err != nil {
+			return nil, err
+		}
+		req.Header.Set("Accept", ocispec.MediaTypeImageManifest+", */*")
+		req.Header.Set("User-Agent", pullsAgent)
+		resp, err := client.Do(req)
+		if err != nil || resp.StatusCode == http.StatusOK {
+			return resp, err
+		}
 		_ = resp.Body.Close() // says what the status says
-		err = fmt.Errorf("%s: %s", path, resp.Status)
+		r.fallbacks.Add(1)
 	}
-	return resp, err
+	return nil, fmt.Errorf("neither the mirror nor the registry answers for %s", path)
 }
 
 // mostManifests returns how often the manifest that was asked for most was asked of the registry, by tag or digest.
@@ -249,7 +262,7 @@ func (r *crowdRig) mostManifests() (int, error) {
 	asked := map[string]int{}
 	for line := range strings.Lines(string(log)) {
 		_, rest, ok := strings.Cut(line, "/manifests/")
-		if ok && (strings.Contains(line, `"GET `) || strings.Contains(line, `"HEAD `)) && strings.Contains(line, "Go-http-client") {
+		if ok && (strings.Contains(line, `"GET `) || strings.Contains(line, `"HEAD `)) && strings.Contains(line, pullsAgent) {
 			reference, _, _ := strings.Cut(rest, " ")
 			asked[reference]++
 		}

@@ -1,12 +1,13 @@
 package upstream
 
 import (
-	"context"
+	"errors"
 	"net/http"
 	"sync"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
 	"github.com/shoal-project/shoal/peer/challenge"
 )
@@ -77,14 +78,16 @@ func (c *Client) ask(client *http.Client, req *http.Request, ref Ref) (*http.Res
 	place := challenge.Place{Registry: ref.Registry, Repository: ref.Repository, Transport: transportOf(client)}
 	header, life, err := asked.Token(req.Context(), place, authn.Anonymous)
 	if err != nil {
-		c.closed(req.Context(), repository)
+		if refused, ok := errors.AsType[*transport.Error](err); ok && refused.StatusCode < http.StatusInternalServerError && refused.StatusCode != http.StatusTooManyRequests {
+			c.closed(repository)
+		}
 		return resp, nil //nolint:nilerr // the caller can do better with its own credentials
 	}
 	second, err := client.Do(authorized(req, header))
 	if err != nil || refuses(second) {
 		if err == nil {
 			second.Body.Close()
-			c.closed(req.Context(), repository)
+			c.closed(repository)
 		}
 		return resp, nil //nolint:nilerr // as above
 	}
@@ -93,11 +96,9 @@ func (c *Client) ask(client *http.Client, req *http.Request, ref Ref) (*http.Res
 	return second, nil
 }
 
-// closed remembers that a repository is not public, unless that is not known because the time was over.
-func (c *Client) closed(ctx context.Context, repository string) {
-	if ctx.Err() == nil {
-		c.anonymous.keep(repository, anonymousToken{until: time.Now().Add(privateFor)})
-	}
+// closed remembers that a repository is not public.
+func (c *Client) closed(repository string) {
+	c.anonymous.keep(repository, anonymousToken{until: time.Now().Add(privateFor)})
 }
 
 // authorized returns the request with an Authorization header.
