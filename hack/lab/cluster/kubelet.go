@@ -146,7 +146,7 @@ func (k *Kubelet) removeTraces(ctx context.Context) error {
 	parents, globErr := filepath.Glob(cgroupDir + "/*/k8s.io")
 	var folders []string
 	for _, parent := range append(parents, filepath.Join(cgroupDir, "k8s.io")) {
-		for _, id := range strings.Fields(ids) {
+		for id := range strings.FieldsSeq(ids) {
 			folders = append(folders, filepath.Join(parent, id))
 		}
 		folders = append(folders, parent)

@@ -136,7 +136,7 @@ func (s *tokenServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Form == nil {
 		scopes = r.URL.Query()["scope"]
 	}
-	for _, scope := range strings.Fields(strings.Join(scopes, " ")) {
+	for scope := range strings.FieldsSeq(strings.Join(scopes, " ")) {
 		parts := strings.Split(scope, ":")
 		if len(parts) != 3 {
 			continue
