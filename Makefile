@@ -19,6 +19,7 @@ RUNS ?= 100
 FIRST ?= 1
 BENCH_SIZE ?= 4GiB
 BENCH_FLAGS ?=
+BATTERY_FLAGS ?=
 SIM_FLAGS ?=
 SWARM_FLAGS ?=
 FIRST_FLAGS ?=
@@ -59,6 +60,16 @@ e2e: ## set up, then run the end-to-end tests only, aloud
 e2e-lazy: ## set up, then run the end-to-end tests of images that are mounted, with a real containerd, aloud
 	hack/setup demo
 	REQUIRE_TOOLS=1 go test -count=1 -timeout 30m -v ./snapshotter/... ./hack/lab -run 'TestRoot(ContainersRun|Images|Readers|OldContainerds|PassesContainerd|Nydus|Layers|Restart|Removed|Lazy)'
+
+.PHONY: e2e-containerd
+e2e-containerd: ## pull with four containerds while something goes wrong behind or in the mirror; BATTERY_FLAGS
+	hack/setup demo containerds
+	go run ./hack/lab containerd $(BATTERY_FLAGS)
+
+.PHONY: e2e-kubelet
+e2e-kubelet: ## run pods by two real kubelets whose images come through the mirror; builds the kubelet once, some minutes
+	hack/setup demo kubelet
+	go run ./hack/lab kubelet
 
 .PHONY: chaos
 chaos: ## read through RUNS (100) swarms to which random things happen; FIRST (1) is the seed of the first

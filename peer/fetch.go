@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"go.opentelemetry.io/otel/attribute"
 
 	"github.com/shoal-project/shoal/peer/dispatch"
 	"github.com/shoal-project/shoal/peer/piece"
@@ -17,6 +18,7 @@ import (
 	"github.com/shoal-project/shoal/peer/store"
 	"github.com/shoal-project/shoal/peer/transfer"
 	"github.com/shoal-project/shoal/scheduler/api"
+	"github.com/shoal-project/shoal/tracing"
 )
 
 // start carries out one request of the planner.
@@ -85,6 +87,8 @@ func (t *task) readParent(ctx context.Context, r dispatch.Request, check func([]
 	if r.Demanded {
 		ask = t.peer.wire.Demanded
 	}
+	outer := ctx
+	ctx, span := tracing.Start(ctx, "fetch piece", attribute.Int("shoal.piece", int(i)), attribute.String("shoal.parent", string(r.Parent)))
 	err := ask(ctx, string(r.Parent), t.blob.Digest, off, data)
 	var storeErr error
 	if err == nil {
@@ -93,6 +97,7 @@ func (t *task) readParent(ctx context.Context, r dispatch.Request, check func([]
 			storeErr = t.st.Write(i, data, groups)
 		}
 	}
+	tracing.End(outer, span, err)
 	outcome := t.outcome(err)
 	if outcome == dispatch.Corrupt {
 		t.peer.log.Warn("piece from parent is corrupt", "digest", t.blob.Digest, "piece", i, "parent", r.Parent)
@@ -202,11 +207,13 @@ func (t *task) checks(run dispatch.Run) []check {
 // readSource reads a run of pieces from the origin and reports how that went: of a lease, to the scheduler.
 func (t *task) readSource(ctx context.Context, r dispatch.Request, how reading) {
 	var err error
+	traced, span := tracing.Start(ctx, "read origin", attribute.Int("shoal.first", int(r.Run.First)), attribute.Int("shoal.end", int(r.Run.End)))
 	if how.checks != nil {
-		err = t.readRun(ctx, r.Run, how)
+		err = t.readRun(traced, r.Run, how)
 	} else {
-		err = t.readWhole(ctx, how.origin)
+		err = t.readWhole(traced, how.origin)
 	}
+	tracing.End(ctx, span, err)
 	if errors.Is(err, piece.ErrMismatch) {
 		t.peer.metrics.corruptSource.Inc()
 	}

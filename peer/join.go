@@ -26,7 +26,7 @@ func (t *task) rehome() {
 	t.have = t.st.Have()
 	t.reported, t.freshDigests = time.Time{}, nil // the first report goes at once: others may wait for it
 	ev := t.peer.join(t.blob, t.st, t.cm == nil, !t.have.Full())
-	ev.Join.Partial = !t.whole
+	ev.Join.Partial, ev.Join.Trace = !t.whole, t.trace
 	ev.Join.Moved, t.governed = t.governed, true
 	t.told = nil
 	for _, r := range t.planner.Leased() {

@@ -246,7 +246,7 @@ func (p *Peer) lease(s *api.Session, l *api.Lease) {
 		s.Send(api.Event{Failed: &api.LeaseFailed{Task: l.Task.ID, Run: l.Run, Failure: failureAbsent, Text: err.Error()}})
 		return
 	}
-	t, err := p.acquire(nil, b, "") // waits for Run's loop at the most, and ends with it
+	t, err := p.acquire(context.Background(), nil, b, "") // waits for Run's loop at the most, and ends with it
 	if err != nil {
 		return
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/shoal-project/shoal/peer/dispatch"
@@ -160,7 +161,7 @@ func (p *Peer) Open(ctx context.Context, b Blob, authorization string) (*Reader,
 	if err := b.validate(); err != nil {
 		return nil, err
 	}
-	t, err := p.acquire(ctx.Done(), b, authorization)
+	t, err := p.acquire(ctx, ctx.Done(), b, authorization)
 	if err != nil {
 		return nil, err
 	}
@@ -182,20 +183,21 @@ func (p *Peer) Warm(b Blob, authorization string) {
 	if b.validate() != nil {
 		return
 	}
-	if t, err := p.acquire(nil, b, authorization); err == nil {
+	if t, err := p.acquire(context.Background(), nil, b, authorization); err == nil {
 		t.post(t.fetchAll)
 		t.release()
 	}
 }
 
 // acquire returns the blob's task with a reference, starting it when there is none.
-// Closing cancelled gives up, which only happens when Run does not run.
-func (p *Peer) acquire(cancelled <-chan struct{}, b Blob, authorization string) (*task, error) {
+// Closing cancelled gives up, which only happens when Run does not run. Of asker only its span counts: a task that starts is a part of it.
+func (p *Peer) acquire(asker context.Context, cancelled <-chan struct{}, b Blob, authorization string) (*task, error) {
 	p.mu.Lock()
 	t := p.tasks[b.Digest]
 	fresh := t == nil
 	if fresh {
 		t = newTask(p, b, authorization)
+		t.asker = trace.SpanFromContext(asker)
 		p.tasks[b.Digest] = t
 	}
 	t.refs++

@@ -10,12 +10,15 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/shoal-project/shoal/peer/chunkmap"
 	"github.com/shoal-project/shoal/peer/dispatch"
 	"github.com/shoal-project/shoal/peer/piece"
 	"github.com/shoal-project/shoal/peer/store"
 	"github.com/shoal-project/shoal/scheduler/api"
+	"github.com/shoal-project/shoal/tracing"
 )
 
 // linger is how long the task of a complete blob waits for the next reader: who reads a blob range by range opens it
@@ -32,6 +35,8 @@ type task struct {
 	openErr error
 	st      *store.Blob
 	before  *piece.Set  // what was held when the task began
+	asker   trace.Span  // of who opened the blob first; until run begins
+	trace   string      // the task's span, for other programs; set by run
 	mapped  atomic.Bool // the pieces are right by a chunk map, which says nothing to those without
 
 	mailMu sync.Mutex // guards mail, ended
@@ -172,7 +177,12 @@ func (t *task) failure() (failing <-chan struct{}, err error) {
 func (t *task) run(ctx context.Context) {
 	t.peer.metrics.tasks.Inc()
 	defer t.peer.metrics.tasks.Dec()
+	ctx = trace.ContextWithSpan(ctx, t.asker)
+	outer := ctx
+	ctx, span := tracing.Start(ctx, "task", attribute.String("shoal.blob", t.blob.Digest.String()), attribute.Int64("shoal.size", t.blob.Size))
+	t.asker, t.trace = nil, tracing.Parent(ctx)
 	err := t.create()
+	defer func() { tracing.End(outer, span, err) }()
 	if err == nil {
 		err = t.vet(ctx)
 	}

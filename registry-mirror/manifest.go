@@ -50,7 +50,7 @@ func (h *Handler) manifest(ctx context.Context, req request) (Record, error) {
 	key := fmt.Sprintf("%q %q", q, req.header.Values("Accept"))
 	answer := h.flights.DoChan(key, func() (any, error) {
 		// The first asker's leaving must not fail the others; upstream has its own timeout.
-		return h.askOrigin(context.WithoutCancel(ctx), q, req.header)
+		return h.askOnce(context.WithoutCancel(ctx), q, req.header)
 	})
 	select {
 	case res := <-answer:
@@ -61,6 +61,14 @@ func (h *Handler) manifest(ctx context.Context, req request) (Record, error) {
 	case <-ctx.Done():
 		return Record{}, ctx.Err()
 	}
+}
+
+// askOnce asks the origin, unless somebody else has just done so: between the look at the records and the flight, another flight may have ended.
+func (h *Handler) askOnce(ctx context.Context, q Query, header http.Header) (Record, error) {
+	if rec, err := h.records.lookup(q); err == nil && h.fresh(rec) {
+		return rec, nil
+	}
+	return h.askOrigin(ctx, q, header)
 }
 
 // fresh reports whether a record may be served without asking the origin.
@@ -101,6 +109,7 @@ func (h *Handler) askOrigin(ctx context.Context, q Query, header http.Header) (R
 	if resp.Status == http.StatusUnauthorized || resp.Status == http.StatusForbidden {
 		h.revoke(q.Registry, q.Repository, q.Credential)
 	}
+	h.noteChallenge(q.Registry, q.Repository, resp)
 	return Record{}, fromOrigin("manifests", resp)
 }
 
@@ -152,6 +161,9 @@ func (h *Handler) bridge(ctx context.Context, q Query, resp *upstream.Response, 
 			h.log.Warn("seeds not asked", "error", err)
 		}
 	}
+	if err := h.challenge(q.Registry, q.Repository, q.Credential); err != nil {
+		return Record{}, err
+	}
 	if cause == nil {
 		cause = fromOrigin("manifests", resp)
 		h.log.Warn("the origin cannot answer", "image", q.ref(), "error", cause)
@@ -190,9 +202,12 @@ func (h *Handler) permitted(ctx context.Context, req request) (size int64, err e
 	case passing(resp, err) && within(at, h.cfg.StaleFor, clockSkew):
 		h.metrics.stale.WithLabelValues("verdict").Inc()
 		return 0, nil
+	case passing(resp, err) && h.challenge(req.Registry, req.Repository, cred) != nil:
+		return 0, h.challenge(req.Registry, req.Repository, cred)
 	case err != nil:
 		return 0, err
 	}
+	h.noteChallenge(req.Registry, req.Repository, resp)
 	if resp.Status == http.StatusUnauthorized || resp.Status == http.StatusForbidden {
 		h.revoke(req.Registry, req.Repository, cred)
 	}

@@ -520,6 +520,17 @@ func FuzzPath(f *testing.F) {
 	})
 }
 
+func TestManifestThatCameMeanwhileIsNotAskedFor(t *testing.T) {
+	f := newFixture(t, Config{}, nil)
+	f.get("/v2/a/b/manifests/v1")
+	before := f.origin.asked.Load()
+	q := Query{Registry: f.origin.Listener.Addr().String(), Repository: "a/b", Reference: "v1"}
+	rec, err := f.handler.askOnce(t.Context(), q, http.Header{}) // as who saw nothing in the records a moment ago
+	if err != nil || rec.Digest != f.manifest || f.origin.asked.Load() != before {
+		t.Errorf("%v, %v, %d more requests", rec.Digest, err, f.origin.asked.Load()-before)
+	}
+}
+
 func TestOriginThatCannotAnswerIsLogged(t *testing.T) {
 	var log bytes.Buffer // written before the answer
 	f := newFixture(t, Config{Log: slog.New(slog.NewTextHandler(&log, nil))}, nil)

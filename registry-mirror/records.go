@@ -73,6 +73,8 @@ const (
 	bucketVerdicts  = "verdicts"  // verdictKey → time of the last acceptance
 	bucketBlobs     = "blobs"     // blobKey → blobInfo
 	bucketSiblings  = "siblings"  // blobKey of a plain manifest → digest of the Nydus one beside it; learnedKey → true
+
+	bucketChallenges = "challenges" // registry/repository → WWW-Authenticate
 )
 
 // OpenRecords opens or creates the file. One that is broken, as a power failure may leave it, is started anew: all in it can
@@ -94,7 +96,7 @@ func openFile(path string) (*Records, error) {
 		return nil, err
 	}
 	err = db.Update(func(tx *bbolt.Tx) error {
-		for _, b := range []string{bucketManifests, bucketTags, bucketVerdicts, bucketBlobs, bucketSiblings} {
+		for _, b := range []string{bucketManifests, bucketTags, bucketVerdicts, bucketBlobs, bucketSiblings, bucketChallenges} {
 			if _, err := tx.CreateBucketIfNotExists([]byte(b)); err != nil {
 				return err
 			}

@@ -192,3 +192,27 @@ func TestOldVerdictsAreForgotten(t *testing.T) {
 		t.Errorf("the old verdict is of %v", at)
 	}
 }
+
+func TestWhileTheOriginIsDownCredentialsAreAskedForAsItDid(t *testing.T) {
+	f := newFixture(t, Config{TagTTL: -1, VerdictTTL: -1}, nil)
+	f.origin.password = "Basic right"
+	for _, path := range []string{"/v2/private/manifests/v1", f.blobPath()} {
+		f.get(path) // as containerd does, which shows credentials only when it is asked for them
+		if got := f.get(path, "Authorization", "Basic right"); got.status != http.StatusOK {
+			t.Fatalf("%s: status %d with the origin up", path, got.status)
+		}
+	}
+	f.origin.set(func() { f.origin.down = true })
+	for _, path := range []string{"/v2/private/manifests/v1", f.blobPath()} {
+		got := f.get(path)
+		if got.status != http.StatusUnauthorized || got.header.Get("WWW-Authenticate") != `Basic realm="origin"` {
+			t.Errorf("%s: status %d, header %v; want the origin's challenge", path, got.status, got.header)
+		}
+		if got := f.get(path, "Authorization", "Basic right"); got.status != http.StatusOK {
+			t.Errorf("%s: status %d with credentials that the origin accepted", path, got.status)
+		}
+		if got := f.get(path, "Authorization", "Basic wrong"); got.status == http.StatusOK {
+			t.Errorf("%s: served with credentials that the origin has never accepted", path)
+		}
+	}
+}

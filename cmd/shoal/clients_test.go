@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,7 +23,8 @@ import (
 )
 
 // TestRootPodmansLibraryAndDockerPullThroughTheMirror has skopeo, which reads what podman and CRI-O read, and dockerd pull an image of
-// docker.io through a node. Docker Hub itself cannot answer: the node reaches it at a registry of this machine.
+// docker.io through a node. Docker Hub itself cannot answer: the node reaches it at a registry of this machine, which wants a token for all
+// as that does.
 func TestRootPodmansLibraryAndDockerPullThroughTheMirror(t *testing.T) {
 	cluster.NeedRoot(t)
 	cluster.NeedTools(t, "docker-registry", "skopeo", "dockerd", "docker", "unshare")
@@ -30,7 +34,7 @@ func TestRootPodmansLibraryAndDockerPullThroughTheMirror(t *testing.T) {
 	img, err := cluster.RandomImage(t.TempDir(), 1, 100_000, 300_000)
 	check(t, err)
 	check(t, remote.Write(ref, img, remote.WithContext(t.Context())))
-	mirror, _ := startNode(t, hub)
+	mirror, _ := startNode(t, wantTokens(t, hub))
 
 	t.Run("podman", func(t *testing.T) {
 		etc := t.TempDir()
@@ -57,6 +61,29 @@ func TestRootPodmansLibraryAndDockerPullThroughTheMirror(t *testing.T) {
 		}
 		output(t, exec.CommandContext(t.Context(), "docker", "--host", socket, "pull", "docker.io/library/small:1"))
 	})
+}
+
+// wantTokens stands before a registry and lets nobody in without the token that it gives everybody.
+func wantTokens(t *testing.T, registry string) string {
+	t.Helper()
+	forward := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: registry})
+	var realm string
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.URL.Path == "/token":
+			_, _ = w.Write([]byte(`{"token": "everybody's"}`))
+		case r.Header.Get("Authorization") != "Bearer everybody's":
+			w.Header().Set("WWW-Authenticate", `Bearer realm="`+realm+`",service="hub"`)
+			w.WriteHeader(http.StatusUnauthorized)
+		default:
+			forward.ServeHTTP(w, r)
+		}
+	}))
+	t.Cleanup(srv.Close)
+	_, port, err := net.SplitHostPort(srv.Listener.Addr().String())
+	check(t, err)
+	realm = "http://localhost:" + port + "/token" // a name, as the token server of Docker Hub has one
+	return srv.Listener.Addr().String()
 }
 
 // TestStatusPageInABrowser looks at a node's page with Chromium, which must have nothing to complain of.

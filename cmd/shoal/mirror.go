@@ -28,6 +28,9 @@ const (
 	forDocker     = "docker"
 )
 
+// dockerReload is said after a change of dockerd's configuration.
+const dockerReload = "note: dockerd reads it after: systemctl reload docker."
+
 var (
 	errFor            = errors.New("--for is containerd, podman or docker")
 	errDockerRegistry = errors.New("--registry: dockerd uses mirrors for docker.io alone; leave it out")
@@ -92,7 +95,7 @@ func mirrorConfigureCommand() *cli.Command {
 				if err := applyHosts(ctx, []hosts.Change{change}, err); err != nil || !change.Changed() {
 					return err
 				}
-				fmt.Fprintln(ctx.App.ErrWriter, "note: dockerd reads it after: systemctl reload docker. The node needs mirror: {default_registry: docker.io}")
+				fmt.Fprintln(ctx.App.ErrWriter, dockerReload+" The node needs mirror: {default_registry: docker.io}")
 				return nil
 			case forContainerd:
 			default:
@@ -158,7 +161,11 @@ func mirrorRemoveCommand() *cli.Command {
 					return usageError(errDockerRegistry)
 				}
 				change, err := hosts.PlanDockerRemove(cfg, ctx.String("docker-config"))
-				return applyHosts(ctx, []hosts.Change{change}, err)
+				if err := applyHosts(ctx, []hosts.Change{change}, err); err != nil || !change.Changed() {
+					return err
+				}
+				fmt.Fprintln(ctx.App.ErrWriter, dockerReload)
+				return nil
 			case forContainerd:
 			default:
 				return usageError(errFor)

@@ -48,6 +48,15 @@ func TestMirrorConfigureShowsThenWritesThenRemoves(t *testing.T) {
 	}
 }
 
+func TestMirrorForDockerNamesTheReloadBothWays(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "daemon.json")
+	for _, verb := range []string{"configure", "remove"} {
+		if code, _, talk := shoal(t, "mirror", verb, "--for", "docker", "--docker-config", file); code != exitOK || !strings.Contains(talk, "systemctl reload docker") {
+			t.Errorf("%s: exit %d\n%s", verb, code, talk)
+		}
+	}
+}
+
 func TestMirrorConfigureTellsWhenContainerdDoesNotRead(t *testing.T) {
 	dir := t.TempDir()
 	code, _, talk := shoal(t, "mirror", "configure", "--certs-dir", dir, "--containerd-config", filepath.Join(dir, "none.toml"))

@@ -15,7 +15,8 @@ Everything can be set in a YAML file; the flags below override it. An unknown ke
    name: HOSTNAME
    data_dir: /var/lib/shoal
    mirror:                                  # how long a tag, and accepted credentials, are believed; and while the registry is down
-      {listen: 127.0.0.1:7701, default_registry: "", tag_ttl: 5s, verdict_ttl: 1m, stale_for: 24h, access_log: false}
+      {listen: 127.0.0.1:7701, default_registry: "", tag_ttl: 5s, verdict_ttl: 1m, stale_for: 24h, access_log: false,
+      configure: {certs_dir: "", registries: []}}   # with containerd's config_path: hosts.toml is written when ready, and taken back when stopped
    peer: {listen: 0.0.0.0:7702, advertise: "", zone: "", rack: "", group: ""}
    admin: {listen: 127.0.0.1:7703}          # /healthz, /metrics, /limits and /pins
    seed: false                              # a seed reads origins for the others
@@ -27,8 +28,9 @@ Everything can be set in a YAML file; the flags below override it. An unknown ke
    limits:                                  # bytes a second, like 100MiB; 0 is none; see shoal limits
       {upload: 0, upload_per_task: 0, download: 0, download_per_task: 0, source: 0, source_per_task: 0, disk_write: 0}
    snapshotter:                             # auto: where it can run; paths are snapshots and snapshotter.sock in data_dir;
-      {enabled: auto, driver: auto, root: "", address: "", only: []}   # only: [registry.example/models/**] mounts these images
+      {enabled: auto, driver: auto, root: "", address: "", only: [], prefetch: ""}   # only: [registry.example/models/**] mounts these images
    log: {level: info, format: text}
+   tracing: {endpoint: "", sample: 0}       # spans for a collector of OpenTelemetry at http://HOST:4318; a share of 0.01 to 1
 
 Credentials for origins are those of docker login of the user the daemon runs as, besides those that callers bring.
 Point containerd at it with: shoal mirror configure

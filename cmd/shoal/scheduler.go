@@ -26,6 +26,7 @@ Everything can be set in a YAML file; the flags below override it. An unknown ke
    networks: []                             # where nodes stand that do not say: {cidr: 10.1.0.0/16, zone: "", rack: "", group: ""}
    near: 10ms                               # longest round trip in a zone, of nodes without one; 0 does not measure
    log: {level: info, format: text}
+   tracing: {endpoint: "", sample: 0}       # spans of what is done for nodes that trace; http://HOST:4318
 
 EXAMPLES:
    mkdir -p /etc/shoal && (umask 077; head -c 32 /dev/urandom | base64 > /etc/shoal/token)

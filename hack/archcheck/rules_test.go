@@ -20,11 +20,13 @@ type rule struct {
 // rules is the package table of ARCHITECTURE.md, lowest folder first. An import of ours that no rule grants is a fault,
 // and so is a package that no rule names: who adds one says here where it stands.
 var rules = []rule{
+	{path: "tracing"},
+
 	{path: "scheduler/api"},
 	{path: "scheduler/identity"},
 	{path: "scheduler/policy"},
 	{path: "scheduler", may: []string{"scheduler/policy"}},
-	{path: "scheduler/server", may: []string{"scheduler", "scheduler/api", "scheduler/policy"}},
+	{path: "scheduler/server", may: []string{"scheduler", "scheduler/api", "scheduler/policy", "tracing"}},
 
 	{path: "peer/piece"},
 	{path: "peer/chunkmap", may: []string{"peer/piece"}},
@@ -32,13 +34,14 @@ var rules = []rule{
 	{path: "peer/store/storetest", may: []string{"peer/piece", "peer/chunkmap", "peer/store"}, tests: tests},
 	{path: "peer/limits"},
 	{path: "peer/dispatch", may: []string{"peer/piece"}},
-	{path: "peer/transfer", may: []string{"peer/piece"}},
-	{path: "peer/source", may: []string{"peer/piece"}},
-	{path: "peer", may: []string{"peer/*", "scheduler/api"}},
+	{path: "peer/transfer", may: []string{"peer/piece", "tracing"}},
+	{path: "peer/challenge"},
+	{path: "peer/source", may: []string{"peer/piece", "peer/challenge"}},
+	{path: "peer", may: []string{"peer/*", "scheduler/api", "tracing"}},
 	{path: "peer/peertest", may: []string{"peer", "peer/*", "scheduler", "scheduler/*"}, tests: tests},
 
-	{path: "registry-mirror", may: []string{"registry-mirror/*", "peer/piece"}},
-	{path: "registry-mirror/upstream", may: []string{"peer/piece"}},
+	{path: "registry-mirror", may: []string{"registry-mirror/*", "peer/piece", "tracing"}},
+	{path: "registry-mirror/upstream", may: []string{"peer/piece", "peer/challenge", "tracing"}},
 	{path: "registry-mirror/hosts", may: []string{"peer/piece"}},
 
 	{path: "converter/bootstrap"},
@@ -67,7 +70,7 @@ var rules = []rule{
 
 // folders are the levels of the tree, lowest first: an import points to the same level's own folder or to a lower level.
 var folders = [][]string{
-	{"scheduler"}, {"peer"}, {"converter", "registry-mirror"}, {"snapshotter"}, {"manager"}, {"cmd"}, {"hack"},
+	{"tracing"}, {"scheduler"}, {"peer"}, {"converter", "registry-mirror"}, {"snapshotter"}, {"manager"}, {"cmd"}, {"hack"},
 }
 
 // packageNames lists the packages whose name is not their folder's.

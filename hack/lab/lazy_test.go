@@ -50,7 +50,7 @@ type lazyLab struct {
 	ref        string
 }
 
-func newLazyLab(t *testing.T, driver string, release cluster.Release) (context.Context, *lazyLab) {
+func newLazyLab(t *testing.T, driver string, release cluster.ContainerdConfig) (context.Context, *lazyLab) {
 	t.Helper()
 	ctx, shoal := prepare(t, append(faultTools(), "runc")...)
 	c, err := cluster.New(ctx, cluster.Config{Shoal: shoal, Link: faultLink, Log: t.Output()})
@@ -235,7 +235,7 @@ func TestRootContainersRunFromImagesThatAreNotUnpacked(t *testing.T) {
 }
 
 func runUnpacked(t *testing.T, driver string) {
-	ctx, l := newLazyLab(t, driver, cluster.Release{})
+	ctx, l := newLazyLab(t, driver, cluster.ContainerdConfig{})
 	want := l.wantFiles()
 	check(t, l.containerd.Pull(ctx, l.ref))
 	if got := l.status(ctx); got.Driver != driver || got.Mounted != 1 {
@@ -287,7 +287,7 @@ func runUnpacked(t *testing.T, driver string) {
 
 // An image may say that nothing is fetched before it is read. What its containers then read, in which order, can become what is fetched first.
 func TestRootReadsOfAnImageAreRecorded(t *testing.T) {
-	ctx, l := newLazyLab(t, "")
+	ctx, l := newLazyLab(t, "", cluster.ContainerdConfig{})
 	made, err := filepath.Glob(filepath.Join(l.Dir(), "convert-*"))
 	check(t, err)
 	ref := l.registry.Addr() + "/" + repository + ":sparing"
@@ -326,7 +326,7 @@ func (l *lazyLab) restart(ctx context.Context) {
 
 // The daemon is killed while the image is still on its way, and one reads it.
 func TestRootReadersOfAMountedImageOutliveTheDaemon(t *testing.T) {
-	ctx, l := newLazyLab(t, "erofs", cluster.Release{})
+	ctx, l := newLazyLab(t, "erofs", cluster.ContainerdConfig{})
 	check(t, l.node.Host().SetLink(ctx, faultLink/4))
 	check(t, l.containerd.Pull(ctx, l.ref))
 	const file = "/models/model/weights.bin"
@@ -356,7 +356,7 @@ func TestRootReadersOfAMountedImageOutliveTheDaemon(t *testing.T) {
 func TestRootOldContainerdsUnpackIntoTheSnapshotter(t *testing.T) {
 	const debian = "/usr/bin"
 	cluster.NeedTools(t, debian+"/containerd", debian+"/ctr")
-	ctx, l := newLazyLab(t, "", cluster.Release{Bin: debian, Old: true})
+	ctx, l := newLazyLab(t, "", cluster.ContainerdConfig{Bin: debian})
 	check(t, l.containerd.Pull(ctx, l.ref))
 	l.expect("unpacked", l.wantFiles(), l.run(ctx, l.ref, "old", "/etc", "/models"))
 	if n := len(l.mounts()); n != 0 {
@@ -374,7 +374,7 @@ func (l *lazyLab) empty() bool {
 
 // What shares layers with a mounted image works as if these had been unpacked.
 func TestRootImagesBelowAndAboveAMountedOne(t *testing.T) {
-	ctx, l := newLazyLab(t, "", cluster.Release{})
+	ctx, l := newLazyLab(t, "", cluster.ContainerdConfig{})
 	want := l.wantFiles()
 	check(t, l.containerd.Pull(ctx, l.ref))
 
@@ -413,7 +413,7 @@ func TestRootImagesBelowAndAboveAMountedOne(t *testing.T) {
 // Images that nydus-snapshotter's converter has made with nydus-image are mounted too, whatever they are compressed with.
 func TestRootImagesOfOtherConvertersAreMounted(t *testing.T) {
 	cluster.NeedTools(t, "nydus-image")
-	ctx, l := newLazyLab(t, "", cluster.Release{})
+	ctx, l := newLazyLab(t, "", cluster.ContainerdConfig{})
 	bin := filepath.Join(t.TempDir(), "nydusconvert")
 	build := exec.CommandContext(ctx, "go", "build", "-o", bin, ".")
 	build.Dir = "../../converter/testdata/nydusconvert"

@@ -32,6 +32,8 @@ type swarmConfig struct {
 	proxied                  bool           // proxies stand before the registry, the seeds and the nodes
 	bounds                   cluster.Bounds // of each node and seed
 	driver                   string         // of the nodes' snapshotters
+	supervised               cluster.Supervision
+	login                    cluster.Login // that the registry wants
 }
 
 // blob is a layer by its digest and size.
@@ -48,9 +50,12 @@ func newSwarm(ctx context.Context, c *cluster.Cluster, cfg swarmConfig) (*swarm,
 		}
 	}
 	var err error
-	if cfg.proxied {
+	switch {
+	case cfg.login != (cluster.Login{}):
+		s.registry, err = c.StartPasswordRegistry(ctx, cfg.login)
+	case cfg.proxied:
 		s.registry, err = c.StartProxiedRegistry(ctx)
-	} else {
+	default:
 		s.registry, err = c.StartRegistry(ctx)
 	}
 	if err != nil {
@@ -69,7 +74,7 @@ func newSwarm(ctx context.Context, c *cluster.Cluster, cfg swarmConfig) (*swarm,
 		for i, name := range names {
 			group.Go(func() (err error) {
 				started[i], err = c.StartNode(ctx, cluster.NodeConfig{
-					Name: name, Seed: seed, Zone: zoneOf(i, seed, cfg.zones), Proxied: cfg.proxied, Bounds: cfg.bounds, Driver: cfg.driver,
+					Name: name, Seed: seed, Zone: zoneOf(i, seed, cfg.zones), Proxied: cfg.proxied, Bounds: cfg.bounds, Supervised: cfg.supervised, Driver: cfg.driver,
 					Schedulers: s.schedulers, Registries: []*cluster.Registry{s.registry},
 				})
 				return err

@@ -6,20 +6,19 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+
+	"github.com/shoal-project/shoal/peer/challenge"
 )
 
 const (
-	// A token without expires_in is good for 60 seconds by the specification; all are renewed a little early.
-	defaultTokenLife = time.Minute
-	tokenMargin      = 5 * time.Second
-	maxTokens        = 1024
+	tokenMargin = 5 * time.Second // all are renewed a little early
+	maxTokens   = 1024
 )
 
 // tokens keeps one Authorization header for each repository.
@@ -71,7 +70,7 @@ func (t *tokens) current(ctx context.Context, b Blob) (string, error) {
 }
 
 // renew returns a header that answers the challenge. Of callers who were refused with the same header, one asks for a new one.
-func (t *tokens) renew(ctx context.Context, r request, refused string, c challenge) (string, error) {
+func (t *tokens) renew(ctx context.Context, r request, refused string, c challenge.Challenge) (string, error) {
 	e := t.entry(r.Blob)
 	select {
 	case e.lock <- struct{}{}:
@@ -91,7 +90,7 @@ func (t *tokens) renew(ctx context.Context, r request, refused string, c challen
 }
 
 // answer turns the keychain's credentials into the header a challenge asks for.
-func (t *tokens) answer(ctx context.Context, r request, c challenge) (string, time.Duration, error) {
+func (t *tokens) answer(ctx context.Context, r request, c challenge.Challenge) (string, time.Duration, error) {
 	registry, err := name.NewRegistry(r.Registry)
 	if err != nil {
 		return "", 0, err
@@ -105,7 +104,7 @@ func (t *tokens) answer(ctx context.Context, r request, c challenge) (string, ti
 		return "", 0, fmt.Errorf("credentials for %s: %w", r.Registry, err)
 	}
 	switch {
-	case c.scheme == "basic":
+	case c.Scheme == "basic":
 		if config.Username == "" && config.Password == "" && config.Auth == "" {
 			return "", 0, &StatusError{Status: http.StatusUnauthorized, Text: "it asks for a user and a password; log in with docker login " + r.Registry}
 		}
@@ -114,90 +113,19 @@ func (t *tokens) answer(ctx context.Context, r request, c challenge) (string, ti
 			basic = base64.StdEncoding.EncodeToString([]byte(config.Username + ":" + config.Password))
 		}
 		return "Basic " + basic, time.Hour, nil
-	case c.scheme == "bearer" && config.RegistryToken != "":
+	case c.Scheme == "bearer" && config.RegistryToken != "":
 		return "Bearer " + config.RegistryToken, time.Hour, nil
-	case c.scheme == "bearer":
-		return exchange(ctx, registry, r, auth, c)
+	case c.Scheme == "bearer":
+		return exchange(ctx, r, auth, c)
 	}
-	return "", 0, &StatusError{Status: http.StatusUnauthorized, Text: fmt.Sprintf("challenge %q is not understood", c.scheme)}
+	return "", 0, &StatusError{Status: http.StatusUnauthorized, Text: fmt.Sprintf("challenge %q is not understood", c.Scheme)}
 }
 
-// exchange asks the registry's token server. A server named by a private address literal other than the registry's own is
-// refused: a challenge must not send us to the neighbours.
-func exchange(ctx context.Context, registry name.Registry, r request, auth authn.Authenticator, c challenge) (string, time.Duration, error) {
-	scope := c.parameters["scope"]
-	if scope == "" {
-		scope = "repository:" + r.Repository + ":pull"
+// exchange asks the registry's token server.
+func exchange(ctx context.Context, r request, auth authn.Authenticator, c challenge.Challenge) (string, time.Duration, error) {
+	header, life, err := c.Token(ctx, challenge.Place{Registry: r.Registry, Repository: r.Repository, Transport: r.client.Transport}, auth)
+	if refused, ok := errors.AsType[*transport.Error](err); ok {
+		return "", 0, fmt.Errorf("token server of %s: %w", r.Registry, &StatusError{Status: refused.StatusCode})
 	}
-	got, err := transport.Exchange(ctx, registry, auth, r.client.Transport, []string{scope},
-		&transport.Challenge{Scheme: c.scheme, Parameters: c.parameters, Insecure: c.insecure})
-	if err != nil {
-		if refused, ok := errors.AsType[*transport.Error](err); ok {
-			return "", 0, fmt.Errorf("token server of %s: %w", registry, &StatusError{Status: refused.StatusCode})
-		}
-		return "", 0, fmt.Errorf("token server of %s: %w", registry, err)
-	}
-	life := time.Duration(got.ExpiresIn) * time.Second
-	if life <= 0 {
-		life = defaultTokenLife
-	}
-	value := got.Token
-	if value == "" {
-		value = got.AccessToken
-	}
-	return "Bearer " + value, life, nil
-}
-
-// challenge is a WWW-Authenticate header: RFC 9110, section 11.6.1.
-type challenge struct {
-	scheme     string // lower case
-	parameters map[string]string
-	insecure   bool // came over plain HTTP
-}
-
-// parseChallenge returns the first Bearer or Basic challenge of a response, one for each header line.
-func parseChallenge(resp *http.Response) (challenge, bool) {
-	for _, line := range resp.Header.Values("WWW-Authenticate") {
-		scheme, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
-		c := challenge{scheme: strings.ToLower(scheme), parameters: parseParameters(rest), insecure: resp.Request.URL.Scheme == "http"}
-		if c.scheme == "bearer" || c.scheme == "basic" {
-			return c, true
-		}
-	}
-	return challenge{}, false
-}
-
-// parseParameters reads key=value and key="value" pairs between commas, and stops at what is neither.
-func parseParameters(s string) map[string]string {
-	out := map[string]string{}
-	for {
-		key, rest, ok := strings.Cut(strings.TrimLeft(s, " ,\t"), "=")
-		if !ok {
-			return out
-		}
-		var value string
-		if strings.HasPrefix(rest, `"`) {
-			if value, s, ok = cutQuoted(rest[1:]); !ok {
-				return out
-			}
-		} else {
-			value, s, _ = strings.Cut(rest, ",")
-		}
-		out[strings.ToLower(strings.TrimSpace(key))] = strings.TrimSpace(value)
-	}
-}
-
-// cutQuoted returns what stands before the closing quote, without backslashes, and what follows it.
-func cutQuoted(s string) (value, rest string, ok bool) {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		switch {
-		case s[i] == '"':
-			return b.String(), s[i+1:], true
-		case s[i] == '\\' && i+1 < len(s):
-			i++
-		}
-		b.WriteByte(s[i])
-	}
-	return "", "", false
+	return header, life, err
 }

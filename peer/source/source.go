@@ -15,6 +15,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/shoal-project/shoal/peer/challenge"
 )
 
 const (
@@ -215,7 +217,7 @@ func (s *Source) ask(ctx context.Context, r request, authorization string) (*htt
 	if err != nil || resp.StatusCode != http.StatusUnauthorized {
 		return resp, err
 	}
-	c, ok := parseChallenge(resp)
+	c, ok := challenge.Parse(resp)
 	if !ok {
 		return resp, nil
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/shoal-project/shoal/peer/piece"
+	"github.com/shoal-project/shoal/tracing"
 )
 
 const (
@@ -170,11 +171,14 @@ func (c *Client) tryKept(ctx context.Context, w wanted) error {
 }
 
 // request returns the request for a range of a blob as it goes over the wire.
-func (c *Client) request(w wanted) []byte {
+func (c *Client) request(ctx context.Context, w wanted) []byte {
 	b := fmt.Appendf(make([]byte, 0, 512), "GET /v1/blobs/%s HTTP/1.1\r\nHost: %s\r\nRange: bytes=%d-%d\r\n",
 		w.digest, w.addr, w.off, w.off+int64(len(w.buf))-1)
 	if w.demanded {
 		b = append(b, demandHeader+": 1\r\n"...)
+	}
+	if parent := tracing.Parent(ctx); parent != "" {
+		b = append(append(append(b, "Traceparent: "...), parent...), "\r\n"...)
 	}
 	if c.cfg.Token != "" {
 		b = append(append(append(b, "Authorization: Bearer "...), c.cfg.Token...), "\r\n"...)
@@ -194,7 +198,7 @@ func (c *Client) ask(ctx context.Context, cn *conn, w wanted) (answered bool, er
 			_ = cn.Close() // what it still has to say is not wanted
 		}
 	}()
-	resp, err := cn.exchange(ctx, c.request(w), c.cfg.Stall) //nolint:bodyclose // its body has nothing to close, and closing it would wait for bytes
+	resp, err := cn.exchange(ctx, c.request(ctx, w), c.cfg.Stall) //nolint:bodyclose // its body has nothing to close, and closing it would wait for bytes
 	if err != nil {
 		return false, noEOF(err)
 	}
@@ -386,6 +390,7 @@ func (c *Client) exchange(ctx context.Context, r call, read func(*http.Response)
 		return err
 	}
 	maps.Copy(req.Header, r.header)
+	tracing.Inject(ctx, req.Header)
 	if c.cfg.Token != "" {
 		req.Header.Set("Authorization", "Bearer "+c.cfg.Token)
 	}

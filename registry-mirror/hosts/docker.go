@@ -16,6 +16,8 @@ const (
 	DefaultDockerConfig = "/etc/docker/daemon.json"
 
 	mirrorsKey = "registry-mirrors"
+	// byteOrderMark begins files of some editors; dockerd reads over it.
+	byteOrderMark = "\ufeff"
 )
 
 // PlanDocker returns the change of dockerd's configuration file that puts the mirror of c before the other registry-mirrors. They are for
@@ -60,9 +62,9 @@ func planDocker(file, mirror string, edit func([]string) []string, note string) 
 		change.Note = note
 		return change, nil
 	}
-	if bytes.Equal(bytes.Join(bytes.Fields(change.After), nil), []byte("{}")) { // nothing of anybody else's
+	if isEmptyObject(change.After) { // nothing of anybody else's
 		change.After, err = os.ReadFile(file + backupSuffix)
-		if errors.Is(err, fs.ErrNotExist) || !bytes.Equal(bytes.Join(bytes.Fields(change.After), nil), []byte("{}")) {
+		if errors.Is(err, fs.ErrNotExist) || !isEmptyObject(change.After) {
 			change.After = nil
 		}
 		if errors.Is(err, fs.ErrNotExist) {
@@ -72,8 +74,20 @@ func planDocker(file, mirror string, edit func([]string) []string, note string) 
 	return change, err
 }
 
+// isEmptyObject reports whether there is nothing in a JSON object.
+func isEmptyObject(text []byte) bool {
+	return string(bytes.Join(bytes.Fields(bytes.TrimPrefix(text, []byte(byteOrderMark))), nil)) == "{}"
+}
+
 // editMirrors changes the list in a JSON object, and nothing else of its text.
 func editMirrors(text []byte, edit func([]string) []string) ([]byte, error) {
+	if rest, ok := bytes.CutPrefix(text, []byte(byteOrderMark)); ok {
+		out, err := editMirrors(rest, edit)
+		if err != nil {
+			return nil, err
+		}
+		return slices.Concat([]byte(byteOrderMark), out), nil
+	}
 	if len(bytes.TrimSpace(text)) == 0 {
 		if mirrors := edit(nil); len(mirrors) > 0 {
 			return fmt.Appendf(nil, "{\n  %q: %s\n}\n", mirrorsKey, list(mirrors)), nil

@@ -27,10 +27,11 @@ func apply(t *testing.T, change hosts.Change, err error) {
 func TestDockerConfigThereAndBack(t *testing.T) {
 	const mirror = `"http://127.0.0.1:7701"`
 	for name, c := range map[string]struct{ before, after string }{
-		"no file":       {"", "{\n  \"registry-mirrors\": [" + mirror + "]\n}\n"},
-		"empty object":  {"{}\n", "{\n  \"registry-mirrors\": [" + mirror + "]\n}\n"},
-		"other keys":    {"{\n\t\"debug\": true, \"x\": {\"registry-mirrors\": []}\n}", "{\n  \"registry-mirrors\": [" + mirror + "],\n\t\"debug\": true, \"x\": {\"registry-mirrors\": []}\n}"},
-		"other mirrors": {"{\"a\":1,\"registry-mirrors\" : [\"https://cache.example/\"] ,\"b\":2}", "{\"a\":1,\"registry-mirrors\" : [" + mirror + ",\"https://cache.example/\"] ,\"b\":2}"},
+		"no file":         {"", "{\n  \"registry-mirrors\": [" + mirror + "]\n}\n"},
+		"empty object":    {"{}\n", "{\n  \"registry-mirrors\": [" + mirror + "]\n}\n"},
+		"other keys":      {"{\n\t\"debug\": true, \"x\": {\"registry-mirrors\": []}\n}", "{\n  \"registry-mirrors\": [" + mirror + "],\n\t\"debug\": true, \"x\": {\"registry-mirrors\": []}\n}"},
+		"byte-order mark": {"\ufeff{\"debug\": true}", "\ufeff{\n  \"registry-mirrors\": [" + mirror + "],\"debug\": true}"},
+		"other mirrors":   {"{\"a\":1,\"registry-mirrors\" : [\"https://cache.example/\"] ,\"b\":2}", "{\"a\":1,\"registry-mirrors\" : [" + mirror + ",\"https://cache.example/\"] ,\"b\":2}"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -41,7 +42,7 @@ func TestDockerConfigThereAndBack(t *testing.T) {
 			before := tree(t, dir)
 			change, err := hosts.PlanDocker(hosts.Config{}, file)
 			apply(t, change, err)
-			if diff := cmp.Diff(c.after, tree(t, dir)["daemon.json"]); diff != "" || !json.Valid([]byte(c.after)) {
+			if diff := cmp.Diff(c.after, tree(t, dir)["daemon.json"]); diff != "" || !json.Valid([]byte(strings.TrimPrefix(c.after, "\ufeff"))) {
 				t.Errorf("configured (-want +got):\n%s", diff)
 			}
 			if change, err := hosts.PlanDocker(hosts.Config{}, file); err != nil || change.Changed() || change.Note == "" {

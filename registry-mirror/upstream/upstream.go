@@ -13,8 +13,10 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"go.opentelemetry.io/otel/attribute"
 
 	"github.com/shoal-project/shoal/peer/piece"
+	"github.com/shoal-project/shoal/tracing"
 )
 
 const (
@@ -58,9 +60,10 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Client asks registries. It is safe for concurrent use and keeps nothing.
+// Client asks registries. It is safe for concurrent use and keeps nothing but anonymous tokens.
 type Client struct {
-	cfg Config
+	cfg       Config
+	anonymous anonymous
 }
 
 // New returns a client.
@@ -158,6 +161,13 @@ type call struct {
 func (c call) named() bool { return c.kind == "manifests" || c.kind == "blobs" }
 
 func (c *Client) do(ctx context.Context, call call) (*Response, error) {
+	asked, span := tracing.Start(ctx, "ask registry", attribute.String("http.request.method", call.method), attribute.String("shoal.reference", call.ref.String()))
+	out, err := c.exchange(asked, call)
+	tracing.End(ctx, span, err)
+	return out, err
+}
+
+func (c *Client) exchange(ctx context.Context, call call) (*Response, error) {
 	base, client := c.cfg.Resolve(call.ref.Registry)
 	target, err := join(base, call.ref, call.kind)
 	if err != nil {
@@ -176,7 +186,7 @@ func (c *Client) do(ctx context.Context, call call) (*Response, error) {
 		}
 	}
 	req.Header.Set("Accept-Encoding", "identity")
-	resp, err := client.Do(req)
+	resp, err := c.ask(client, req, call.ref)
 	if err != nil {
 		return nil, classify(ctx, limited, err)
 	}

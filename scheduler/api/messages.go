@@ -57,6 +57,8 @@ type Join struct {
 	Wants   bool          `json:"wants,omitempty"`
 	Partial bool          `json:"partial,omitempty"` // only what it demands
 	Digests []PieceDigest `json:"digests,omitempty"` // counts from seeds only
+	// Trace is the span, as traceparent of W3C Trace Context, that the task is for; empty when nothing is traced.
+	Trace string `json:"trace,omitempty"`
 	// Moved is set when another scheduler, or an earlier life of this one, governed the task before.
 	Moved bool `json:"moved,omitempty"`
 	// Reading are the runs being read from the origin under leases of that one.

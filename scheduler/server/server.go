@@ -16,10 +16,14 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/shoal-project/shoal/scheduler"
 	"github.com/shoal-project/shoal/scheduler/api"
 	"github.com/shoal-project/shoal/scheduler/policy"
+	"github.com/shoal-project/shoal/tracing"
 )
 
 // Config configures a Server.
@@ -36,6 +40,8 @@ type Config struct {
 	Log *slog.Logger
 	// Registerer takes the metrics; nil keeps them private.
 	Registerer prometheus.Registerer
+	// Tracer records what is done for hosts that trace; nil does not.
+	Tracer trace.Tracer
 }
 
 // Server is a scheduler. Handler and Run may be used concurrently; Run must be running for leases to move in time.
@@ -62,6 +68,9 @@ type session struct {
 // New returns a server with an empty state.
 func New(cfg Config) *Server {
 	cfg.HostSilence = cmp.Or(cfg.HostSilence, 2*time.Second)
+	if cfg.Tracer == nil {
+		cfg.Tracer = noop.Tracer{}
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -186,9 +195,21 @@ func (s *Server) Events(id string, events []api.Event) error {
 			return fmt.Errorf("event %d has no known content", i)
 		}
 		s.metrics.events.Inc()
+		end := s.traceJoin(ses, ev)
 		s.stepLocked(ses.heard, e)
+		end()
 	}
 	return nil
+}
+
+// traceJoin begins the span of a host's joining, if it traces its task, and returns what ends it.
+func (s *Server) traceJoin(ses *session, ev api.Event) (end func()) {
+	if ev.Join == nil || ev.Join.Trace == "" {
+		return func() {}
+	}
+	_, span := s.cfg.Tracer.Start(tracing.WithParent(context.Background(), ev.Join.Trace), "join", trace.WithSpanKind(trace.SpanKindServer),
+		trace.WithAttributes(attribute.String("shoal.blob", ev.Join.Task.ID), attribute.String("shoal.host", string(ses.host))))
+	return func() { span.End() }
 }
 
 func (s *Server) stepLocked(now time.Time, ev scheduler.Event) {

@@ -21,6 +21,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/shoal-project/shoal/peer/limits"
+	"github.com/shoal-project/shoal/registry-mirror/hosts"
 	"github.com/shoal-project/shoal/scheduler/identity"
 	"github.com/shoal-project/shoal/scheduler/policy"
 )
@@ -29,6 +30,20 @@ import (
 type Log struct {
 	Level  string `yaml:"level"`  // debug, info, warn or error
 	Format string `yaml:"format"` // text or json
+}
+
+// Tracing is where a daemon tells its spans, by OpenTelemetry's protocol. Without an endpoint the environment's OTEL_EXPORTER_OTLP_ENDPOINT is
+// one; without that nothing is traced.
+type Tracing struct {
+	Endpoint string  `yaml:"endpoint"` // http://HOST:4318
+	Sample   float64 `yaml:"sample"`   // the share of requests, 0 to 1; 0 is what OTEL_TRACES_SAMPLER says, else all
+}
+
+func (t Tracing) validate() error {
+	if t.Sample < 0 || t.Sample > 1 {
+		return fmt.Errorf("tracing.sample is %g, want 0 to 1", t.Sample)
+	}
+	return nil
 }
 
 // Cluster is what the hosts of one cluster share.
@@ -75,8 +90,9 @@ type Scheduler struct {
 	// Networks say where nodes stand that do not say so themselves.
 	Networks []Network `yaml:"networks"`
 	// Near is the longest round trip within a zone, for nodes that have none by then; 0 does not measure.
-	Near time.Duration `yaml:"near"`
-	Log  Log           `yaml:"log"`
+	Near    time.Duration `yaml:"near"`
+	Log     Log           `yaml:"log"`
+	Tracing Tracing       `yaml:"tracing"`
 }
 
 // Network is a range of addresses and where its nodes stand.
@@ -127,6 +143,7 @@ type Node struct {
 	// Snapshotter gives containerd the file systems of images.
 	Snapshotter Snapshotter `yaml:"snapshotter"`
 	Log         Log         `yaml:"log"`
+	Tracing     Tracing     `yaml:"tracing"`
 }
 
 // Mirror is the registry mirror that containerd asks.
@@ -141,10 +158,32 @@ type Mirror struct {
 	StaleFor time.Duration `yaml:"stale_for"`
 	// AccessLog logs a line for each request.
 	AccessLog bool `yaml:"access_log"`
+	// Configure has the node write containerd's hosts.toml once it is ready, and take it back when it is told to stop.
+	Configure Configure `yaml:"configure"`
+}
+
+// Configure is what a node does to containerd's configuration of registries.
+type Configure struct {
+	CertsDir   string   `yaml:"certs_dir"`  // containerd's config_path; empty leaves it alone
+	Registries []string `yaml:"registries"` // HOST or HOST:PORT; none is all that have no folder of their own
+}
+
+func (c Configure) validate() error {
+	if c.CertsDir == "" && len(c.Registries) > 0 {
+		return errors.New("mirror.configure: registries without certs_dir: name containerd's config_path, usually " + hosts.DefaultCertsDir)
+	}
+	var named hosts.Config
+	for _, r := range c.Registries {
+		named.Registries = append(named.Registries, hosts.Registry{Host: r})
+	}
+	if err := named.Validate(); err != nil {
+		return fmt.Errorf("mirror.configure: %w", err)
+	}
+	return nil
 }
 
 func (m Mirror) validate() error {
-	errs := []error{checkAddr("mirror.listen", m.Listen)}
+	errs := []error{checkAddr("mirror.listen", m.Listen), m.Configure.validate()}
 	if m.TagTTL < 0 || m.VerdictTTL < 0 || m.StaleFor < 0 {
 		errs = append(errs, errors.New("mirror: tag_ttl, verdict_ttl and stale_for must not be negative; 0 believes nothing"))
 	}
@@ -240,7 +279,7 @@ func readable(err error) string {
 
 // Validate reports all faults at once.
 func (s Scheduler) Validate() error {
-	errs := []error{checkAddr("listen", s.Listen), s.Cluster.validate(true), s.Limits.Validate(), s.Log.validate()}
+	errs := []error{checkAddr("listen", s.Listen), s.Cluster.validate(true), s.Limits.Validate(), s.Log.validate(), s.Tracing.validate()}
 	if _, err := s.Places(); err != nil {
 		errs = append(errs, err)
 	}
@@ -256,7 +295,7 @@ func (s Scheduler) Validate() error {
 // Validate reports all faults at once.
 func (n Node) Validate() error {
 	errs := []error{n.Mirror.validate(), checkAddr("peer.listen", n.Peer.Listen),
-		checkAddr("admin.listen", n.Admin.Listen), n.Log.validate(), n.Limits.Validate(), n.Snapshotter.validate(),
+		checkAddr("admin.listen", n.Admin.Listen), n.Log.validate(), n.Tracing.validate(), n.Limits.Validate(), n.Snapshotter.validate(),
 		n.Cluster.validate(len(n.Schedulers)+len(n.Peers) > 0)}
 	if n.Name == "" {
 		errs = append(errs, errors.New("name is empty: give the host a name that no other host of the cluster has"))

@@ -28,6 +28,7 @@ import (
 	"github.com/shoal-project/shoal/registry-mirror/upstream"
 	"github.com/shoal-project/shoal/scheduler/api"
 	"github.com/shoal-project/shoal/scheduler/identity"
+	"github.com/shoal-project/shoal/tracing"
 )
 
 // originStall is how long the origin may say nothing in the middle of an answer: longer than a peer may, since there is nobody else to
@@ -40,6 +41,7 @@ type node struct {
 	log       *slog.Logger
 	version   string
 	admin     *admin
+	tracer    tracer
 	token     string
 	limits    *limits.Limits
 	identity  *identity.Identity // nil without certificates
@@ -63,13 +65,17 @@ func RunNode(ctx context.Context, cfg config.Node, version string, w io.Writer) 
 	n := &node{cfg: cfg, version: version, log: cfg.Log.Logger(w), admin: newAdmin(version)}
 	defer n.close()
 	limitMemory(n.log)
+	var err error
+	if n.tracer, err = newTracer(cfg.Tracing, "shoal-node", cfg.Name, version, n.component("tracing")); err != nil {
+		return err
+	}
 	if err := n.open(ctx); err != nil {
 		return err
 	}
 	n.log.Info("node ready", "mirror", n.mirrorListener.Addr().String(), "peer", n.cfg.Peer.Advertise, "admin",
 		n.adminListener.Addr().String(), "schedulers", cfg.Schedulers, "seed", cfg.Seed, "version", version)
 	n.admin.ready.Store(true)
-	err := n.run(ctx)
+	err = n.run(ctx)
 	n.log.Info("node stopped")
 	return err
 }
@@ -199,7 +205,11 @@ func (n *node) buildHandlers() error {
 	mux := http.NewServeMux()
 	mux.Handle("/", pieces)
 	mux.Handle("/v1/manifests", mirror.ServeRecords(n.records))
-	n.piece = transfer.RequireToken(n.token, mux) // around all, so that what is added is not forgotten
+	var served http.Handler = mux
+	if n.tracer.on() {
+		served = tracing.Serve(mux, n.tracer.tracer(), "serve peer")
+	}
+	n.piece = transfer.RequireToken(n.token, served) // around all, so that what is added is not forgotten
 	return nil
 }
 
@@ -222,8 +232,16 @@ func (n *node) run(ctx context.Context) error {
 	n.registerLocal(adm)
 	below.Go(func() error { return serve(belowCtx, n.adminListener, adm, n.log) })
 
-	front, frontCtx := errgroup.WithContext(ctx)
-	front.Go(func() error { return serve(frontCtx, n.mirrorListener, n.front(), n.component("mirror")) })
+	if err := n.announce(); err != nil {
+		stopInner()
+		return errors.Join(err, below.Wait())
+	}
+	serving, stopServing := after(ctx, n.withdraw)
+	defer stopServing()
+	front, frontCtx := errgroup.WithContext(serving)
+	front.Go(func() error {
+		return serve(frontCtx, newSparing(n.mirrorListener, n.component("mirror")), n.front(), n.component("mirror"))
+	})
 	front.Go(func() error { return n.snapshots.run(frontCtx) })
 	front.Go(func() error { return n.restoreSnapshots(frontCtx) })
 	front.Go(func() error { return supervise(frontCtx, n.mirrorListener.Addr(), n.log) })
@@ -269,6 +287,7 @@ func (n *node) close() {
 			n.log.Error("store", "error", err)
 		}
 	}
+	n.tracer.close()
 }
 
 // advertised returns the address other hosts reach the piece server at: the configured one, or the one this host has on the way to its
@@ -315,10 +334,14 @@ func anotherHost(cfg config.Node) (string, error) {
 
 // front is what containerd asks.
 func (n *node) front() http.Handler {
+	var front http.Handler = n.mirror
 	if n.cfg.Mirror.AccessLog {
-		return mirror.AccessLog(n.mirror, n.component("access"))
+		front = mirror.AccessLog(front, n.component("access"))
 	}
-	return n.mirror
+	if n.tracer.on() {
+		front = mirror.Traced(front, n.tracer.tracer())
+	}
+	return front
 }
 
 // orNever turns the configuration's 0, which believes nothing, into the mirror's.

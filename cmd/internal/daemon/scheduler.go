@@ -35,7 +35,13 @@ func RunScheduler(ctx context.Context, cfg config.Scheduler, version string, w i
 	if err != nil {
 		return err
 	}
-	s := server.New(server.Config{Token: token, Networks: places, Machine: scheduler.Config{Near: cfg.Near}, Log: log.With("component", "scheduler"), Registerer: adm.registry})
+	spans, err := newTracer(cfg.Tracing, "shoal-scheduler", l.Addr().String(), version, log.With("component", "tracing"))
+	if err != nil {
+		_ = l.Close() // nothing is served yet
+		return err
+	}
+	defer spans.close()
+	s := server.New(server.Config{Token: token, Tracer: spans.tracer(), Networks: places, Machine: scheduler.Config{Near: cfg.Near}, Log: log.With("component", "scheduler"), Registerer: adm.registry})
 	rate := &originRate{apply: s.SetOriginRate, log: log}
 	if err := rate.set(cfg.Limits); err != nil {
 		return err

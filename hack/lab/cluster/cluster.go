@@ -40,6 +40,8 @@ type Config struct {
 	Shoal string
 	// Link is the rate of each host's link in both directions; zero does not limit. Host.SetLink changes one.
 	Link Rate
+	// Collector is the URL of a collector that shoal's daemons tell their spans; empty traces nothing.
+	Collector string
 	// LogLevel is that of shoal's daemons; the default is info.
 	LogLevel string
 	// Log takes one line for each thing the cluster does; nil discards.
@@ -58,6 +60,8 @@ type Cluster struct {
 	procs   []*Process
 	proxies []*Proxy
 	zones   []zone
+
+	watchdogs []*watchdog
 }
 
 // A Host is a network namespace with an address, a link and a folder.
@@ -100,6 +104,9 @@ func New(ctx context.Context, cfg Config) (*Cluster, error) {
 	c.Logf("files of this run are in %s", c.dir)
 	return c, nil
 }
+
+// SetCollector changes Config.Collector for daemons that are started from now on.
+func (c *Cluster) SetCollector(url string) { c.cfg.Collector = url }
 
 // SetShoal changes the binary that daemons are started from.
 func (c *Cluster) SetShoal(path string) { c.cfg.Shoal = path }
@@ -253,8 +260,8 @@ func (c *Cluster) Close() error {
 	c.mu.Lock()
 	procs := slices.Clone(c.procs)
 	hosts := slices.Clone(c.hosts)
-	proxies := c.proxies
-	c.procs, c.proxies = nil, nil
+	proxies, watchdogs := c.proxies, c.watchdogs
+	c.procs, c.proxies, c.watchdogs = nil, nil, nil
 	c.mu.Unlock()
 
 	for _, h := range hosts {
@@ -268,6 +275,9 @@ func (c *Cluster) Close() error {
 	var err error
 	for _, p := range proxies {
 		err = errors.Join(err, p.close())
+	}
+	for _, w := range watchdogs {
+		err = errors.Join(err, w.close())
 	}
 	err = errors.Join(err, remove(ctx, c.run))
 	if c.lock != nil {

@@ -71,10 +71,13 @@ type NodeConfig struct {
 	Schedulers []*Scheduler
 	Registries []*Registry
 	TagTTL     string // how long the mirror believes a tag; empty is the default of shoal
+	VerdictTTL string // and accepted credentials
+	StaleFor   string // and both while the registry is down
 	StoreBytes int64  // quota of the store; zero is the default of shoal
 	Driver     string // of the snapshotter; empty is the default of shoal
 	Proxied    bool   // other hosts reach its pieces through Node.Proxy
 	Bounds     Bounds
+	Supervised Supervision // without a watchdog nobody looks after the daemon
 }
 
 // A Node is a shoal node on a host of its own.
@@ -84,9 +87,11 @@ type Node struct {
 	// Proxy stands before what the node serves to other hosts; nil without one.
 	Proxy *Proxy
 
-	host   *Host
-	config string
-	bounds Bounds
+	host       *Host
+	config     string
+	bounds     Bounds
+	supervised Supervision
+	watchdog   *watchdog // nil without one
 }
 
 // StartNode adds a host and runs a shoal node on it.
@@ -101,8 +106,10 @@ func (c *Cluster) StartNode(ctx context.Context, cfg NodeConfig) (*Node, error) 
 	}
 	registries := map[string]any{}
 	mirror := map[string]any{"listen": "127.0.0.1:" + mirrorPort}
-	if cfg.TagTTL != "" {
-		mirror["tag_ttl"] = cfg.TagTTL
+	for key, value := range map[string]string{"tag_ttl": cfg.TagTTL, "verdict_ttl": cfg.VerdictTTL, "stale_for": cfg.StaleFor} {
+		if value != "" {
+			mirror[key] = value
+		}
 	}
 	for _, r := range cfg.Registries {
 		registries[r.Addr()] = map[string]any{"plain_http": true}
@@ -110,7 +117,7 @@ func (c *Cluster) StartNode(ctx context.Context, cfg NodeConfig) (*Node, error) 
 			mirror["default_registry"] = r.Addr()
 		}
 	}
-	n, advertised := &Node{host: host, bounds: cfg.Bounds}, peerPort
+	n, advertised := &Node{host: host, bounds: cfg.Bounds, supervised: cfg.Supervised}, peerPort
 	if cfg.Proxied {
 		advertised = proxyPort
 		if n.Proxy, err = host.StartProxy(ctx, proxyPort, peerPort); err != nil {
@@ -145,8 +152,18 @@ func (n *Node) Start(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if n.Process, err = n.host.Start("node", argv, nil); err != nil {
+	var env []string
+	if n.supervised.Watchdog > 0 {
+		if err := n.host.watch(&n.watchdog, n.supervised); err != nil {
+			return err
+		}
+		env = n.watchdog.env(n.supervised)
+	}
+	if n.Process, err = n.host.Start("node", argv, env); err != nil {
 		return err
+	}
+	if n.watchdog != nil {
+		n.watchdog.target.Store(n.Process)
 	}
 	return n.waitHealthy(ctx, n.host.client, n.AdminURL()+"/healthz")
 }
@@ -288,6 +305,7 @@ func (c *Cluster) writeConfig(host *Host, daemon string, config map[string]any) 
 	}
 	config["cluster"] = map[string]any{"token_file": token}
 	config["log"] = map[string]any{"level": c.cfg.LogLevel}
+	config["tracing"] = map[string]any{"endpoint": c.cfg.Collector}
 	data, err := yaml.Marshal(config)
 	if err != nil {
 		return "", err

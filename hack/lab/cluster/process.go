@@ -66,6 +66,34 @@ func (p *Process) Log() string { return p.log }
 // Done is closed once the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
+// alive reports whether the process has not ended.
+func (p *Process) alive() bool {
+	select {
+	case <-p.done:
+		return false
+	default:
+		return true
+	}
+}
+
+// OpenFiles returns how many descriptors the process has open; 0 when it has ended.
+func (p *Process) OpenFiles() int {
+	entries, err := os.ReadDir("/proc/" + strconv.Itoa(p.PID()) + "/fd")
+	if err != nil {
+		return 0
+	}
+	return len(entries)
+}
+
+// LimitFiles changes how many descriptors the process may have open from now on.
+func (p *Process) LimitFiles(n int) error {
+	limit := unix.Rlimit{Cur: uint64(n), Max: uint64(n)}
+	if err := unix.Prlimit(p.PID(), unix.RLIMIT_NOFILE, &limit, nil); err != nil {
+		return fmt.Errorf("limit of open files of %s: %w", p.name, err)
+	}
+	return nil
+}
+
 // Kill ends the process at once, without a chance to tidy up, and waits until it is gone.
 func (p *Process) Kill() {
 	_ = p.cmd.Process.Kill() // an error means that it is gone
@@ -185,19 +213,30 @@ func (p *Process) waitFor(ctx context.Context, what string, ok func() bool) erro
 	return nil
 }
 
+// answers reports whether url is answered with 200.
 func answers(ctx context.Context, client *http.Client, url string) bool {
+	return status(ctx, client, url) == http.StatusOK
+}
+
+// replies reports whether url is answered at all.
+func replies(ctx context.Context, client *http.Client, url string) bool {
+	return status(ctx, client, url) != 0
+}
+
+// status returns what url is answered with; 0 without an answer.
+func status(ctx context.Context, client *http.Client, url string) int {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
-		return false
+		return 0
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return false
+		return 0
 	}
 	resp.Body.Close()
-	return resp.StatusCode == http.StatusOK
+	return resp.StatusCode
 }
 
 // runCommand runs a program on the host until it ends. The end of ctx interrupts it, then kills it.

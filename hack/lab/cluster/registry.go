@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
@@ -29,6 +30,7 @@ type Registry struct {
 	host    *Host
 	program string
 	addr    string // where it listens
+	login   Login  // who pushes
 }
 
 const registryConfig = `version: 0.1
@@ -39,7 +41,7 @@ storage:
   filesystem: {rootdirectory: %s}
 http:
   addr: %s
-`
+%s`
 
 // StartRegistry adds a host called registry and runs docker-registry on it.
 func (c *Cluster) StartRegistry(ctx context.Context) (*Registry, error) {
@@ -61,16 +63,29 @@ func (c *Cluster) StartProxiedRegistry(ctx context.Context) (*Registry, error) {
 }
 
 func (c *Cluster) startRegistry(ctx context.Context, port, program string) (*Registry, error) {
+	r, err := c.newRegistry(ctx, port, program)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.configure(""); err != nil {
+		return nil, err
+	}
+	return r, r.Start(ctx)
+}
+
+// newRegistry adds the host of a registry.
+func (c *Cluster) newRegistry(ctx context.Context, port, program string) (*Registry, error) {
 	host, err := c.AddHost(ctx, "registry")
 	if err != nil {
 		return nil, err
 	}
-	r := &Registry{host: host, program: program, addr: host.Addr + ":" + port}
-	config := fmt.Sprintf(registryConfig, filepath.Join(host.Dir, "data"), r.addr)
-	if err := os.WriteFile(filepath.Join(host.Dir, "config.yml"), []byte(config), 0o644); err != nil {
-		return nil, err
-	}
-	return r, r.Start(ctx)
+	return &Registry{host: host, program: program, addr: host.Addr + ":" + port}, nil
+}
+
+// configure writes the registry's configuration, with a section that says who may read.
+func (r *Registry) configure(auth string) error {
+	config := fmt.Sprintf(registryConfig, filepath.Join(r.host.Dir, "data"), r.addr, auth)
+	return os.WriteFile(filepath.Join(r.host.Dir, "config.yml"), []byte(config), 0o644)
 }
 
 // Start runs the registry again after its Kill, with what it held.
@@ -79,7 +94,7 @@ func (r *Registry) Start(ctx context.Context) (err error) {
 	if r.Process, err = r.host.Start("registry", argv, nil); err != nil {
 		return err
 	}
-	return r.waitHealthy(ctx, r.host.client, "http://"+r.addr+"/v2/")
+	return r.waitFor(ctx, "its answer", func() bool { return replies(ctx, r.host.client, "http://"+r.addr+"/v2/") })
 }
 
 // Addr returns the registry's address and port, as it stands in image references.
@@ -94,7 +109,11 @@ func (r *Registry) Push(ctx context.Context, repository, tag string, img v1.Imag
 	if err != nil {
 		return err
 	}
-	return remote.Write(ref, img, remote.WithContext(ctx), remote.WithTransport(r.host.client.Transport))
+	options := []remote.Option{remote.WithContext(ctx), remote.WithTransport(r.host.client.Transport)}
+	if r.login != (Login{}) {
+		options = append(options, remote.WithAuth(&authn.Basic{Username: r.login.User, Password: r.login.Password}))
+	}
+	return remote.Write(ref, img, options...)
 }
 
 // Served reads the access log and returns how many bytes of each blob the registry has sent since it was first started.

@@ -1,0 +1,31 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// Login is a user's name and password at a registry; the zero value is nobody.
+type Login struct{ User, Password string }
+
+// PullCRI has containerd pull an image as the kubelet has it do: over the container runtime interface, with the credentials that an
+// imagePullSecret holds. Its containerd is one with ContainerdConfig.CRI.
+func (c *Containerd) PullCRI(ctx context.Context, ref string, login Login) error {
+	conn, err := grpc.NewClient("unix://"+c.Socket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	request := &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}}
+	if login != (Login{}) {
+		request.Auth = &runtimeapi.AuthConfig{Username: login.User, Password: login.Password}
+	}
+	if _, err := runtimeapi.NewImageServiceClient(conn).PullImage(ctx, request); err != nil {
+		return fmt.Errorf("on %s: pull %s: %w", c.host.Name, ref, err)
+	}
+	return nil
+}
