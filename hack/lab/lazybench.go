@@ -305,7 +305,9 @@ func (b *lazyBencher) prepare(ctx context.Context) error {
 	for _, n := range b.nodes {
 		start := n.Host().StartContainerd // which knows of no mirror
 		if b.way == "shoal" {
-			start = func(ctx context.Context) (*cluster.Containerd, error) { return n.StartContainerd(ctx, b.registry, cluster.ContainerdConfig{}) }
+			start = func(ctx context.Context) (*cluster.Containerd, error) {
+				return n.StartContainerd(ctx, b.registry, cluster.ContainerdConfig{})
+			}
 		}
 		c, err := start(ctx)
 		if err != nil {

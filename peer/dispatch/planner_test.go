@@ -359,7 +359,7 @@ func TestParentsAreAskedForLessWhileTheOriginIsRead(t *testing.T) {
 
 func TestOnlyWhoReadsTheOriginReportsAtOnce(t *testing.T) {
 	p := planner(2)
-	if got := p.ReportAfter(false); got != 3*time.Second {
+	if got := p.ReportAfter(false); got != reportLate {
 		t.Errorf("a peer reports after %v", got)
 	}
 	p.Lease(Run{0, 1})
