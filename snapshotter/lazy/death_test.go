@@ -229,3 +229,32 @@ func TestRootFuseIsMountedAnew(t *testing.T) {
 	w.daemon(t, Prefetch{})
 	w.wantSums(t, "mmap", w.names("fw3")...)
 }
+
+// Who mounts by FUSE where an earlier daemon did not leaves nobody waiting, and no keepers.
+func TestRootFuseTakesTheTargetOver(t *testing.T) {
+	needKernel(t)
+	w := newWorld(t, 3<<20)
+	d := w.daemon(t, Prefetch{None: true})
+	d.kill()
+	w.fuse = true
+	w.daemon(t, Prefetch{})
+	w.wantSums(t, "read", w.names("")...)
+	eventually(t, "keepers have gone", func() bool { return len(w.keepers()) == 0 })
+}
+
+// A daemon that ends before it has claimed what an earlier one mounted leaves it to the next.
+func TestRootUnclaimedMountsKeepTheirMarks(t *testing.T) {
+	needKernel(t)
+	w := newWorld(t, 3<<20)
+	w.daemon(t, Prefetch{None: true}).kill()
+	n, err := w.start(t.Context(), w.keeper(), os.Stderr)
+	check(t, err)
+	check(t, n.stop())
+	if !w.kept(nil) {
+		t.Error("the group was let go")
+	}
+	d := w.daemon(t, Prefetch{})
+	w.wantSums(t, "read", w.names("")...)
+	check(t, d.stdin.Close())
+	check(t, d.cmd.Wait())
+}
