@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"time"
 
@@ -223,13 +222,13 @@ func (c *Client) Drop(name string) error {
 	return err
 }
 
-// Process returns the number of the process that answers.
-func (c *Client) Process() (int, error) {
-	text, _, err := c.ask('I', "process", nil)
-	if err != nil {
-		return 0, err
+// Processes returns the numbers of the process that answers and of its mate, which is 0 while it has none that has all files.
+func (c *Client) Processes() (leader, mate int, err error) {
+	text, _, err := c.ask('I', "processes", nil)
+	if err == nil {
+		_, err = fmt.Sscan(text, &leader, &mate)
 	}
-	return strconv.Atoi(text)
+	return leader, mate, err
 }
 
 // ask sends a request and waits for its answer.
