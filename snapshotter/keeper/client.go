@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"time"
 
@@ -35,6 +34,9 @@ type Config struct {
 // patience is how long a keeper may take to answer. It only passes descriptors on.
 const patience = 10 * time.Second
 
+// ErrNone means that no keeper listens, and that Connect was not to start one.
+var ErrNone = errors.New("there is no keeper")
+
 // A Client is a connection to a keeper. It is safe for concurrent use.
 type Client struct {
 	conn *net.UnixConn
@@ -54,11 +56,14 @@ type reply struct {
 // ctx bounds Connect only.
 func Connect(ctx context.Context, cfg Config) (*Client, error) {
 	conn, err := dial(ctx, cfg.Socket)
-	if (errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist)) && len(cfg.Command) > 0 {
-		if err := launch(ctx, cfg); err != nil {
-			return nil, fmt.Errorf("start keeper: %w", err)
+	if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w: %w", ErrNone, err)
+		if len(cfg.Command) > 0 {
+			if err := launch(ctx, cfg); err != nil {
+				return nil, fmt.Errorf("start keeper: %w", err)
+			}
+			conn, err = dial(ctx, cfg.Socket)
 		}
-		conn, err = dial(ctx, cfg.Socket)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("keeper at %s: %w", cfg.Socket, err)
@@ -217,13 +222,13 @@ func (c *Client) Drop(name string) error {
 	return err
 }
 
-// Process returns the number of the process that answers.
-func (c *Client) Process() (int, error) {
-	text, _, err := c.ask('I', "process", nil)
-	if err != nil {
-		return 0, err
+// Processes returns the numbers of the process that answers and of its mate, which is 0 while it has none that has all files.
+func (c *Client) Processes() (leader, mate int, err error) {
+	text, _, err := c.ask('I', "processes", nil)
+	if err == nil {
+		_, err = fmt.Sscan(text, &leader, &mate)
 	}
-	return strconv.Atoi(text)
+	return leader, mate, err
 }
 
 // ask sends a request and waits for its answer.

@@ -10,7 +10,7 @@
 //	P name + files   keep these, in place of what has the name
 //	G name           answered by K + files, or by N when there are none
 //	D name           forget them
-//	I anything       answered by K and the number of the keeper's process
+//	I anything       answered by K and the numbers of the keeper's process and its mate's
 //
 // Every request is answered, P and D by K, P when the mate has the files too; E and a text tell of a fault. Only the keeper's own user and root are heard. A keeper that
 // holds nothing ends when the last connection does.

@@ -25,7 +25,8 @@ type server struct {
 	files    map[string][]int
 	conns    map[*net.UnixConn]bool
 	listener *net.UnixListener // nil until it leads
-	other    *Client           // the mate that runs, or nil
+	other    *Client           // the mate that runs and has the files, or nil
+	otherPID int
 }
 
 func newServer(mate []string) *server {
@@ -160,7 +161,11 @@ func (s *server) handleLocked(text string, fds []int) (reply string, out []int) 
 	switch op {
 	case 'I':
 		closeAll(fds)
-		return fmt.Sprint("K", os.Getpid()), nil
+		mate := 0
+		if s.other != nil {
+			mate = s.otherPID
+		}
+		return fmt.Sprintf("K%d %d", os.Getpid(), mate), nil
 	case 'P':
 		closeAll(kept)
 		s.files[name] = fds

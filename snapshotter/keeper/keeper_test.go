@@ -189,8 +189,11 @@ func TestConnectStartsAKeeper(t *testing.T) {
 		if got := fmt.Sprint(contents(t, files)); got != "[a]" {
 			t.Errorf("got %s", got)
 		}
-		leader, err := c.Process()
+		leader, mate, err := c.Processes()
 		check(t, err)
+		if mate == 0 {
+			t.Fatal("there is no mate")
+		}
 		check(t, syscall.Kill(leader, syscall.SIGKILL))
 		<-c.Gone()
 		check(t, c.Close())

@@ -100,6 +100,7 @@ func (s *server) startMateLocked() (*Client, error) {
 		return nil, errors.Join(err, conn.Close())
 	}
 	go func() { _ = cmd.Wait() }() // so that no zombie stays; ends with the mate, or with this process
+	s.otherPID = cmd.Process.Pid
 	c := newClient(conn)
 	for name, fds := range s.files {
 		if _, _, err := c.ask('P', name, fds); err != nil {

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/shoal-project/shoal/snapshotter/keeper"
 )
 
 // truth writes the files as they should be read, and returns their names there.
@@ -121,21 +123,38 @@ func TestRootKeepersAreReplaced(t *testing.T) {
 	needKernel(t)
 	w := newWorld(t, 3<<20)
 	d := w.daemon(t, Prefetch{None: true})
-	first := w.keepers()
-	for _, pid := range first {
+	before := w.pair(t)
+	for _, pid := range before {
 		check(t, syscall.Kill(pid, syscall.SIGKILL))
 	}
-	eventually(t, "others have the group", func() bool { return w.kept(first) })
+	eventually(t, "others have the group", func() bool {
+		now := w.pair(t)
+		return !slices.Contains(now, before[0]) && !slices.Contains(now, before[1])
+	})
 	d.kill()
 	done := w.readAll(t)
 	w.daemon(t, Prefetch{})
 	check(t, <-done)
 }
 
-// kept reports whether two keepers have the group that are none of those before.
-func (w *world) kept(before []int) bool {
-	now := slices.DeleteFunc(w.keepers(), func(pid int) bool { return slices.Contains(before, pid) || !holdsGroup(pid) })
-	return len(now) == 2
+// pair waits until there are two keepers with the group, and returns them.
+func (w *world) pair(t testing.TB) (out []int) {
+	t.Helper()
+	eventually(t, "there are two keepers", func() bool {
+		c, err := keeper.Connect(t.Context(), keeper.Config{Socket: w.keeper().Socket})
+		if err != nil {
+			return false
+		}
+		defer c.Close()
+		files, err := c.Get(keptAs)
+		for _, f := range files {
+			_ = f.Close() // a copy
+		}
+		leader, mate, askErr := c.Processes()
+		out = []int{leader, mate}
+		return err == nil && askErr == nil && len(files) > 0 && mate != 0
+	})
+	return out
 }
 
 // With the daemon gone and then its keeper, the keeper's mate lets readers wait, and starts another one, which does so when it goes in turn.
@@ -146,26 +165,14 @@ func TestRootReadersOutliveDaemonAndKeepers(t *testing.T) {
 	d.kill()
 	done := w.readAll(t)
 	for range 3 {
-		eventually(t, "there are two keepers", func() bool { return w.kept(nil) })
-		victim := w.keepers()[rand.N(2)]
+		victim := w.pair(t)[rand.N(2)]
 		check(t, syscall.Kill(victim, syscall.SIGKILL))
 		eventually(t, "it has gone", func() bool { return !slices.Contains(w.keepers(), victim) })
 	}
-	eventually(t, "there are two keepers", func() bool { return w.kept(nil) })
+	w.pair(t)
 	w.daemon(t, Prefetch{})
 	check(t, <-done)
 	w.wantSums(t, "read", w.names("")...)
-}
-
-// holdsGroup reports whether a process has a fanotify group.
-func holdsGroup(pid int) bool {
-	links, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
-	for _, l := range links {
-		if to, _ := os.Readlink(l); strings.Contains(to, "fanotify]") {
-			return true
-		}
-	}
-	return false
 }
 
 // With daemon and keeper gone nobody holds readers. The next start mounts anew, and forgets what was read.
@@ -228,4 +235,31 @@ func TestRootFuseIsMountedAnew(t *testing.T) {
 	}
 	w.daemon(t, Prefetch{})
 	w.wantSums(t, "mmap", w.names("fw3")...)
+}
+
+// Who mounts by FUSE where an earlier daemon did not leaves nobody waiting, and no keepers.
+func TestRootFuseTakesTheTargetOver(t *testing.T) {
+	needKernel(t)
+	w := newWorld(t, 3<<20)
+	d := w.daemon(t, Prefetch{None: true})
+	d.kill()
+	w.fuse = true
+	w.daemon(t, Prefetch{})
+	w.wantSums(t, "read", w.names("")...)
+	eventually(t, "keepers have gone", func() bool { return len(w.keepers()) == 0 })
+}
+
+// A daemon that ends before it has claimed what an earlier one mounted leaves it to the next.
+func TestRootUnclaimedMountsKeepTheirMarks(t *testing.T) {
+	needKernel(t)
+	w := newWorld(t, 3<<20)
+	w.daemon(t, Prefetch{None: true}).kill()
+	n, err := w.start(t.Context(), w.keeper(), os.Stderr)
+	check(t, err)
+	check(t, n.stop())
+	w.pair(t)
+	d := w.daemon(t, Prefetch{})
+	w.wantSums(t, "read", w.names("")...)
+	check(t, d.stdin.Close())
+	check(t, d.cmd.Wait())
 }

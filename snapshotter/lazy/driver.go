@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/shoal-project/shoal/snapshotter/erofs"
 	"github.com/shoal-project/shoal/snapshotter/fanotify"
 	"github.com/shoal-project/shoal/snapshotter/keeper"
 )
@@ -51,10 +52,12 @@ type Driver struct {
 	metrics *metrics
 	group   *fanotify.Group
 	groupID fanotify.File
-	kept    *keeper.Client // nil without a keeper; replaced by keep only
-	wake    chan struct{}  // there are jobs
-	settled chan struct{}
-	settle  func()
+	// inherited says that an earlier process had the group.
+	inherited bool
+	kept      *keeper.Client // nil without a keeper; replaced by keep only
+	wake      chan struct{}  // there are jobs
+	settled   chan struct{}
+	settle    func()
 
 	mounting sync.Mutex // one mount at a time, so that what the kernel calls it can be told; taken before mu
 
@@ -105,7 +108,7 @@ func (d *Driver) openGroup(ctx context.Context) error {
 			return errors.Join(err, d.kept.Close())
 		}
 	}
-	if len(files) > 0 {
+	if d.inherited = len(files) > 0; d.inherited {
 		d.group, err = fanotify.Adopt(files)
 	} else if d.group, err = fanotify.New(); err == nil {
 		err = d.entrust()
@@ -113,10 +116,16 @@ func (d *Driver) openGroup(ctx context.Context) error {
 	if err == nil {
 		d.groupID, err = d.group.ID()
 	}
-	if err != nil {
-		return errors.Join(err, d.Close())
+	if err == nil {
+		return nil
 	}
-	return nil
+	if d.group != nil {
+		err = errors.Join(err, d.group.Close())
+	}
+	if d.kept != nil {
+		err = errors.Join(err, d.kept.Close())
+	}
+	return err
 }
 
 // entrust has the keeper hold the group.
@@ -142,7 +151,7 @@ func (d *Driver) Close() error {
 		for _, m := range mounts {
 			errs = append(errs, detach(m.target))
 		}
-	} else if left == 0 {
+	} else if left == 0 && d.nothingLeft() {
 		errs = append(errs, d.kept.Drop(keptAs))
 	}
 	for _, m := range mounts {
@@ -155,6 +164,16 @@ func (d *Driver) Close() error {
 		errs = append(errs, d.kept.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// nothingLeft reports whether no mount of an earlier process can be left that nobody has claimed, here or in another namespace.
+func (d *Driver) nothingLeft() bool {
+	records, err := os.ReadDir(d.recordDir())
+	if err != nil || len(records) > 0 {
+		return false
+	}
+	supers, err := erofs.Supers()
+	return !d.inherited || err == nil && len(supers) == 0
 }
 
 // Run answers reads and fetches ahead until ctx ends. Mounts stay, and who reads what has not come yet waits for the next process that

@@ -45,6 +45,9 @@ func Open(ctx context.Context, kind Kind, cfg Config) (Mounter, Kind, error) {
 		cfg.Log.Info("images are mounted by FUSE", "reason", err)
 		fallthrough
 	case FUSE:
+		if err := Abandon(ctx, cfg); err != nil {
+			cfg.Log.Warn("mounts of an earlier process may stay", "error", err)
+		}
 		d, err := NewFuse(cfg)
 		if err != nil {
 			return nil, "", err

@@ -32,6 +32,7 @@ var errSnapshotterRoot = errors.New("mounting needs root")
 func (n *node) openSnapshots(ctx context.Context, images images) error {
 	if n.cfg.Snapshotter.Enabled == config.SnapshotterOff {
 		n.snapshots.off = "turned off"
+		n.abandonMounts(ctx)
 		return nil
 	}
 	err := n.tryOpenSnapshots(ctx, images)
@@ -44,7 +45,22 @@ func (n *node) openSnapshots(ctx context.Context, images images) error {
 	}
 	n.snapshots = snapshots{off: err.Error()}
 	n.log.Info("no snapshotter here", "error", err)
+	n.abandonMounts(ctx)
 	return nil
+}
+
+// abandonMounts lets go of what an earlier process has mounted, since this one will not: its own writes to the blobs would wait for a driver.
+func (n *node) abandonMounts(ctx context.Context) {
+	if err := lazy.Abandon(ctx, n.lazyConfig()); err != nil {
+		n.log.Warn("mounts of an earlier process may stay", "error", err)
+	}
+}
+
+// lazyConfig says where the driver's things are.
+func (n *node) lazyConfig() lazy.Config {
+	dir := filepath.Join(n.cfg.DataDir, "lazy")
+	return lazy.Config{Dir: dir, Log: n.component("lazy"), Registerer: n.admin.registry,
+		Keeper: keeper.Config{Socket: filepath.Join(dir, "keeper.sock"), Log: n.component("keeper")}}
 }
 
 func (n *node) tryOpenSnapshots(ctx context.Context, images images) error {
@@ -64,6 +80,7 @@ func (n *node) tryOpenSnapshots(ctx context.Context, images images) error {
 	} else {
 		s.off = "images are unpacked: " + err.Error()
 		n.log.Warn("images are unpacked, not mounted", "error", err)
+		n.abandonMounts(ctx)
 	}
 	if s.listener, err = snapshotter.Listen(ctx, address); err != nil {
 		return err
@@ -74,16 +91,16 @@ func (n *node) tryOpenSnapshots(ctx context.Context, images images) error {
 
 // openMounter returns what mounts images. The error says why this host cannot.
 func (n *node) openMounter(ctx context.Context, images images) (*mounter, error) {
-	dir := filepath.Join(n.cfg.DataDir, "lazy")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	cfg := n.lazyConfig()
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, err
 	}
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	m, err := newMounter(ctx, lazy.Kind(n.cfg.Snapshotter.Driver), lazy.Config{Dir: dir, Log: n.component("lazy"), Registerer: n.admin.registry,
-		Keeper: keeper.Config{Socket: filepath.Join(dir, "keeper.sock"), Command: []string{self, "keeper"}, Log: n.component("keeper")}}, images)
+	cfg.Keeper.Command = []string{self, "keeper"}
+	m, err := newMounter(ctx, lazy.Kind(n.cfg.Snapshotter.Driver), cfg, images)
 	if err == nil {
 		m.prefetch = n.cfg.Snapshotter.Prefetch
 	}
