@@ -73,6 +73,12 @@ func testEveryWay(t *testing.T, w *world, ahead Prefetch) {
 	var log logbook
 	n := w.node(t, &log)
 	check(t, n.Mount(t.Context(), w.image(n, ahead), w.target))
+	if !w.fuse {
+		kb, err := os.ReadFile(filepath.Join("/sys/class/bdi", string(n.driver.mounts[w.target].super), "read_ahead_kb"))
+		if err != nil || string(kb) != "4096\n" {
+			t.Errorf("readahead %q, %v", kb, err)
+		}
+	}
 	w.wantSums(t, "mmap", "fw3/lib0.so", "fw1/lib0.so", "models/model.bin")
 	w.wantSums(t, "sendfile", "fw3/lib1.so", "fw0/lib1.so")
 	w.wantSums(t, "read", w.names("")...)
