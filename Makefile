@@ -70,6 +70,7 @@ e2e-containerd: ## pull with four containerds while something goes wrong behind 
 e2e-kubelet: ## run pods by two real kubelets whose images come through the mirror; builds the kubelet once, some minutes
 	hack/setup demo kubelet
 	go run ./hack/lab kubelet
+	go run ./hack/lab kubelet --snapshotter
 
 .PHONY: chaos
 chaos: ## read through RUNS (100) swarms to which random things happen; FIRST (1) is the seed of the first

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -74,6 +75,7 @@ func mirrorConfigureCommand() *cli.Command {
 			&cli.StringSliceFlag{Name: "plain-http", Usage: "like --registry, for a `HOST` that speaks HTTP without TLS"},
 			&cli.StringFlag{Name: "containerd-config", Value: hosts.DefaultContainerdConfig, Usage: "containerd's configuration `FILE`, to tell whether it reads the folder"},
 			&cli.StringFlag{Name: "snapshotter", Usage: "also print what containerd's configuration needs to use the node's snapshotter, whose socket is at `PATH`"},
+			&cli.StringFlag{Name: "snapshotter-root", Usage: "`FOLDER` of the node's snapshots, if it is not snapshots beside the socket"},
 		),
 		Action: func(ctx *cli.Context) error {
 			cfg := hosts.Config{CertsDir: ctx.String("certs-dir"), Mirror: ctx.String("mirror"), Registries: mirrorRegistries(ctx)}
@@ -133,7 +135,7 @@ func printSnapshotter(ctx *cli.Context) error {
 	case 1:
 		return fmt.Errorf("%s is of version 1, which has no place for snapshotters of others; begin it with version = 2", config)
 	}
-	_, err = io.WriteString(ctx.App.Writer, hosts.SnapshotterConfig(version, address))
+	_, err = io.WriteString(ctx.App.Writer, hosts.SnapshotterConfig(version, address, cmp.Or(ctx.String("snapshotter-root"), filepath.Join(filepath.Dir(address), "snapshots"))))
 	return err
 }
 

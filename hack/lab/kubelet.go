@@ -5,6 +5,8 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -39,9 +41,12 @@ func kubeletCommand() *cli.Command {
 		Usage: "run pods by two real kubelets whose images come through the mirror",
 		Description: "A registry that wants a password, a scheduler, a seed and two nodes, each with a containerd and a kubelet that runs static pods. A pod has an image that is pulled\n" +
 			"always, and another image as a volume, one of whose files it checks. Pods start with the nodes' daemons up, killed, and up again, and all\n" +
-			"have to run to the end.",
+			"have to run to the end.\n" +
+			"With --snapshotter the images are those of shoal convert, and containerd has the node's snapshotter mount them: containers and volumes. The daemons\n" +
+			"are killed under running pods and come back; in the end pods and images are removed, and nothing of them may be left.",
+		Flags: []cli.Flag{&cli.BoolFlag{Name: "snapshotter", Usage: "mount images by the node's snapshotter"}},
 		Action: func(ctx *cli.Context) error {
-			return withShoal(ctx, func(shoal string) error { return kubelets(ctx.Context, shoal, ctx.App.Writer) })
+			return withShoal(ctx, func(shoal string) error { return kubelets(ctx.Context, shoal, ctx.Bool("snapshotter"), ctx.App.Writer) })
 		},
 	}
 }
@@ -53,12 +58,14 @@ func kubeletLogin() cluster.Login { return cluster.Login{User: "kubelet", Passwo
 type kubeletRig struct {
 	*swarm
 
+	shoal    string
+	mounted  bool // images are mounted by the nodes' snapshotters
 	kubelets []*cluster.Kubelet
 	program  []byte // that pods run
 }
 
 // kubelets makes the cluster, runs pods and removes it.
-func kubelets(ctx context.Context, shoal string, log io.Writer) (err error) {
+func kubelets(ctx context.Context, shoal string, mounted bool, log io.Writer) (err error) {
 	if err := cluster.CheckTools("ip", "tc", "docker-registry", "containerd", "ctr", "runc", "kubelet"); err != nil {
 		return fmt.Errorf("%w kubelet", err)
 	}
@@ -72,7 +79,7 @@ func kubelets(ctx context.Context, shoal string, log io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.Close()) }()
-	r := &kubeletRig{}
+	r := &kubeletRig{shoal: shoal, mounted: mounted}
 	if r.swarm, err = newSwarm(ctx, c, swarmConfig{nodes: 2, login: kubeletLogin()}); err != nil {
 		return err
 	}
@@ -82,7 +89,11 @@ func kubelets(ctx context.Context, shoal string, log io.Writer) (err error) {
 	if err := r.start(ctx); err != nil {
 		return err
 	}
-	err = r.play(ctx)
+	if mounted {
+		err = r.playMounted(ctx)
+	} else {
+		err = r.play(ctx)
+	}
 	for _, k := range r.kubelets { // they leave things outside of the cluster's folder, which go with the pods
 		err = errors.Join(err, k.RemoveAll(ctx))
 	}
@@ -121,11 +132,8 @@ func (r *kubeletRig) start(ctx context.Context) error {
 		return err
 	}
 	for _, n := range r.nodes {
-		d, err := n.Host().StartContainerdAs(ctx, cluster.ContainerdConfig{CRI: true, Sandbox: r.registry.Addr() + "/" + podImage + ":pause"})
+		d, err := r.containerd(ctx, n)
 		if err != nil {
-			return err
-		}
-		if err := n.ConfigureMirror(ctx, d, r.registry); err != nil {
 			return err
 		}
 		// This one the kubelet has containerd fetch without credentials.
@@ -139,6 +147,19 @@ func (r *kubeletRig) start(ctx context.Context) error {
 		r.containerds, r.kubelets = append(r.containerds, d), append(r.kubelets, k)
 	}
 	return nil
+}
+
+// containerd starts a containerd that pulls through the node, and has its snapshotter if that is wanted.
+func (r *kubeletRig) containerd(ctx context.Context, n *cluster.Node) (*cluster.Containerd, error) {
+	cfg := cluster.ContainerdConfig{CRI: true, Sandbox: r.registry.Addr() + "/" + podImage + ":pause"}
+	if r.mounted {
+		return n.StartContainerd(ctx, r.registry, cfg)
+	}
+	d, err := n.Host().StartContainerdAs(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return d, n.ConfigureMirror(ctx, d, r.registry)
 }
 
 // play runs three pods on each node, one after the other.
@@ -185,7 +206,7 @@ func (r *kubeletRig) run(ctx context.Context, names ...string) error {
 	if err != nil {
 		return err
 	}
-	if err := r.registry.Push(ctx, "lab/model", name, model); err != nil {
+	if err := r.push(ctx, "lab/model", name, model); err != nil {
 		return err
 	}
 	began := time.Now()
@@ -214,7 +235,32 @@ func (r *kubeletRig) pushPod(ctx context.Context, tag string) error {
 	if img, err = mutate.Config(img, v1.Config{Entrypoint: []string{"/pod"}}); err != nil {
 		return err
 	}
-	return r.registry.Push(ctx, podImage, tag, img)
+	return r.push(ctx, podImage, tag, img)
+}
+
+// push pushes an image, and adds its Nydus variant where images are mounted.
+func (r *kubeletRig) push(ctx context.Context, repository, tag string, img v1.Image) error {
+	if err := r.registry.Push(ctx, repository, tag, img); err != nil || !r.mounted {
+		return err
+	}
+	login, err := r.dockerConfig()
+	if err != nil {
+		return err
+	}
+	ref := r.registry.Addr() + "/" + repository + ":" + tag
+	_, err = r.registry.Host().Run(ctx, "env", "DOCKER_CONFIG="+login, r.shoal, "convert", "--plain-http", "--quiet", "--image", ref, "--target", ref)
+	return err
+}
+
+// dockerConfig returns the folder of a configuration with the login.
+func (r *kubeletRig) dockerConfig() (string, error) {
+	dir, who := filepath.Join(r.Dir(), "login"), kubeletLogin()
+	auth := base64.StdEncoding.EncodeToString([]byte(who.User + ":" + who.Password))
+	config, err := json.Marshal(map[string]any{"auths": map[string]any{r.registry.Addr(): map[string]string{"auth": auth}}})
+	if err != nil {
+		return "", err
+	}
+	return dir, errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, "config.json"), config, 0o600))
 }
 
 // buildPod builds the program that pods run.

@@ -18,15 +18,16 @@ func ConfigVersion(config string) (int, error) {
 }
 
 // SnapshotterConfig returns what containerd's configuration of that version, 2 or later, has to have so that images are unpacked by the
-// snapshotter whose socket is at address.
-func SnapshotterConfig(version int, address string) string {
+// snapshotter whose socket is at address and whose folder is root: the kubelet wants to know how full that one's disk is.
+func SnapshotterConfig(version int, address, root string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, `[proxy_plugins.shoal]
   type = "snapshot"
   address = %q
   [proxy_plugins.shoal.exports]
     enable_remote_snapshot_annotations = "true"
-`, address)
+    root = %q
+`, address, root)
 	if version < 3 {
 		fmt.Fprintf(&b, `
 # Kubernetes' pulls and containers:

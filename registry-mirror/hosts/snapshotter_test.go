@@ -15,7 +15,7 @@ func TestSnapshotterConfigIsWhereContainerdLooks(t *testing.T) {
 		4: {"plugins", "io.containerd.cri.v1.images"},
 	} {
 		var tree map[string]any
-		if err := toml.Unmarshal([]byte(SnapshotterConfig(version, "/run/a \"b\".sock")), &tree); err != nil {
+		if err := toml.Unmarshal([]byte(SnapshotterConfig(version, "/run/a \"b\".sock", "/data/snapshots")), &tree); err != nil {
 			t.Fatal(err)
 		}
 		at := func(keys ...string) any {
@@ -31,6 +31,9 @@ func TestSnapshotterConfigIsWhereContainerdLooks(t *testing.T) {
 		}
 		if got := at("proxy_plugins", "shoal", "exports", "enable_remote_snapshot_annotations"); got != "true" {
 			t.Errorf("version %d: annotations %v", version, got)
+		}
+		if got := at("proxy_plugins", "shoal", "exports", "root"); got != "/data/snapshots" {
+			t.Errorf("version %d: root %v", version, got)
 		}
 		if at(append(section, "snapshotter")...) != "shoal" || at(append(section, "disable_snapshot_annotations")...) != false {
 			t.Errorf("version %d: section %v is %v", version, section, at(section...))
