@@ -16,6 +16,26 @@ import (
 //
 // The error names what is missing. Who mounts must call Unmount.
 func Mount(bootstrap string, devices []string, target string, options ...Option) error {
+	return mountAt(bootstrap, devices, target, options, 0)
+}
+
+// Replace is Mount at a target where something is mounted, which it takes away when the new file system is there: who opens a file by the target
+// finds the one or the other. Who has a file of the old one open keeps it. It takes Linux 6.5.
+func Replace(bootstrap string, devices []string, target string, options ...Option) error {
+	if err := mountAt(bootstrap, devices, target, options, moveMountBeneath); err != nil {
+		return err
+	}
+	if err := unix.Unmount(target, unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("unmount what was at %s: %w", target, err)
+	}
+	return nil
+}
+
+// moveMountBeneath is MOVE_MOUNT_BENEATH of linux/mount.h.
+const moveMountBeneath = 0x200
+
+// mountAt mounts at a target, or with the flag moveMountBeneath below what is there.
+func mountAt(bootstrap string, devices []string, target string, options []Option, flag int) error {
 	for _, path := range append([]string{bootstrap}, devices...) {
 		info, err := os.Stat(path)
 		if err != nil {
@@ -25,7 +45,12 @@ func Mount(bootstrap string, devices []string, target string, options ...Option)
 			return fmt.Errorf("mount %s: %s is no regular file", bootstrap, path)
 		}
 	}
-	if err := mountErofs(bootstrap, devices, target, options); err != nil {
+	tree, err := newTree(bootstrap, devices, options)
+	if err == nil {
+		err = unix.MoveMount(tree, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH|flag)
+		_ = unix.Close(tree) // the mount holds it
+	}
+	if err != nil {
 		return fmt.Errorf("mount %s with %d devices at %s: %w%s", bootstrap, len(devices), target, err, hint(err))
 	}
 	return nil
@@ -41,12 +66,12 @@ const Direct Option = "directio"
 // maxOption is the length in bytes of a value that fsconfig(2) takes.
 const maxOption = 255
 
-// mountErofs goes through fsconfig(2), one option a call: the one string of mount(2) ends at a page, which is some thirty
+// newTree returns the descriptor of a file system that is mounted nowhere yet. It goes through fsconfig(2), one option a call: the one string of mount(2) ends at a page, which is some thirty
 // devices, and at a comma.
-func mountErofs(source string, devices []string, target string, options []Option) error {
+func newTree(source string, devices []string, options []Option) (tree int, err error) {
 	fs, err := unix.Fsopen("erofs", unix.FSOPEN_CLOEXEC)
 	if err != nil {
-		return err
+		return -1, err
 	}
 	defer unix.Close(fs)
 	for i, path := range append([]string{source}, devices...) {
@@ -55,35 +80,30 @@ func mountErofs(source string, devices []string, target string, options []Option
 			key = "source"
 		}
 		if path, err = filepath.Abs(path); err != nil {
-			return err
+			return -1, err
 		}
 		value := path
 		if len(path) > maxOption {
 			file, err := os.Open(path)
 			if err != nil {
-				return err
+				return -1, err
 			}
 			defer file.Close() // behind FsconfigCreate, which opens it by this name
 			value = fmt.Sprintf("/proc/self/fd/%d", file.Fd())
 		}
 		if err := unix.FsconfigSetString(fs, key, value); err != nil {
-			return fmt.Errorf("%s %s: %w", key, path, err)
+			return -1, fmt.Errorf("%s %s: %w", key, path, err)
 		}
 	}
 	for _, flag := range append([]Option{"ro"}, options...) {
 		if err := unix.FsconfigSetFlag(fs, string(flag)); err != nil {
-			return fmt.Errorf("option %s: %w", flag, err)
+			return -1, fmt.Errorf("option %s: %w", flag, err)
 		}
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {
-		return err
+		return -1, err
 	}
-	tree, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_RDONLY)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(tree)
-	return unix.MoveMount(tree, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH)
+	return unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_RDONLY)
 }
 
 // hint says what helps against the usual causes.

@@ -15,7 +15,8 @@
 // most Config.Readahead at once, before it reads the file. The driver waits at the peer for exactly that range, as a reader of its own, which
 // overtakes all prefetch, and answers when the range is in the file and verified. Many ask at once, each in a goroutine; who asks for the
 // same waits for the same pieces. When all of a device is there and verified the mark is removed, and it is a plain file. An image of
-// which nothing is missing is mounted past the page cache: its bytes are in memory once.
+// which nothing is missing any more is mounted anew, past the page cache, in the place of the mount that was filled: its bytes are in memory once.
+// Who has files of the old one open goes on with that.
 //
 // A blob whose chunks lie on the device as they do in the blob, as in an aligned layer tar, is mounted as the peer stores it, and
 // takes no second copy. Any other gets a sparse file of the driver's own, where each chunk is written after it was expanded and had the

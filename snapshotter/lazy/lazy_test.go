@@ -3,6 +3,7 @@ package lazy
 import (
 	"bytes"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/shoal-project/shoal/snapshotter/erofs"
@@ -249,5 +251,48 @@ func TestRootReadsAreRememberedInTheirOrder(t *testing.T) {
 	}
 	if _, err := n.driver.Accessed(w.target + "x"); !errors.Is(err, errNotMounted) {
 		t.Errorf("where nothing is mounted: %v", err)
+	}
+}
+
+// mountsAt returns the options of the mounts at a target, the topmost last.
+func mountsAt(t testing.TB, target string) (options []string) {
+	t.Helper()
+	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(target))
+	check(t, err)
+	for _, m := range mounts {
+		options = append(options, m.VFSOptions)
+	}
+	return options
+}
+
+// When nothing is missing any more the image is read past the page cache by whoever comes then. Who came before reads on.
+func TestRootCompleteImagesAreReadPastThePageCache(t *testing.T) {
+	needKernel(t)
+	w := newWorld(t, 4<<20)
+	n := w.node(t, os.Stderr)
+	check(t, n.Mount(t.Context(), w.image(n, Prefetch{}), w.target))
+	before, err := os.Open(filepath.Join(w.target, "models/model.bin"))
+	check(t, err)
+	defer before.Close()
+	eventually(t, "it is mounted anew", func() bool {
+		options := mountsAt(t, w.target)
+		return len(options) == 1 && strings.Contains(options[0], "directio")
+	})
+	w.wantSums(t, "read", w.names("")...)
+	w.wantSums(t, "mmap", "fw3/lib0.so", "models/model.bin")
+	got, err := io.ReadAll(before)
+	check(t, err)
+	if !bytes.Equal(got, w.files["models/model.bin"]) {
+		t.Error("who had it open reads other bytes")
+	}
+	check(t, before.Close())
+	check(t, n.Unmount(t.Context(), w.target))
+	if left := mountsAt(t, w.target); len(left) > 0 {
+		t.Errorf("still mounted: %q", left)
+	}
+	n.driver.mu.Lock()
+	defer n.driver.mu.Unlock()
+	if len(n.driver.devices)+len(n.driver.lingering) > 0 {
+		t.Errorf("%d devices and %d mounts are kept", len(n.driver.devices), len(n.driver.lingering))
 	}
 }

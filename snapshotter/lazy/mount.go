@@ -22,9 +22,23 @@ const maxOpening = 16
 type mount struct {
 	image   Image
 	target  string
-	devices []*device // in the order of the device table
-	super   erofs.Super
+	devices []*device     // in the order of the device table
 	gone    chan struct{} // closed when it is unmounted
+
+	// Guarded by Driver.mounting:
+	super  erofs.Super
+	direct bool          // it is read past the page cache
+	filled []erofs.Super // that super has replaced; containers may use them still
+}
+
+// alive reports whether it is mounted anywhere.
+func (m *mount) alive() bool {
+	return m.super.Alive() || slices.ContainsFunc(m.filled, erofs.Super.Alive)
+}
+
+// whole reports whether nothing of the image is missing.
+func (m *mount) whole() bool {
+	return !slices.ContainsFunc(m.devices, func(dev *device) bool { return !dev.whole.Load() })
 }
 
 // Mount makes the image readable at the folder target. It returns when files can be opened; their bytes come when they are read, and
@@ -149,9 +163,10 @@ func (d *Driver) attach(m *mount) error {
 	was, now := readRecord(d.recordDir(), m.target), d.recordOf(m)
 	if isMounted(m.target) {
 		if was.Group == now.Group && slices.Equal(was.Devices, now.Devices) && was.Bootstrap == now.Bootstrap {
-			m.super = was.Super
+			m.super, m.direct = was.Super, was.Direct
 			d.log.Info("lazy mount taken over", "image", m.image.Name, "target", m.target)
-			return nil
+			d.renew(m)
+			return d.recordOf(m).write(d.recordDir())
 		}
 		if err := d.discard(m, was); err != nil {
 			return err
@@ -181,25 +196,43 @@ func (d *Driver) discard(m *mount, was record) error {
 
 // mountEROFS mounts, and raises readahead.
 func (d *Driver) mountEROFS(m *mount) error {
+	err := errors.ErrUnsupported
+	if m.whole() {
+		err = d.mountBy(m, erofs.Mount, erofs.Direct)
+		m.direct = err == nil
+	}
+	if err != nil {
+		err = d.mountBy(m, erofs.Mount)
+	}
+	return err
+}
+
+// renew has an image of which nothing is missing any more read past the page cache, by those who open it from now on: its bytes are in memory
+// once then, and are read as fast as those of any file.
+func (d *Driver) renew(m *mount) {
+	if m.direct || !m.whole() {
+		return
+	}
+	filled := m.super
+	if err := d.mountBy(m, erofs.Replace, erofs.Direct); err != nil {
+		d.log.Info("a complete image stays mounted as it was filled", "image", m.image.Name, "error", err)
+		return
+	}
+	m.direct, m.filled = true, append(m.filled, filled)
+}
+
+// mountBy mounts in one of the ways of package erofs.
+func (d *Driver) mountBy(m *mount, mount func(string, []string, string, ...erofs.Option) error, options ...erofs.Option) error {
 	before, listed := erofs.Supers()
 	var paths []string
-	whole := true
 	for _, dev := range m.devices {
 		path, err := descriptorPath(dev.file)
 		if err != nil {
 			return err
 		}
 		paths = append(paths, path)
-		whole = whole && dev.whole.Load()
 	}
-	err := errors.ErrUnsupported
-	if whole {
-		err = erofs.Mount(m.image.Bootstrap, paths, m.target, erofs.Direct)
-	}
-	if err != nil {
-		err = erofs.Mount(m.image.Bootstrap, paths, m.target)
-	}
-	if err != nil {
+	if err := mount(m.image.Bootstrap, paths, m.target, options...); err != nil {
 		return err
 	}
 	after, err := erofs.Supers()
@@ -251,7 +284,7 @@ func (d *Driver) releaseDead() {
 	d.mu.Lock()
 	var dead []*mount
 	d.lingering = slices.DeleteFunc(d.lingering, func(m *mount) bool {
-		if m.super.Alive() {
+		if m.alive() {
 			return false
 		}
 		dead = append(dead, m)
@@ -304,7 +337,7 @@ func (d *Driver) letGo(dev *device) {
 
 // recordOf returns what is to be known of the mount later. Driver.mounting is held, so that nothing of it changes but what is whole.
 func (d *Driver) recordOf(m *mount) record {
-	r := record{Target: m.target, Image: m.image.Name, Bootstrap: m.image.Bootstrap, Super: m.super, Group: d.groupID}
+	r := record{Target: m.target, Image: m.image.Name, Bootstrap: m.image.Bootstrap, Super: m.super, Direct: m.direct, Group: d.groupID}
 	for _, dev := range m.devices {
 		r.Devices = append(r.Devices, dev.key)
 		if dev.whole.Load() {

@@ -25,6 +25,8 @@ type record struct {
 	// Whole are the devices that need no marks: all was there and verified.
 	Whole []fanotify.File `json:"whole,omitempty"`
 	Super erofs.Super     `json:"super,omitempty"`
+	// Direct says that it is read past the page cache.
+	Direct bool `json:"direct,omitempty"`
 	// Group tells the group that has the marks from others.
 	Group fanotify.File `json:"group"`
 }

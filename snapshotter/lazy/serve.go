@@ -121,6 +121,7 @@ func (d *Driver) keepRecord(m *mount) {
 	if !there {
 		return
 	}
+	d.renew(m)
 	if err := d.recordOf(m).write(d.recordDir()); err != nil {
 		d.log.Warn("record is not kept", "error", err) // the next process verifies once more
 	}
