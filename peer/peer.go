@@ -161,21 +161,21 @@ func (p *Peer) Open(ctx context.Context, b Blob, authorization string) (*Reader,
 	if err := b.validate(); err != nil {
 		return nil, err
 	}
-	t, err := p.acquire(ctx, ctx.Done(), b, authorization)
-	if err != nil {
-		return nil, err
+	for again := false; ; again = true {
+		t, err := p.acquire(ctx, ctx.Done(), b, authorization)
+		if err != nil {
+			return nil, err
+		}
+		err = t.join(ctx, b, authorization)
+		if err == nil {
+			return newReader(t)
+		}
+		gone := errors.Is(err, errUnsuited) && !again && t.giveWay(ctx)
+		if !gone {
+			t.release()
+			return nil, err
+		}
 	}
-	select {
-	case <-t.ready:
-	case <-ctx.Done():
-		t.release()
-		return nil, ctx.Err()
-	}
-	if t.openErr != nil {
-		t.release()
-		return nil, t.openErr
-	}
-	return newReader(t)
 }
 
 // Warm begins to fetch all of a blob that somebody will open soon, and does not wait. When it cannot, who opens the blob learns why.

@@ -1,11 +1,15 @@
 package peer_test
 
 import (
+	"errors"
+	"io"
+	"slices"
 	"testing"
 
 	"github.com/shoal-project/shoal/peer"
 	"github.com/shoal-project/shoal/peer/peertest"
 	"github.com/shoal-project/shoal/peer/piece"
+	"github.com/shoal-project/shoal/peer/source"
 )
 
 // poison has a host store other bytes under the digest of b, as an image does whose maker has a registry that serves them and a chunk
@@ -61,4 +65,85 @@ func TestSizeThatOneImageClaimsDoesNotDecideForAnother(t *testing.T) {
 		}
 		readAll(t, b, data, h)
 	})
+}
+
+// While a blob is read by the chunk map of one image, another image's reader joins only if its map says the same.
+func TestReadersWithOtherChunkMapsAreRefusedWhileTheBlobIsRead(t *testing.T) {
+	s := peertest.NewSwarm(t)
+	plain, data := s.Origin.Random(3*mib, 1)
+	good, evil := s.Origin.WithMap(t, plain, data), s.Origin.WithMap(t, plain, make([]byte, len(data)))
+	same := good // of another image: another layer with the same map
+	layer, err := s.Origin.Fetch(t.Context(), source.Blob{Digest: good.Origin.Map.Layer}, 0, good.Origin.Map.Size, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := io.ReadAll(layer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := s.Origin.Add(append(raw, make([]byte, 1024)...))
+	same.Origin.Map = &peer.MapRef{Layer: other.Digest, Size: other.Size}
+	h := s.Host(peertest.Lone)
+	for _, tc := range []struct{ first, second peer.Blob }{{evil, good}, {good, evil}} {
+		first, err := h.Open(t.Context(), tc.first, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if second, err := h.Open(t.Context(), tc.second, ""); !errors.Is(err, piece.ErrMismatch) {
+			t.Errorf("opened by another map: %v, %v", second, err)
+		}
+		if err := first.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first, err := h.Open(t.Context(), good, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	readAll(t, same, data, h)
+}
+
+func TestPinnedBlobIsNotDroppedForAnotherImage(t *testing.T) {
+	s := peertest.NewSwarm(t)
+	plain, data := s.Origin.Random(3*mib, 1)
+	good, evil := s.Origin.WithMap(t, plain, data), s.Origin.WithMap(t, plain, make([]byte, len(data)))
+	first := s.Host(peertest.Lone)
+	readAll(t, good, data, first)
+	if err := first.Store.Pin(good.Digest, "test"); err != nil {
+		t.Fatal(err)
+	}
+	first.Kill()
+	h := s.Host(peertest.Lone, peertest.Dir(first.Dir))
+	if r, err := h.Open(t.Context(), evil, ""); !errors.Is(err, piece.ErrMismatch) {
+		t.Errorf("opened by another map: %v, %v", r, err)
+	}
+	s.Origin.Lock()
+	s.Origin.Err = errors.New("down")
+	s.Origin.Unlock()
+	readAll(t, good, data, h)
+}
+
+func TestCredentialsGoToNoOtherRegistry(t *testing.T) {
+	s := peertest.NewSwarm(t)
+	good, data := s.Origin.Random(3*mib, 1)
+	elsewhere := good
+	elsewhere.Origin = peer.Origin{Registry: "elsewhere", Repository: "x"}
+	h := s.Host(peertest.Lone)
+	first, err := h.Open(t.Context(), elsewhere, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	second, err := h.Open(t.Context(), good, "Basic secret")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer second.Close()
+	readAll(t, good, data, h)
+	s.Origin.Lock()
+	defer s.Origin.Unlock()
+	if slices.Contains(s.Origin.Shown, "elsewhere/x Basic secret") || !slices.Contains(s.Origin.Shown, "origin/r Basic secret") && !slices.Contains(s.Origin.Shown, "origin/r ") {
+		t.Errorf("read with %q", s.Origin.Shown)
+	}
 }

@@ -49,6 +49,8 @@ type task struct {
 	failed error
 	failCh chan struct{} // closed when failed is set
 
+	first Blob // as who began the task named it; it does not change
+
 	// loop
 	authorization string
 	cm            *chunkmap.Map
@@ -81,11 +83,12 @@ type task struct {
 	dropped       bool                        // the store's blob is gone: a later reader needs a new task
 	given         map[dispatch.ParentID]int64 // bytes by parent since the task began
 	fromSource    int64                       // bytes from the origin since then
+	yields        bool                        // it ends as soon as nobody refers to it
 	unprepared    bool                        // the blob was complete, and no more is: what it is verified against has to be learned
 }
 
 func newTask(p *Peer, b Blob, authorization string) *task {
-	return &task{peer: p, blob: b, authorization: authorization, ready: make(chan struct{}), wake: make(chan struct{}, 1), ending: make(chan struct{}),
+	return &task{peer: p, blob: b, first: b, authorization: authorization, ready: make(chan struct{}), wake: make(chan struct{}, 1), ending: make(chan struct{}),
 		failCh: make(chan struct{}), readers: map[*Reader]waited{}, watches: map[dispatch.ParentID]context.CancelFunc{},
 		asked: map[piece.Index]context.CancelCauseFunc{}, visitors: map[dispatch.ParentID]bool{}, given: map[dispatch.ParentID]int64{}}
 }
@@ -293,7 +296,7 @@ func (t *task) finished() bool {
 			idle = t.moved
 		}
 	}
-	if t.unreported() || time.Since(idle) < patience {
+	if !t.yields && (t.unreported() || time.Since(idle) < patience) {
 		return false
 	}
 	t.peer.mu.Lock()
@@ -360,18 +363,22 @@ func (t *task) close() {
 	_ = t.st.Close() // a reference for reading: there is nothing to lose
 }
 
-// offer takes what a further reader brings: credentials, and perhaps the place of a chunk map. What had failed is tried again.
+// offer takes what a further reader brings: credentials, and perhaps the place of a chunk map. Credentials go to nobody but the registry and
+// repository that they came for: who names another one names both. What had failed is tried again.
 func (t *task) offer(b Blob, authorization string, failed bool) {
-	if authorization != "" {
+	switch at := &t.blob.Origin; {
+	case at.none():
+		*at, t.authorization = b.Origin, authorization
+	case b.Origin.Registry == "" || at.Registry == "":
+	case b.Origin.Registry != at.Registry || b.Origin.Repository != at.Repository:
+		at.Registry, at.Repository, t.authorization = b.Origin.Registry, b.Origin.Repository, authorization
+	case authorization != "":
 		t.authorization = authorization
-	}
-	if t.blob.Origin.none() {
-		t.blob.Origin = b.Origin
 	}
 	if b.Access.URL != "" {
 		t.blob.Access = b.Access
 	}
-	t.moved = time.Now()
+	t.moved, t.yields = time.Now(), false
 	if failed {
 		t.hiccups, t.session = 0, nil
 		t.planner.Retry()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -32,6 +33,9 @@ func (t *task) vet(ctx context.Context) error {
 	}
 	if err == nil || ctx.Err() != nil {
 		return ctx.Err()
+	}
+	if len(t.peer.store.Pins()[t.blob.Digest]) > 0 { // somebody uses it, by another image's word
+		return fmt.Errorf("blob %s is pinned and not what this image says: %w", t.blob.Digest, err)
 	}
 	t.peer.log.Warn("stored blob is wrong and dropped", "digest", t.blob.Digest, "error", err)
 	_ = t.st.Drop() // if it stays, Create finds it again, and its pieces are refused one by one
@@ -67,6 +71,72 @@ func (t *task) loadMap(ctx context.Context) *chunkmap.Map {
 		t.peer.log.Warn("no chunk map, the blob is read in order", "digest", t.blob.Digest, "error", err)
 	}
 	return cm
+}
+
+// errUnsuited is the class of readers whose image says something else of the blob than the one that it is read for.
+var errUnsuited = fmt.Errorf("read for an image that says something else of it: %w", piece.ErrMismatch)
+
+// join waits until the task has begun, and reports whether the reader of b can be one of its readers.
+func (t *task) join(ctx context.Context, b Blob, authorization string) error {
+	select {
+	case <-t.ready:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if t.openErr != nil {
+		return t.openErr
+	}
+	return t.suits(ctx, b, authorization)
+}
+
+// givesWayWithin bounds how long a task that nobody needs may take to end.
+const givesWayWithin = 5 * time.Second
+
+// giveWay gives the caller's reference up and ends the task, if that was the only one. It reports whether the task has ended; if not, the reference
+// is the caller's still.
+func (t *task) giveWay(ctx context.Context) bool {
+	t.peer.mu.Lock()
+	alone := t.refs == 1
+	t.peer.mu.Unlock()
+	if !alone || !t.post(func() { t.yields = true }) {
+		return false
+	}
+	t.release()
+	timer := time.NewTimer(givesWayWithin)
+	defer timer.Stop()
+	select {
+	case <-t.ending:
+		return true
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	t.peer.mu.Lock()
+	defer t.peer.mu.Unlock()
+	t.refs++
+	return false
+}
+
+// suits reports an error when the blob is read by the chunk map of another image than the reader's, and these differ: what is right for the one is
+// wrong for the other.
+func (t *task) suits(ctx context.Context, b Blob, authorization string) error {
+	ours, theirs := t.first.Origin.Map, b.Origin.Map
+	if ours == nil || theirs == nil || *ours == *theirs {
+		return nil
+	}
+	mine, err := t.peer.loadMap(ctx, t.first, "")
+	if err != nil {
+		return nil // then nothing was read by it either
+	}
+	other, err := t.peer.loadMap(ctx, b, authorization)
+	if err != nil {
+		return fmt.Errorf("blob %s: chunk map: %w", b.Digest, err)
+	}
+	for i := range piece.Index(t.st.Layout().Count()) {
+		if want, got := other.PieceDigest(t.st.Layout(), i), mine.PieceDigest(t.st.Layout(), i); want != got {
+			return fmt.Errorf("blob %s is %w", b.Digest, errUnsuited)
+		}
+	}
+	return nil
 }
 
 // agrees reports the first piece that is held and is not that of the chunk map.

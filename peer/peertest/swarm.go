@@ -48,6 +48,8 @@ type Origin struct {
 	Holds func(d digest.Digest, off int64) bool
 	// Pace, when set, is the time one read of up to 64 KiB takes.
 	Pace time.Duration
+	// Shown are the credentials of all reads: registry and repository, and what they were shown.
+	Shown []string
 	// Corrupt flips a bit of every byte served.
 	Corrupt bool
 }
@@ -112,6 +114,7 @@ func (o *Origin) Fetch(ctx context.Context, b source.Blob, off, length int64, au
 	}
 	o.Lock()
 	defer o.Unlock()
+	o.Shown = append(o.Shown, b.Registry+"/"+b.Repository+" "+authorization)
 	if o.Err != nil {
 		return nil, o.Err
 	}
