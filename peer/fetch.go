@@ -393,8 +393,11 @@ func (t *task) sourceFailed(failure, text string) {
 		t.drop(fmt.Errorf("%s: %w", text, piece.ErrMismatch)) // what is held came from there
 		return
 	}
-	if failure == failureTransient {
+	switch failure {
+	case failureTransient:
 		t.hiccups++
+	case failureDenied:
+		t.authorization = "" // a token that has run out; who has another one brings it
 	}
 	if t.planner.Reachable() || failure == failureTransient && t.hiccups < maxHiccups {
 		return

@@ -85,10 +85,26 @@ type callers struct {
 func (c *callers) note(registry, repository, authorization string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.last == nil || len(c.last) >= maxCallers {
+	key := registry + "/" + repository
+	if c.last == nil {
 		c.last = map[string]string{}
 	}
-	c.last[registry+"/"+repository] = authorization
+	if _, known := c.last[key]; !known && len(c.last) >= maxCallers {
+		for other := range c.last { // any
+			delete(c.last, other)
+			break
+		}
+	}
+	c.last[key] = authorization
+}
+
+// Refused forgets credentials that the origin does not accept any more, such as a token that has run out.
+func (h *Handler) Refused(registry, repository, authorization string) {
+	h.callers.mu.Lock()
+	defer h.callers.mu.Unlock()
+	if key := registry + "/" + repository; h.callers.last[key] == authorization {
+		delete(h.callers.last, key)
+	}
 }
 
 // Authorization returns the Authorization header with which the origin last accepted a caller for the repository since the start; empty when

@@ -22,6 +22,12 @@ import (
 // maxBootstrap bounds a bootstrap in bytes: some ten million files.
 const maxBootstrap = 1 << 30
 
+// bootstrapLimit bounds the bootstrap in a layer of size bytes. That of small files alone is packed to a twentieth.
+func bootstrapLimit(size int64) int64 {
+	const packed, least = 64, 16 << 20
+	return min(packed*min(size, maxBootstrap)+least, maxBootstrap)
+}
+
 const bootstrapsName = "bootstraps"
 
 // bootstrapPath is where a bootstrap waits for the last layer of its image. What is there has been checked.
@@ -69,7 +75,7 @@ func (s *Snapshotter) fetchBootstrap(ctx context.Context, layer mirror.BlobRef, 
 	if err := stream.awaitAll(); err != nil { // its digest is right only when all of it is there
 		return err
 	}
-	files, err := image.FilesOfLayer(stream, func(name string) bool { return name == image.BootstrapName }, maxBootstrap)
+	files, err := image.FilesOfLayer(stream, func(name string) bool { return name == image.BootstrapName }, bootstrapLimit(layer.Size))
 	if err != nil {
 		return err
 	}

@@ -57,5 +57,8 @@ func (s *Snapshotter) Serve(ctx context.Context, l net.Listener) error {
 	last := time.AfterFunc(stopWithin, server.Stop)
 	defer last.Stop()
 	server.GracefulStop()
-	return <-served
+	if err := <-served; !errors.Is(err, grpc.ErrServerStopped) { // it came before the server had begun
+		return err
+	}
+	return nil
 }

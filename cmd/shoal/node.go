@@ -28,7 +28,7 @@ Everything can be set in a YAML file; the flags below override it. An unknown ke
    limits:                                  # bytes a second, like 100MiB; 0 is none; see shoal limits
       {upload: 0, upload_per_task: 0, download: 0, download_per_task: 0, source: 0, source_per_task: 0, disk_write: 0}
    snapshotter:                             # auto: where it can run; paths are snapshots and snapshotter.sock in data_dir;
-      {enabled: auto, driver: auto, root: "", address: "", only: [], prefetch: ""}   # only: [registry.example/models/**] mounts these images
+      {enabled: auto, driver: auto, root: "", address: "", mount: [], prefetch: ""}   # mount: [registry.example/models/**] has these images mounted, not unpacked
    log: {level: info, format: text}
    tracing: {endpoint: "", sample: 0}       # spans for a collector of OpenTelemetry at http://HOST:4318; a share of 0.01 to 1
 

@@ -119,10 +119,19 @@ func hint(err error) string {
 	return ""
 }
 
-// Unmount removes the mount at target, which must not be in use. A target where nothing is mounted is no error.
+// maxStacked bounds the mounts that lie one upon another at a target.
+const maxStacked = 16
+
+// Unmount removes the mount at target, which must not be in use, and what lies below it. A target where nothing is mounted is no error.
 func Unmount(target string) error {
-	if err := unix.Unmount(target, 0); err != nil && !errors.Is(err, unix.EINVAL) {
-		return fmt.Errorf("unmount %s: %w", target, err)
+	for range maxStacked {
+		err := unix.Unmount(target, 0)
+		if errors.Is(err, unix.EINVAL) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("unmount %s: %w", target, err)
+		}
 	}
-	return nil
+	return fmt.Errorf("unmount %s: more than %d mounts, one upon another", target, maxStacked)
 }

@@ -83,13 +83,10 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 			return nil, fmt.Errorf("lazy mounts: %w", err)
 		}
 	}
-	if err := fanotify.Probe(cfg.Dir); err != nil {
+	if err := d.openGroup(ctx); err != nil {
 		return nil, fmt.Errorf("lazy mounts below %s: %w", cfg.Dir, err)
 	}
 	d.metrics = newMetrics(cfg.Registerer)
-	if err := d.openGroup(ctx); err != nil {
-		return nil, fmt.Errorf("lazy mounts: %w", err)
-	}
 	return d, nil
 }
 
@@ -109,9 +106,12 @@ func (d *Driver) openGroup(ctx context.Context) error {
 		}
 	}
 	if d.inherited = len(files) > 0; d.inherited {
-		d.group, err = fanotify.Adopt(files)
-	} else if d.group, err = fanotify.New(); err == nil {
-		err = d.entrust()
+		d.group, err = fanotify.Adopt(files) // which has shown that it works here
+	} else if err = fanotify.Probe(d.cfg.Dir); err == nil {
+		d.group, err = fanotify.New()
+		if err == nil {
+			err = d.entrust()
+		}
 	}
 	if err == nil {
 		d.groupID, err = d.group.ID()
@@ -237,7 +237,9 @@ func (d *Driver) sweep(ctx context.Context) error {
 		case <-late.C:
 			d.Settled()
 		case <-ticker.C:
+			d.mounting.Lock() // what is released must not be marked anew meanwhile
 			d.releaseDead()
+			d.mounting.Unlock()
 		}
 	}
 }

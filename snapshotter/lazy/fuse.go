@@ -25,6 +25,8 @@ const (
 	fuseCache = 32 << 20
 	// fuseValid is how long the kernel may keep names and attributes: they never change.
 	fuseValid = 24 * time.Hour
+	// fuseEnds is how long a mount is waited for that was removed.
+	fuseEnds = time.Second
 	// fuseReadahead is how many bytes the kernel reads ahead.
 	fuseReadahead = 1 << 20
 )
@@ -182,8 +184,17 @@ func (d *Fuse) Unmount(_ context.Context, target string) error {
 	delete(d.mounts, target)
 	d.mu.Unlock()
 	m.cancel() // reads of other mount namespaces fail from now on, with what is behind them
-	m.server.Wait()
-	m.close()
+	ended := make(chan struct{})
+	go func() { // ends when no mount namespace has it any more
+		m.server.Wait()
+		m.close()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(fuseEnds):
+		d.log.Warn("another mount namespace has the image still", "image", m.image.Name, "target", target)
+	}
 	return nil
 }
 

@@ -76,7 +76,7 @@ func testEveryWay(t *testing.T, w *world, ahead Prefetch) {
 	n := w.node(t, &log)
 	check(t, n.Mount(t.Context(), w.image(n, ahead), w.target))
 	if !w.fuse {
-		kb, err := os.ReadFile(filepath.Join("/sys/class/bdi", string(n.driver.mounts[w.target].super), "read_ahead_kb"))
+		kb, err := os.ReadFile(filepath.Join("/sys/class/bdi", string(n.driver.mounts[w.target].supers[0]), "read_ahead_kb"))
 		if err != nil || string(kb) != "4096\n" {
 			t.Errorf("readahead %q, %v", kb, err)
 		}

@@ -26,14 +26,13 @@ type mount struct {
 	gone    chan struct{} // closed when it is unmounted
 
 	// Guarded by Driver.mounting:
-	super  erofs.Super
+	supers []erofs.Super // what the kernel calls it, and what it was mounted as before; containers may use those still
 	direct bool          // it is read past the page cache
-	filled []erofs.Super // that super has replaced; containers may use them still
 }
 
 // alive reports whether it is mounted anywhere.
 func (m *mount) alive() bool {
-	return m.super.Alive() || slices.ContainsFunc(m.filled, erofs.Super.Alive)
+	return slices.ContainsFunc(m.supers, erofs.Super.Alive)
 }
 
 // whole reports whether nothing of the image is missing.
@@ -80,15 +79,27 @@ func (d *Driver) Mount(ctx context.Context, image Image, target string) error {
 	return nil
 }
 
-// mounted reports whether the image is at the target already. Another one there is an error.
+// mounted reports whether the image is at the target already. Another one there is an error. What somebody else has unmounted there is let go.
 func (d *Driver) mounted(image Image, target string) (bool, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	m := d.mounts[target]
+	if m != nil && !isMounted(target) {
+		d.log.Warn("lazy mount was removed by somebody else", "image", m.image.Name, "target", target)
+		d.linger(m)
+		return false, nil
+	}
 	if m != nil && m.image.Bootstrap != image.Bootstrap {
 		return false, fmt.Errorf("mount %s: %s has image %s already; unmount it first", image.Name, target, m.image.Name)
 	}
 	return m != nil, nil
+}
+
+// linger ends a mount here; other mount namespaces may have it still. mu is held.
+func (d *Driver) linger(m *mount) {
+	delete(d.mounts, m.target)
+	d.lingering = append(d.lingering, m)
+	close(m.gone)
 }
 
 // openDevices opens the blobs of an image, in the order of the device table.
@@ -163,7 +174,7 @@ func (d *Driver) attach(m *mount) error {
 	was, now := readRecord(d.recordDir(), m.target), d.recordOf(m)
 	if isMounted(m.target) {
 		if was.Group == now.Group && slices.Equal(was.Devices, now.Devices) && was.Bootstrap == now.Bootstrap {
-			m.super, m.direct = was.Super, was.Direct
+			m.supers, m.direct = was.Supers, was.Direct
 			d.log.Info("lazy mount taken over", "image", m.image.Name, "target", m.target)
 			d.renew(m)
 			return d.recordOf(m).write(d.recordDir())
@@ -184,7 +195,9 @@ func (d *Driver) attach(m *mount) error {
 // discard removes a mount that lost its marks, because this daemon and its keeper were both gone, or whose files are others now. What it has in
 // memory is forgotten, for those who keep it in use.
 func (d *Driver) discard(m *mount, was record) error {
-	if was.Group != (fanotify.File{}) && was.Group != d.groupID {
+	if was.Group == d.groupID {
+		d.log.Warn("lazy mount has other files now, its containers have to be restarted", "image", m.image.Name, "target", m.target)
+	} else if was.Group != (fanotify.File{}) {
 		d.log.Error("lazy mount was without daemon and keeper for a time; what was read meanwhile for the first time may be zeros: restart its containers",
 			"image", m.image.Name, "target", m.target)
 	}
@@ -213,12 +226,11 @@ func (d *Driver) renew(m *mount) {
 	if m.direct || !m.whole() {
 		return
 	}
-	filled := m.super
 	if err := d.mountBy(m, erofs.Replace, erofs.Direct); err != nil {
 		d.log.Info("a complete image stays mounted as it was filled", "image", m.image.Name, "error", err)
 		return
 	}
-	m.direct, m.filled = true, append(m.filled, filled)
+	m.direct = true
 }
 
 // mountBy mounts in one of the ways of package erofs.
@@ -244,7 +256,7 @@ func (d *Driver) mountBy(m *mount, mount func(string, []string, string, ...erofs
 		if slices.Contains(before, s) {
 			continue
 		}
-		m.super = s // of several that came at once any is as good: they are all asked whether they live
+		m.supers = append(m.supers, s) // and those of others that came just then: it counts as mounted for as long as they are
 		if err := s.SetReadahead(d.cfg.Readahead); err != nil {
 			d.log.Warn("readahead is not raised", "image", m.image.Name, "error", err)
 		}
@@ -270,9 +282,7 @@ func (d *Driver) Unmount(_ context.Context, target string) error {
 	d.mu.Lock()
 	m := d.mounts[target]
 	if m != nil {
-		delete(d.mounts, target)
-		d.lingering = append(d.lingering, m)
-		close(m.gone)
+		d.linger(m)
 	}
 	d.mu.Unlock()
 	d.releaseDead()
@@ -337,7 +347,7 @@ func (d *Driver) letGo(dev *device) {
 
 // recordOf returns what is to be known of the mount later. Driver.mounting is held, so that nothing of it changes but what is whole.
 func (d *Driver) recordOf(m *mount) record {
-	r := record{Target: m.target, Image: m.image.Name, Bootstrap: m.image.Bootstrap, Super: m.super, Direct: m.direct, Group: d.groupID}
+	r := record{Target: m.target, Image: m.image.Name, Bootstrap: m.image.Bootstrap, Supers: m.supers, Direct: m.direct, Group: d.groupID}
 	for _, dev := range m.devices {
 		r.Devices = append(r.Devices, dev.key)
 		if dev.whole.Load() {

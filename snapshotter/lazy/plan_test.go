@@ -9,6 +9,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/shoal-project/shoal/converter/bootstrap"
+	"github.com/shoal-project/shoal/snapshotter/erofs"
 	"github.com/shoal-project/shoal/snapshotter/fanotify"
 )
 
@@ -105,7 +106,7 @@ func TestEachViewOfABlobHasAFileOfItsOwn(t *testing.T) {
 
 func TestRecordsAreFoundByTheirTargetOnly(t *testing.T) {
 	dir := t.TempDir()
-	want := record{Target: "/a", Image: "i", Bootstrap: "/b", Devices: []fanotify.File{{Dev: 1, Ino: 2}}, Super: "erofs-3", Group: fanotify.File{Ino: 9}}
+	want := record{Target: "/a", Image: "i", Bootstrap: "/b", Devices: []fanotify.File{{Dev: 1, Ino: 2}}, Supers: []erofs.Super{"erofs-3"}, Group: fanotify.File{Ino: 9}}
 	check(t, want.write(dir))
 	if diff := cmp.Diff(want, readRecord(dir, "/a")); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)

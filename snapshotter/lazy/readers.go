@@ -34,10 +34,22 @@ func (p *readers) use(ctx context.Context, f func(Reader) error) error {
 	}
 	if err := f(r); err != nil {
 		_ = r.Close() // only read from
+		p.drain()     // they share its lot: a new one tries again
 		return err
 	}
 	p.give(r)
 	return nil
+}
+
+// drain closes the idle readers.
+func (p *readers) drain() {
+	p.mu.Lock()
+	idle := p.idle
+	p.idle = nil
+	p.mu.Unlock()
+	for _, r := range idle {
+		_ = r.Close() // only read from
+	}
 }
 
 func (p *readers) take(ctx context.Context) (Reader, error) {
@@ -75,12 +87,9 @@ func (p *readers) give(r Reader) {
 // close closes the idle readers, and those in use when they are given back.
 func (p *readers) close() {
 	p.mu.Lock()
-	idle := p.idle
-	p.idle, p.closed = nil, true
+	p.closed = true
 	p.mu.Unlock()
-	for _, r := range idle {
-		_ = r.Close() // only read from
-	}
+	p.drain()
 }
 
 // awaitAll waits until [off, off+length) of the blob is there.

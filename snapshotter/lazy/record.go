@@ -24,7 +24,8 @@ type record struct {
 	Devices   []fanotify.File `json:"devices"`
 	// Whole are the devices that need no marks: all was there and verified.
 	Whole []fanotify.File `json:"whole,omitempty"`
-	Super erofs.Super     `json:"super,omitempty"`
+	// Supers are what the kernel calls it, and what it was mounted as before.
+	Supers []erofs.Super `json:"supers,omitempty"`
 	// Direct says that it is read past the page cache.
 	Direct bool `json:"direct,omitempty"`
 	// Group tells the group that has the marks from others.

@@ -250,12 +250,16 @@ func (d *Driver) runStep(ctx context.Context, m *mount, dev *device, s step) {
 		}
 		if err == nil {
 			d.finish(dev)
-			return
+			if !s.all || dev.whole.Load() {
+				return
+			} // what came first has to be verified again: it took long
 		}
 		if ctx.Err() != nil {
 			return
 		}
-		d.log.Warn("fetching ahead fails, it is tried again", "image", m.image.Name, "error", err, "pause", pause)
+		if err != nil {
+			d.log.Warn("fetching ahead fails, it is tried again", "image", m.image.Name, "error", err, "pause", pause)
+		}
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():

@@ -23,23 +23,24 @@ type Snapshotter struct {
 	Root    string `yaml:"root"`    // of snapshots; snapshots in data_dir by default
 	Address string `yaml:"address"` // path of its socket; snapshotter.sock in data_dir by default
 	Driver  string `yaml:"driver"`  // auto, erofs or fuse
-	// Only are the repositories whose images are mounted, as REGISTRY/REPOSITORY with * and **; others are unpacked. Empty is all.
-	Only []string `yaml:"only"`
+	// Mount are the repositories whose images are mounted, as REGISTRY/REPOSITORY with * and **; others are unpacked. Empty is none: who can push an
+	// image that is mounted decides what all images show that share its layers.
+	Mount []string `yaml:"mount"`
 	// Prefetch overrules what images say of what is fetched before it is read: whole, none, or paths apart by commas. Empty does not.
 	Prefetch string `yaml:"prefetch"`
 }
 
 // Mounts reports whether images of the repository may be mounted.
 func (s Snapshotter) Mounts(registry, repository string) bool {
-	return len(s.Only) == 0 || slices.ContainsFunc(s.Only, func(pattern string) bool {
+	return slices.ContainsFunc(s.Mount, func(pattern string) bool {
 		return doublestar.MatchUnvalidated(pattern, registry+"/"+repository)
 	})
 }
 
 func (s Snapshotter) validate() error {
-	for _, pattern := range s.Only {
+	for _, pattern := range s.Mount {
 		if !doublestar.ValidatePattern(pattern) {
-			return fmt.Errorf("snapshotter.only: %q is no pattern like registry.example/models/**", pattern)
+			return fmt.Errorf("snapshotter.mount: %q is no pattern like registry.example/models/**", pattern)
 		}
 	}
 	if _, err := lazy.ParsePrefetch(s.Prefetch); err != nil {

@@ -10,13 +10,14 @@ func TestSnapshotterMountsOnlyWhatIsListed(t *testing.T) {
 		only []string
 		want bool
 	}{
-		{nil, true},
+		{nil, false},
+		{[]string{"**"}, true},
 		{[]string{"registry.example/models/**"}, true},
 		{[]string{"other.example/**", "registry.example/*/tiny"}, true},
 		{[]string{"registry.example/models"}, false},
 		{[]string{"models/**"}, false},
 	} {
-		if got := (Snapshotter{Only: tc.only}).Mounts("registry.example", "models/tiny"); got != tc.want {
+		if got := (Snapshotter{Mount: tc.only}).Mounts("registry.example", "models/tiny"); got != tc.want {
 			t.Errorf("%v: %v, want %v", tc.only, got, tc.want)
 		}
 	}
@@ -26,7 +27,7 @@ func TestSnapshotterFaultsNameTheKey(t *testing.T) {
 	for want, s := range map[string]Snapshotter{
 		"snapshotter.enabled": {Enabled: "yes"},
 		"snapshotter.driver":  {Enabled: SnapshotterOn, Driver: "nydusd"},
-		"snapshotter.only":    {Enabled: SnapshotterOn, Only: []string{"a["}},
+		"snapshotter.mount":   {Enabled: SnapshotterOn, Mount: []string{"a["}},
 	} {
 		if err := s.validate(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: %v, want an error that names %s", s, err, want)

@@ -9,8 +9,10 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
 
 	"github.com/shoal-project/shoal/peer"
+	"github.com/shoal-project/shoal/peer/piece"
 	mirror "github.com/shoal-project/shoal/registry-mirror"
 	"github.com/shoal-project/shoal/snapshotter"
 	"github.com/shoal-project/shoal/snapshotter/fanotify"
@@ -34,25 +36,30 @@ type mounter struct {
 // newMounter returns a mounter of the wanted kind, and for lazy.Auto of the one that this host can. A keeper that an earlier process has left is
 // taken over.
 func newMounter(ctx context.Context, kind lazy.Kind, cfg lazy.Config, images images) (*mounter, error) {
+	kept, err := keeper.Connect(ctx, keeper.Config{Socket: cfg.Keeper.Socket})
+	if err == nil {
+		_ = kept.Close() // only a question
+	}
+	inherits := err == nil
 	if kind == lazy.Auto {
 		kind = lazy.EROFS
-		if err := errors.Join(fanotify.Probe(cfg.Dir), snapshotter.Probe(cfg.Dir)); err != nil {
+		if err := errors.Join(fanotify.Probe(cfg.Dir), snapshotter.Probe(cfg.Dir)); !inherits && lacks(err) {
 			cfg.Log.Warn("images are mounted by FUSE, which is slower", "error", err)
 			kind = lazy.FUSE
 		}
 	}
 	m := &mounter{kind: kind, cfg: cfg, images: images, opened: make(chan struct{})}
-	now := kind == lazy.FUSE // needs no keeper, and tells what the host lacks
-	if kept, err := keeper.Connect(ctx, keeper.Config{Socket: cfg.Keeper.Socket}); err == nil {
-		_ = kept.Close() // only a question
-		now = true
-	}
-	if now {
+	if inherits || kind == lazy.FUSE { // that needs no keeper, and tells what the host lacks
 		if _, err := m.lazy(ctx); err != nil {
 			return nil, err
 		}
 	}
 	return m, nil
+}
+
+// lacks reports whether a host can never mount lazily by EROFS. A full disk, for one, passes.
+func lacks(err error) bool {
+	return errors.Is(err, fanotify.ErrUnsupported) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOTBLK)
 }
 
 // lazy returns the driver, which it opens when it is needed first.
@@ -153,11 +160,28 @@ func (b imageBlobs) Open(ctx context.Context, blob lazy.Blob) (lazy.Reader, erro
 	if !ok {
 		return nil, fmt.Errorf("blob %s: the image's manifest does not have it", blob.Digest)
 	}
-	r, err := b.images.open(ctx, ref)
+	authorization := b.images.mirror.Authorization(ref.Registry, ref.Repository)
+	r, err := b.images.blobs.open(ctx, ref, authorization)
 	if err != nil {
 		return nil, err
 	}
-	return r, nil
+	return imageReader{r, func() { b.images.mirror.Refused(ref.Registry, ref.Repository, authorization) }}, nil
+}
+
+// imageReader reads with credentials of one who pulled the image, as long as the origin takes them; then with the host's own.
+type imageReader struct {
+	*peer.Reader
+
+	refused func()
+}
+
+// Await implements lazy.Reader.
+func (r imageReader) Await(ctx context.Context, off, length int64) (int64, error) {
+	n, err := r.Reader.Await(ctx, off, length)
+	if errors.Is(err, piece.ErrDenied) {
+		r.refused()
+	}
+	return n, err
 }
 
 // images lets the snapshotter ask the mirror for images, and the peer for their blobs.

@@ -23,7 +23,10 @@ type snapshots struct {
 	mounter  *mounter // nil when this host cannot mount images
 	listener net.Listener
 	address  string
-	off      string // why it does not run, or mounts nothing; else empty
+	// mountsNone: no repository is named whose images are mounted.
+	mountsNone bool
+
+	off string // why it does not run, or mounts nothing; else empty
 }
 
 var errSnapshotterRoot = errors.New("mounting needs root")
@@ -69,7 +72,7 @@ func (n *node) tryOpenSnapshots(ctx context.Context, images images) error {
 	}
 	root, address := n.cfg.SnapshotterPaths()
 	s := &n.snapshots
-	s.address = address
+	s.address, s.mountsNone = address, len(n.cfg.Snapshotter.Mount) == 0
 	cfg := snapshotter.Config{Root: root, Images: images, Pins: n.store, Log: n.component("snapshotter"), Registerer: n.admin.registry}
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return err
@@ -187,6 +190,9 @@ func (s *snapshots) status() local.SnapshotterStatus {
 	st := local.SnapshotterStatus{Address: s.address, Driver: "none", Mounted: s.Mounted(), Off: s.off}
 	if s.mounter != nil {
 		st.Driver = string(s.mounter.kind)
+	}
+	if s.mountsNone && st.Off == "" {
+		st.Off = "all images are unpacked: snapshotter.mount names no repository"
 	}
 	return st
 }

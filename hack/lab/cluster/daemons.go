@@ -124,9 +124,9 @@ func (c *Cluster) StartNode(ctx context.Context, cfg NodeConfig) (*Node, error) 
 			return nil, err
 		}
 	}
-	snapshotter := map[string]any{}
+	snapshotter := map[string]any{"mount": []string{"**"}}
 	if cfg.Driver != "" {
-		snapshotter = map[string]any{"enabled": "true", "driver": cfg.Driver}
+		snapshotter["enabled"], snapshotter["driver"] = "true", cfg.Driver
 	}
 	n.config, err = c.writeConfig(host, "node", map[string]any{
 		"name":        cfg.Name,
