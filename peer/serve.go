@@ -98,7 +98,7 @@ func (s Served) Watch(ctx context.Context, d digest.Digest, raw json.RawMessage)
 	}
 	s.peer.tell(d.String(), func(t *task) { t.visited(addr) })
 	s.peer.watchers.add(d, addr)
-	return &watched{haves, s.peer.watchers, d, addr, fetches(raw)}, nil
+	return &watched{Haves: haves, all: s.peer.watchers, digest: d, addr: addr, introduce: fetches(raw)}, nil
 }
 
 // watch begins a task of a blob that a seed is asked for and has not. What it fetches is decided by the scheduler's leases, and by who asks

@@ -40,10 +40,13 @@ func newMounter(ctx context.Context, kind lazy.Kind, cfg lazy.Config, images ima
 	if err == nil {
 		_ = kept.Close() // only a question
 	}
-	inherits := err == nil
-	if kind == lazy.Auto {
+	inherits := err == nil // that has shown what this host can
+	auto := kind == lazy.Auto
+	if auto {
 		kind = lazy.EROFS
-		if err := errors.Join(fanotify.Probe(cfg.Dir), snapshotter.Probe(cfg.Dir)); !inherits && lacks(err) {
+	}
+	if auto && !inherits {
+		if err := errors.Join(fanotify.Probe(cfg.Dir), snapshotter.Probe(cfg.Dir)); lacks(err) {
 			cfg.Log.Warn("images are mounted by FUSE, which is slower", "error", err)
 			kind = lazy.FUSE
 		}
@@ -160,28 +163,11 @@ func (b imageBlobs) Open(ctx context.Context, blob lazy.Blob) (lazy.Reader, erro
 	if !ok {
 		return nil, fmt.Errorf("blob %s: the image's manifest does not have it", blob.Digest)
 	}
-	authorization := b.images.mirror.Authorization(ref.Registry, ref.Repository)
-	r, err := b.images.blobs.open(ctx, ref, authorization)
+	r, err := b.images.open(ctx, ref)
 	if err != nil {
-		return nil, err
+		return nil, err // no nil pointer in it
 	}
-	return imageReader{r, func() { b.images.mirror.Refused(ref.Registry, ref.Repository, authorization) }}, nil
-}
-
-// imageReader reads with credentials of one who pulled the image, as long as the origin takes them; then with the host's own.
-type imageReader struct {
-	*peer.Reader
-
-	refused func()
-}
-
-// Await implements lazy.Reader.
-func (r imageReader) Await(ctx context.Context, off, length int64) (int64, error) {
-	n, err := r.Reader.Await(ctx, off, length)
-	if errors.Is(err, piece.ErrDenied) {
-		r.refused()
-	}
-	return n, err
+	return r, nil
 }
 
 // images lets the snapshotter ask the mirror for images, and the peer for their blobs.
@@ -203,11 +189,32 @@ func (i images) Image(registry, repository string, manifest digest.Digest) (mirr
 func (i images) Open(ctx context.Context, ref mirror.BlobRef) (mirror.Blob, error) {
 	r, err := i.open(ctx, ref)
 	if err != nil {
-		return nil, err
+		return nil, err // no nil pointer in it
 	}
 	return r, nil
 }
 
-func (i images) open(ctx context.Context, ref mirror.BlobRef) (*peer.Reader, error) {
-	return i.blobs.open(ctx, ref, i.mirror.Authorization(ref.Registry, ref.Repository))
+func (i images) open(ctx context.Context, ref mirror.BlobRef) (*imageReader, error) {
+	authorization := i.mirror.Authorization(ref.Registry, ref.Repository)
+	r, err := i.blobs.open(ctx, ref, authorization)
+	if err != nil {
+		return nil, err
+	}
+	return &imageReader{r, func() { i.mirror.Refused(ref.Registry, ref.Repository, authorization) }}, nil
+}
+
+// imageReader reads with credentials of one who pulled the image, as long as the origin takes them; then with the host's own.
+type imageReader struct {
+	*peer.Reader
+
+	refused func()
+}
+
+// Await implements lazy.Reader.
+func (r *imageReader) Await(ctx context.Context, off, length int64) (int64, error) {
+	n, err := r.Reader.Await(ctx, off, length)
+	if errors.Is(err, piece.ErrDenied) {
+		r.refused()
+	}
+	return n, err
 }

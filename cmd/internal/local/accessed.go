@@ -3,7 +3,6 @@ package local
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"net/http"
 	"net/url"
 )
@@ -31,18 +30,9 @@ func ServeAccessed(accessed func(ctx context.Context, image string) ([]string, e
 // Accessed asks for the order in which an image's files were read on the node. The error is
 // ErrNoNode, an Error of code CodeUnavailable where there is no record, or tells of a broken connection.
 func (c *Client) Accessed(ctx context.Context, image string) (*Accessed, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+c.address+"/v1/accessed?"+url.Values{"image": {image}}.Encode(), nil)
-	if err != nil {
-		return nil, fmt.Errorf("address %q of the node: want HOST:PORT", c.address)
-	}
-	resp, err := c.do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
 	var a Accessed
-	if err := json.NewDecoder(resp.Body).Decode(&a); err != nil {
-		return nil, fmt.Errorf("what answers at %s is no shoal node of this version: %w", c.address, err)
+	if err := c.get(ctx, "/v1/accessed?"+url.Values{"image": {image}}.Encode(), &a); err != nil {
+		return nil, err
 	}
 	return &a, nil
 }

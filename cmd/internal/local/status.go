@@ -64,18 +64,26 @@ func ServeStatus(status func(context.Context) Status) http.Handler {
 
 // Status asks for the node's state. The error is ErrNoNode or tells of a broken connection.
 func (c *Client) Status(ctx context.Context) (*Status, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+c.address+"/v1/status", nil)
+	var s Status
+	if err := c.get(ctx, "/v1/status", &s); err != nil {
+		return nil, err
+	}
+	return &s, nil
+}
+
+// get asks for what is at a path and decodes it into a value.
+func (c *Client) get(ctx context.Context, path string, into any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+c.address+path, nil)
 	if err != nil {
-		return nil, fmt.Errorf("address %q of the node: want HOST:PORT", c.address)
+		return fmt.Errorf("address %q of the node: want HOST:PORT", c.address)
 	}
 	resp, err := c.do(req)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer resp.Body.Close()
-	var s Status
-	if err := json.NewDecoder(resp.Body).Decode(&s); err != nil {
-		return nil, fmt.Errorf("what answers at %s is no shoal node of this version: %w", c.address, err)
+	if err := json.NewDecoder(resp.Body).Decode(into); err != nil {
+		return fmt.Errorf("what answers at %s is no shoal node of this version: %w", c.address, err)
 	}
-	return &s, nil
+	return nil
 }
