@@ -124,7 +124,13 @@ func keepBootstrap(r io.ReaderAt, size int64, path string) error {
 
 // decode accepts what may be mounted.
 func decode(r io.ReaderAt, size int64) (*bootstrap.Image, error) {
-	img, err := bootstrap.Decode(r, size)
+	return accept(bootstrap.Decode(r, size))
+}
+
+// decodeFile decodes the bootstrap in a file, and accepts what may be mounted.
+func decodeFile(path string) (*bootstrap.Image, error) { return accept(bootstrap.DecodeFile(path)) }
+
+func accept(img *bootstrap.Image, err error) (*bootstrap.Image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("bootstrap: %w", err)
 	}
@@ -134,20 +140,6 @@ func decode(r io.ReaderAt, size int64) (*bootstrap.Image, error) {
 		}
 	}
 	return img, nil
-}
-
-// decodeFile decodes the bootstrap in a file.
-func decodeFile(path string) (*bootstrap.Image, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	return decode(f, info.Size())
 }
 
 // devices returns the blobs of a bootstrap in the order of its device table, with the sizes that the manifest's layers have.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math/bits"
+	"os"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -35,6 +36,20 @@ type decoder struct {
 // A decoded image has passed the checks Encode makes; whether its chunks lie within their blobs is checked too, whether the
 // blobs exist is not.
 func Decode(r io.ReaderAt, size int64) (*Image, error) { return decode(r, size, "") }
+
+// DecodeFile decodes the bootstrap in a file.
+func DecodeFile(path string) (*Image, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	return Decode(f, info.Size())
+}
 
 // decode decodes a bootstrap that lies in the blob self, or in none.
 func decode(r io.ReaderAt, size int64, self digest.Digest) (*Image, error) {

@@ -5,8 +5,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -243,24 +241,13 @@ func (r *kubeletRig) push(ctx context.Context, repository, tag string, img v1.Im
 	if err := r.registry.Push(ctx, repository, tag, img); err != nil || !r.mounted {
 		return err
 	}
-	login, err := r.dockerConfig()
-	if err != nil {
+	login := filepath.Join(r.Dir(), "login")
+	if err := errors.Join(os.MkdirAll(login, 0o700), kubeletLogin().WriteConfig(login, r.registry)); err != nil {
 		return err
 	}
 	ref := r.registry.Addr() + "/" + repository + ":" + tag
-	_, err = r.registry.Host().Run(ctx, "env", "DOCKER_CONFIG="+login, r.shoal, "convert", "--plain-http", "--quiet", "--image", ref, "--target", ref)
+	_, err := r.registry.Host().Run(ctx, "env", "DOCKER_CONFIG="+login, r.shoal, "convert", "--plain-http", "--quiet", "--image", ref, "--target", ref)
 	return err
-}
-
-// dockerConfig returns the folder of a configuration with the login.
-func (r *kubeletRig) dockerConfig() (string, error) {
-	dir, who := filepath.Join(r.Dir(), "login"), kubeletLogin()
-	auth := base64.StdEncoding.EncodeToString([]byte(who.User + ":" + who.Password))
-	config, err := json.Marshal(map[string]any{"auths": map[string]any{r.registry.Addr(): map[string]string{"auth": auth}}})
-	if err != nil {
-		return "", err
-	}
-	return dir, errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, "config.json"), config, 0o600))
 }
 
 // buildPod builds the program that pods run.

@@ -2,7 +2,6 @@ package lazy
 
 import (
 	"fmt"
-	"os"
 	"strings"
 
 	"github.com/shoal-project/shoal/converter/bootstrap"
@@ -95,16 +94,7 @@ func below(n *bootstrap.Inode, visit func(*bootstrap.Inode)) {
 
 // readBootstrap decodes the bootstrap of an image, which must not have more blobs than a device table.
 func readBootstrap(path string) (*bootstrap.Image, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	img, err := bootstrap.Decode(f, info.Size())
+	img, err := bootstrap.DecodeFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("bootstrap %s: %w", path, err)
 	}

@@ -2,7 +2,11 @@ package cluster
 
 import (
 	"context"
+	"encoding/base64"
+	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -11,6 +15,16 @@ import (
 
 // Login is a user's name and password at a registry; the zero value is nobody.
 type Login struct{ User, Password string }
+
+// WriteConfig writes Docker's configuration with the login at a registry into a folder.
+func (l Login) WriteConfig(folder string, r *Registry) error {
+	text, err := json.Marshal(map[string]any{"auths": map[string]any{r.Addr(): map[string]string{"username": l.User, "password": l.Password,
+		"auth": base64.StdEncoding.EncodeToString([]byte(l.User + ":" + l.Password))}}})
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(folder, "config.json"), text, 0o600)
+}
 
 // PullCRI has containerd pull an image as the kubelet has it do: over the container runtime interface, with the credentials that an
 // imagePullSecret holds. Its containerd is one with ContainerdConfig.CRI.

@@ -2,7 +2,6 @@ package cluster
 
 import (
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -61,14 +60,10 @@ func (h *Host) StartKubelet(ctx context.Context, c *Containerd, r *Registry, log
 	if err := os.WriteFile(config, fmt.Appendf(nil, kubeletConfig, k.dir, c.Socket(), kubeletPort), 0o644); err != nil {
 		return nil, err
 	}
-	credentials, err := json.Marshal(map[string]any{"auths": map[string]any{r.Addr(): map[string]string{"username": login.User, "password": login.Password,
-		"auth": base64.StdEncoding.EncodeToString([]byte(login.User + ":" + login.Password))}}})
-	if err != nil {
+	if err := login.WriteConfig(filepath.Join(k.dir, "root"), r); err != nil {
 		return nil, err
 	}
-	if err := os.WriteFile(filepath.Join(k.dir, "root", "config.json"), credentials, 0o600); err != nil {
-		return nil, err
-	}
+	var err error
 	k.Process, err = h.Start("kubelet", []string{"kubelet", "--config", config, "--root-dir", filepath.Join(k.dir, "root"),
 		"--cert-dir", filepath.Join(k.dir, "pki"), "--hostname-override", h.Name}, nil)
 	if err != nil {
