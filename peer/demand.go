@@ -1,8 +1,6 @@
 package peer
 
 import (
-	"context"
-	"sync"
 	"time"
 
 	"github.com/shoal-project/shoal/peer/dispatch"
@@ -25,8 +23,8 @@ func short(l piece.Layout, length int64) bool { return length < l.Size && length
 
 // waitFor notes what a reader waits for.
 func (t *task) waitFor(r *Reader, w waited) {
-	if t.whole && int(w.run.End) == t.st.Layout().Count() {
-		w.short = false // the end of a blob that is fetched whole is no range of its own
+	if t.whole && t.cm == nil && int(w.run.End) == t.st.Layout().Count() {
+		w.short = false // it comes with the proof of the whole
 	}
 	t.readers[r] = w
 	if !w.short || !t.apart(w.run) {
@@ -83,7 +81,7 @@ func (t *task) demand(now time.Time) {
 	t.planner.Demand(short)
 	t.planner.Readers(long)
 	t.planner.Partial(t.partial())
-	t.planner.Calm(t.peer.gate.closed())
+	t.planner.Calm(t.peer.gate.closed(now))
 	if t.session == nil || len(short) == 0 {
 		return
 	}
@@ -101,86 +99,34 @@ func (t *task) demand(now time.Time) {
 	}
 }
 
-// rushFor is how long the rest makes way after what readers wait for has come: the next range is often asked for soon, and links take some time to
-// become empty.
+// rushFor is the longest that the rest makes way after what readers wait for has come: the next range is often asked for soon, and links take some
+// time to become empty. It makes way no longer than was waited: where ranges come in milliseconds, links become empty as quickly.
 const rushFor = 200 * time.Millisecond
 
 // rush has the host hold back what nobody waits for, in all tasks, while this one has something that readers wait for, and a moment longer.
 func (t *task) rush(now time.Time) {
-	switch {
-	case t.planner.Rushing():
-		if t.rushedAt = now; !t.rushing {
+	switch rushing := t.planner.Rushing(); {
+	case rushing && t.rushFrom.IsZero():
+		if t.rushFrom = now; !t.rushing {
 			t.rushing = true
-			t.peer.gate.close()
+			t.peer.gate.close(now)
 		}
-	case now.Sub(t.rushedAt) >= rushFor:
-		t.calm()
+	case !rushing && !t.rushFrom.IsZero(): // it has come
+		t.rushTill, t.rushFrom = now.Add(min(now.Sub(t.rushFrom), rushFor)), time.Time{}
+	case !rushing && !now.Before(t.rushTill):
+		t.calm(now)
 	}
 }
 
 // calm takes rush back.
-func (t *task) calm() {
+func (t *task) calm(now time.Time) {
 	if !t.rushing {
 		return
 	}
 	t.rushing = false
-	if t.peer.gate.open() {
+	if t.peer.gate.open(now) {
 		for _, other := range t.peer.all() {
 			other.post(func() {}) // it may ask for more again
 		}
-	}
-}
-
-// gate holds back what nobody waits for while others wait for something.
-type gate struct {
-	mu   sync.Mutex // guards both
-	n    int
-	free chan struct{} // closed when n falls to zero; nil while it is zero
-}
-
-// close closes the gate until open was called as often.
-func (g *gate) close() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.n++; g.n == 1 {
-		g.free = make(chan struct{})
-	}
-}
-
-// open reports whether the gate is open now.
-func (g *gate) open() bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.n--; g.n > 0 {
-		return false
-	}
-	close(g.free)
-	g.free = nil
-	return true
-}
-
-func (g *gate) closed() bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.n > 0
-}
-
-// gatePause is the longest that the gate holds back one step of a transfer: nothing stands still for good.
-const gatePause = 100 * time.Millisecond
-
-// pass waits until the gate is open, for gatePause at the most.
-func (g *gate) pass(ctx context.Context) {
-	g.mu.Lock()
-	free := g.free
-	g.mu.Unlock()
-	if free == nil {
-		return
-	}
-	timer := time.NewTimer(gatePause)
-	defer timer.Stop()
-	select {
-	case <-free:
-	case <-timer.C:
-	case <-ctx.Done():
 	}
 }

@@ -61,8 +61,9 @@ type task struct {
 	whole         bool       // all of it is fetched, not only what readers of ranges wait for
 	told          *piece.Set // pieces the scheduler was told that they are waited for
 	toldAt        time.Time
-	rushing       bool // the gate is closed because of this task
-	rushedAt      time.Time
+	rushing       bool                                    // the gate is closed because of this task
+	rushFrom      time.Time                               // since when readers wait; zero while they do not
+	rushTill      time.Time                               // until when the gate stays closed since they do not
 	neighbours    []api.Host                              // as last named by the scheduler
 	asked         map[piece.Index]context.CancelCauseFunc // requests to parents, by what gives them up
 	visitors      map[dispatch.ParentID]bool              // peers that came to watch this one, until they fall silent
@@ -204,7 +205,7 @@ func (t *task) run(ctx context.Context) {
 	t.loop(ctx)
 	cancel()
 	t.workers.Wait()
-	t.calm()
+	t.calm(time.Now())
 	t.close()
 }
 
@@ -265,8 +266,8 @@ func (t *task) loop(ctx context.Context) {
 
 // wait returns how long the loop may sleep when nothing happens.
 func (t *task) wait(now time.Time) time.Duration {
-	if t.rushing {
-		return min(t.waitMore(now), max(t.rushedAt.Add(rushFor).Sub(now), time.Millisecond))
+	if t.rushing && t.rushFrom.IsZero() {
+		return min(t.waitMore(now), max(t.rushTill.Sub(now), time.Millisecond))
 	}
 	return t.waitMore(now)
 }

@@ -15,8 +15,7 @@ type step struct {
 	all bool
 }
 
-// plan returns what is fetched ahead, in this order: of a whole image its blobs as loaders come to them, by the prefetch table and then by
-// name; of listed files their bytes.
+// plan returns what is fetched ahead, in this order: of a whole image its blobs as they are needed; of listed files their bytes.
 func plan(img *bootstrap.Image, p Prefetch) []step {
 	switch {
 	case p.None:
@@ -24,6 +23,12 @@ func plan(img *bootstrap.Image, p Prefetch) []step {
 	case len(p.Files) > 0:
 		return planFiles(img, p.Files)
 	}
+	return planWhole(img)
+}
+
+// planWhole returns all blobs: as the prefetch table comes to them, and then by the names of files. A table that names no program lists what
+// programs read, such as a model: before it come the blobs with the programs, and with the libraries beside them, without which nobody reads anything.
+func planWhole(img *bootstrap.Image) []step {
 	var out []step
 	seen := make([]bool, len(img.Blobs))
 	visit := func(n *bootstrap.Inode) {
@@ -33,6 +38,20 @@ func plan(img *bootstrap.Image, p Prefetch) []step {
 				out = append(out, step{blob: b, all: true})
 			}
 		}
+	}
+	programs := func(then func(*bootstrap.Inode)) func(*bootstrap.Inode) {
+		return func(n *bootstrap.Inode) {
+			if n.Type() == bootstrap.TypeRegular && n.Mode&0o111 != 0 {
+				then(n)
+			}
+		}
+	}
+	named := false
+	for _, n := range img.Prefetch {
+		below(n, programs(func(*bootstrap.Inode) { named = true }))
+	}
+	if !named {
+		below(img.Root, programs(visit))
 	}
 	for _, n := range img.Prefetch {
 		below(n, visit)

@@ -50,6 +50,26 @@ func TestPlanFollowsThePolicy(t *testing.T) {
 	}
 }
 
+// Nobody reads a model before the program and its libraries are there; a table that names a program knows better.
+func TestProgramsComeBeforeWhatTheyRead(t *testing.T) {
+	order := func(img *bootstrap.Image) (blobs []int) {
+		for _, s := range plan(img, Prefetch{}) {
+			blobs = append(blobs, s.blob)
+		}
+		return blobs
+	}
+	img := small()
+	program := img.Root.Children["dir"].Children["b"]
+	program.Mode |= 0o755
+	if diff := cmp.Diff([]int{0, 2, 1}, order(img)); diff != "" {
+		t.Errorf("a table of the model: -want +got:\n%s", diff)
+	}
+	img.Prefetch = append(img.Prefetch, program)
+	if diff := cmp.Diff([]int{2, 0, 1}, order(img)); diff != "" {
+		t.Errorf("a table with the program: -want +got:\n%s", diff)
+	}
+}
+
 func TestFaultsAreLocatedInAFile(t *testing.T) {
 	img := small()
 	if name, at := locate(img, 1, 4096+5); name != "a" || at != 4096+5 {
