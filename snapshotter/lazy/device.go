@@ -33,8 +33,8 @@ type device struct {
 type filler interface {
 	// fill returns when what there is of bytes [off, off+length) is in the file and verified.
 	fill(ctx context.Context, off, length int64) error
-	// fetch brings all bytes, in their order.
-	fetch(ctx context.Context) error
+	// fetch brings all bytes, in their order, and tells up to which one of the blob they are there.
+	fetch(ctx context.Context, progress func(done int64)) error
 	// whole reports whether all bytes are in the file and verified by this process.
 	whole() bool
 	// close closes the file, and removes what the driver has made if discard is set.
@@ -115,10 +115,17 @@ func (s *shared) fill(ctx context.Context, off, length int64) error {
 	return s.pool.await(ctx, off, min(length, s.size-off))
 }
 
-func (s *shared) fetch(ctx context.Context) error {
+func (s *shared) fetch(ctx context.Context, progress func(done int64)) error {
 	return s.pool.use(ctx, func(r Reader) error {
 		r.Prefetch()
-		return awaitAll(ctx, r, 0, s.size)
+		for off := int64(0); off < s.size; progress(off) {
+			n, err := r.Await(ctx, off, s.size-off)
+			if err != nil {
+				return err
+			}
+			off += n
+		}
+		return nil
 	})
 }
 

@@ -242,13 +242,14 @@ func (e *expanded) found(c *bootstrap.Chunk) bool {
 	return err == nil
 }
 
-func (e *expanded) fetch(ctx context.Context) error {
+func (e *expanded) fetch(ctx context.Context, progress func(done int64)) error {
 	return e.pool.use(ctx, func(r Reader) error {
 		r.Prefetch()
 		for i := range e.chunks {
 			if err := e.ensure(ctx, r, i); err != nil {
 				return err
 			}
+			progress(e.chunks[i].Offset + int64(e.chunks[i].Length))
 		}
 		return nil
 	})

@@ -11,7 +11,7 @@ import (
 type step struct {
 	blob        int
 	off, length int64
-	// all is set where the whole device is meant.
+	// all is set where the whole device is meant; length is the blob's then.
 	all bool
 }
 
@@ -35,7 +35,7 @@ func planWhole(img *bootstrap.Image) []step {
 		for _, c := range n.Chunks {
 			if b := int(img.Chunks[c].Blob); !seen[b] {
 				seen[b] = true
-				out = append(out, step{blob: b, all: true})
+				out = append(out, step{blob: b, length: img.Blobs[b].Size, all: true})
 			}
 		}
 	}

@@ -1,0 +1,124 @@
+package lazy
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// job is what is fetched ahead for a mount.
+type job struct {
+	mount *mount
+	steps []step
+}
+
+const (
+	// retryAhead and maxRetryAhead are the first and the longest pause after a step failed.
+	retryAhead    = time.Second
+	maxRetryAhead = time.Minute
+)
+
+func (d *Driver) enqueue(m *mount, steps []step) {
+	d.mu.Lock()
+	d.jobs = append(d.jobs, job{m, steps})
+	d.mu.Unlock()
+	select {
+	case d.wake <- struct{}{}:
+	default:
+	}
+}
+
+// fetchAhead runs the jobs as they come.
+func (d *Driver) fetchAhead(ctx context.Context) error {
+	tasks, ctx := errgroup.WithContext(ctx)
+	for {
+		select {
+		case <-ctx.Done():
+			return tasks.Wait()
+		case <-d.wake:
+		}
+		d.mu.Lock()
+		jobs := d.jobs
+		d.jobs = nil
+		d.mu.Unlock()
+		for _, j := range jobs {
+			tasks.Go(func() error {
+				d.runJob(ctx, j)
+				return nil
+			})
+		}
+	}
+}
+
+// runJob fetches what a plan says, in its order as far as it goes.
+func (d *Driver) runJob(ctx context.Context, j job) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	begin := time.Now()
+	unmounted := make(chan struct{})
+	defer close(unmounted)
+	go func() { // ends with the job
+		select {
+		case <-j.mount.gone:
+			cancel()
+		case <-unmounted:
+		}
+	}()
+	steps, pace := sync.WaitGroup{}, newPace(time.Now)
+	for _, s := range j.steps {
+		dev := j.mount.devices[s.blob]
+		if dev.whole.Load() {
+			continue
+		}
+		if !pace.wait(ctx) {
+			break
+		}
+		progress := pace.begin(s.length)
+		steps.Go(func() {
+			d.runStep(ctx, j.mount, dev, s, progress)
+			progress(s.length)
+		})
+	}
+	steps.Wait()
+	if ctx.Err() == nil {
+		d.log.Info("image fetched", "image", j.mount.image.Name, "target", j.mount.target, "seconds", time.Since(begin).Seconds())
+	}
+}
+
+// runStep repeats a step until it succeeds.
+func (d *Driver) runStep(ctx context.Context, m *mount, dev *device, s step, progress func(done int64)) {
+	d.mu.Lock()
+	if dev.refs == 0 {
+		d.mu.Unlock()
+		return
+	}
+	dev.refs++
+	d.mu.Unlock()
+	defer d.letGo(dev)
+	for pause := retryAhead; ctx.Err() == nil; pause = min(2*pause, maxRetryAhead) {
+		var err error
+		if s.all {
+			err = dev.filler.fetch(ctx, progress)
+		} else {
+			err = dev.filler.fill(ctx, s.off, s.length)
+		}
+		if err == nil {
+			d.finish(dev)
+			if !s.all || dev.whole.Load() {
+				return
+			} // what came first has to be verified again: it took long
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			d.log.Warn("fetching ahead fails, it is tried again", "image", m.image.Name, "error", err, "pause", pause)
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+		}
+	}
+}
