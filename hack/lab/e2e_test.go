@@ -110,6 +110,9 @@ func TestRootShoalNeverStandsInTheWayOfAPull(t *testing.T) {
 // TestRootEverybodyGetsTheRightBytesWhateverFails is about what arrives. What a mishap adds is told and not judged: machines are noisy.
 func TestRootEverybodyGetsTheRightBytesWhateverFails(t *testing.T) {
 	for _, m := range mishaps() {
+		if m.named {
+			continue // not ours to do to whoever runs the tests
+		}
 		t.Run(m.name, func(t *testing.T) {
 			ctx, shoal := prepare(t, "ip", "tc", "docker-registry", "losetup", "mkfs.ext4")
 			r := faults{shoal: shoal, converted: true, runs: 1, log: t.Output()}.measure(ctx, m)

@@ -22,7 +22,11 @@ func faultCommand() *cli.Command {
 	}
 	help.WriteString("\nOr four nodes read a blob as containerd does, once in peace and once with a mishap, and what that adds is measured:\n")
 	for _, m := range mishaps() {
-		fmt.Fprintf(&help, "   %-22s %s (at most %v)\n", m.name, m.what, m.bound)
+		only := ""
+		if m.named {
+			only = "; only when named, for it happens to all of this machine"
+		}
+		fmt.Fprintf(&help, "   %-22s %s (at most %v%s)\n", m.name, m.what, m.bound, only)
 	}
 	help.WriteString("\nIt fails when a reader does not get the right bytes; a bound that is passed is told and no failure, for machines are noisy.")
 	return &cli.Command{
@@ -92,7 +96,7 @@ func (f faults) run(ctx context.Context, only []string) error {
 		}
 	}
 	for _, m := range mishaps() {
-		if !wanted(m.name) || ctx.Err() != nil {
+		if !wanted(m.name) || m.named && len(only) == 0 || ctx.Err() != nil {
 			continue
 		}
 		found++

@@ -22,6 +22,8 @@ type mishap struct {
 	before, during func(context.Context, *trial) error
 	// after checks, once all was read, that what should have happened did. Nil checks nothing.
 	after func(context.Context, *trial) error
+	// named is set for what happens to all of the machine, and so only to who asks for it.
+	named bool
 }
 
 // mishaps are the cases of lab fault that are measured. The bounds are what the faults may cost according to the design.
@@ -31,7 +33,8 @@ func mishaps() []mishap {
 	all = append(all, seedMishaps()...)
 	all = append(all, originMishaps()...)
 	all = append(all, schedulerMishaps()...)
-	return append(all, nodeMishaps()...)
+	all = append(all, nodeMishaps()...)
+	return append(all, clockMishaps()...)
 }
 
 // blobPaths is what the requests for pieces between hosts have in their paths.
