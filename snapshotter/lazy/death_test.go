@@ -263,3 +263,30 @@ func TestRootUnclaimedMountsKeepTheirMarks(t *testing.T) {
 	check(t, d.stdin.Close())
 	check(t, d.cmd.Wait())
 }
+
+// Keepers that hang when a daemon starts are replaced by others, and nobody reads a zero meanwhile.
+func TestRootHungKeepersAreReplaced(t *testing.T) {
+	needKernel(t)
+	for _, hung := range []string{"leader", "both"} {
+		t.Run(hung, func(t *testing.T) {
+			w := newWorld(t, 3<<20)
+			d := w.daemon(t, Prefetch{None: true})
+			before := w.pair(t)
+			d.kill()
+			for i, pid := range before {
+				if i == 0 || hung == "both" {
+					check(t, syscall.Kill(pid, syscall.SIGSTOP))
+				}
+			}
+			done := w.readAll(t)
+			w.daemon(t, Prefetch{})
+			check(t, <-done)
+			w.wantSums(t, "read", w.names("")...)
+			eventually(t, "others have the group", func() bool {
+				now := w.keepers()
+				return !slices.Contains(now, before[0]) && !slices.Contains(now, before[1])
+			})
+			w.pair(t)
+		})
+	}
+}

@@ -98,7 +98,7 @@ func (d *Driver) openGroup(ctx context.Context) error {
 	var files []*os.File
 	var err error
 	if d.cfg.Keeper.Socket != "" {
-		if d.kept, err = keeper.Connect(ctx, d.cfg.Keeper); err != nil {
+		if d.kept, err = connect(ctx, d.cfg.Keeper); err != nil {
 			return err
 		}
 		if files, err = d.kept.Get(keptAs); err != nil {
@@ -126,6 +126,15 @@ func (d *Driver) openGroup(ctx context.Context) error {
 		err = errors.Join(err, d.kept.Close())
 	}
 	return err
+}
+
+// connect returns a connection to a keeper that answers, in place of one that hangs.
+func connect(ctx context.Context, cfg keeper.Config) (*keeper.Client, error) {
+	kept, err := keeper.Connect(ctx, cfg)
+	if errors.Is(err, keeper.ErrHung) {
+		return keeper.Replace(ctx, cfg, keptAs, fanotify.Links())
+	}
+	return kept, err
 }
 
 // entrust has the keeper hold the group.
@@ -215,7 +224,7 @@ func (d *Driver) keep(ctx context.Context) error {
 }
 
 func (d *Driver) replaceKeeper(ctx context.Context) error {
-	kept, err := keeper.Connect(ctx, d.cfg.Keeper)
+	kept, err := connect(ctx, d.cfg.Keeper)
 	if err != nil {
 		return err
 	}

@@ -40,7 +40,7 @@ func newMounter(ctx context.Context, kind lazy.Kind, cfg lazy.Config, images ima
 	if err == nil {
 		_ = kept.Close() // only a question
 	}
-	inherits := err == nil // that has shown what this host can
+	inherits := err == nil || errors.Is(err, keeper.ErrHung) // that has shown what this host can
 	auto := kind == lazy.Auto
 	if auto {
 		kind = lazy.EROFS
