@@ -39,6 +39,8 @@ type Config struct {
 	Keeper keeper.Config
 	// Readahead is how many bytes the kernel reads ahead in a mount at the most; a fault waits for as many. Default 4 MiB.
 	Readahead int
+	// Room accounts for expanded blobs; nil does not.
+	Room Room
 	// Log is where faults of reads are reported; nil discards.
 	Log *slog.Logger
 	// Registerer takes the metrics; nil keeps them private.
@@ -52,6 +54,7 @@ type Driver struct {
 	metrics *metrics
 	group   *fanotify.Group
 	groupID fanotify.File
+	shelf   *shelf
 	// inherited says that an earlier process had the group.
 	inherited bool
 	kept      *keeper.Client // nil without a keeper; replaced by keep only
@@ -83,6 +86,7 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 			return nil, fmt.Errorf("lazy mounts: %w", err)
 		}
 	}
+	d.shelf = newShelf(d.expandedDir(), cfg.Room)
 	if err := d.openGroup(ctx); err != nil {
 		return nil, fmt.Errorf("lazy mounts below %s: %w", cfg.Dir, err)
 	}
@@ -259,22 +263,7 @@ func (d *Driver) Settled() {
 	d.mounting.Lock()
 	defer d.mounting.Unlock()
 	d.settle()
-	entries, err := os.ReadDir(d.expandedDir())
-	if err != nil {
+	if err := d.shelf.sweep(); err != nil {
 		d.log.Warn("expanded blobs are not swept", "error", err)
-		return
-	}
-	used := map[string]bool{}
-	d.mu.Lock()
-	for _, dev := range d.devices {
-		used[filepath.Base(dev.file.Name())] = true
-	}
-	d.mu.Unlock()
-	for _, e := range entries {
-		if !used[e.Name()] {
-			if err := os.Remove(filepath.Join(d.expandedDir(), e.Name())); err != nil {
-				d.log.Warn("expanded blob is not removed", "error", err)
-			}
-		}
 	}
 }

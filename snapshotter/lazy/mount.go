@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 
@@ -65,7 +66,7 @@ func (d *Driver) Mount(ctx context.Context, image Image, target string) error {
 	d.mounting.Lock()
 	defer d.mounting.Unlock()
 	if done, err := d.mounted(image, target); done || err != nil {
-		closeDevices(devices)
+		d.giveUp(devices)
 		return err
 	}
 	if err := d.enter(m); err != nil {
@@ -105,25 +106,41 @@ func (d *Driver) linger(m *mount) {
 // openDevices opens the blobs of an image, in the order of the device table.
 func (d *Driver) openDevices(ctx context.Context, image Image, img *bootstrap.Image) ([]*device, error) {
 	devices := make([]*device, len(img.Blobs))
+	chunks, whole := split(img)
 	opening, ctx := errgroup.WithContext(ctx)
 	opening.SetLimit(maxOpening)
 	for i := range devices {
 		opening.Go(func() (err error) {
-			devices[i], err = openDevice(ctx, d.expandedDir(), image.Blobs, img, i)
+			b := &img.Blobs[i]
+			var f filler
+			var file *os.File
+			if whole[i] {
+				f, file, err = openShared(ctx, image.Blobs, Blob{b.Digest, b.Size})
+			} else {
+				f, file, err = openExpanded(d.shelf, image.Blobs, b, chunks[i])
+			}
+			devices[i], err = newDevice(b, f, file, err)
 			return err
 		})
 	}
 	if err := opening.Wait(); err != nil {
-		closeDevices(devices)
+		d.giveUp(devices)
 		return nil, err
 	}
 	return devices, nil
 }
 
-func closeDevices(devices []*device) {
+// giveUp closes devices that did not come into use. What was expanded before is kept as long as another mount may be to come that has it.
+func (d *Driver) giveUp(devices []*device) {
+	discard := false
+	select {
+	case <-d.settled:
+		discard = true
+	default:
+	}
 	for _, dev := range devices {
 		if dev != nil {
-			_ = dev.filler.close(false) // nothing was written
+			_ = dev.filler.close(discard) // nothing was written
 		}
 	}
 }
@@ -152,7 +169,7 @@ func (d *Driver) enter(m *mount) error {
 			continue
 		}
 		if err := d.group.Mark(dev.file); err != nil {
-			closeDevices(fresh)
+			d.giveUp(fresh)
 			return err
 		}
 	}

@@ -62,7 +62,7 @@ func (n *node) abandonMounts(ctx context.Context) {
 // lazyConfig says where the driver's things are.
 func (n *node) lazyConfig() lazy.Config {
 	dir := filepath.Join(n.cfg.DataDir, "lazy")
-	return lazy.Config{Dir: dir, Log: n.component("lazy"), Registerer: n.admin.registry,
+	return lazy.Config{Dir: dir, Room: n.store, Log: n.component("lazy"), Registerer: n.admin.registry,
 		Keeper: keeper.Config{Socket: filepath.Join(dir, "keeper.sock"), Log: n.component("keeper")}}
 }
 
