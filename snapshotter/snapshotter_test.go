@@ -3,6 +3,7 @@ package snapshotter
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -389,4 +390,14 @@ func TestListenReplacesADeadSocketAndNoLiveOne(t *testing.T) {
 	second, err := Listen(t.Context(), path)
 	check(t, err)
 	check(t, second.Close())
+}
+
+func TestRootAFolderIsForOneProcess(t *testing.T) {
+	h := newHost(t)
+	_, err := New(Config{Root: h.root})
+	if want := fmt.Sprintf("process %d has it", os.Getpid()); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), h.root) {
+		t.Errorf("error %v, want the folder and %q in it", err, want)
+	}
+	check(t, h.Close())
+	h.start()
 }
