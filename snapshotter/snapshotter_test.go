@@ -401,3 +401,37 @@ func TestRootAFolderIsForOneProcess(t *testing.T) {
 	check(t, h.Close())
 	h.start()
 }
+
+// Who mounts an image that is being removed, and who sweeps while one is mounted, leave no pin and take none away.
+func TestRootPinsGoAndStayWithTheirSnapshots(t *testing.T) {
+	h := newHost(t)
+	top, _ := h.pull("a")
+	id, _, err := h.find(t.Context(), top)
+	check(t, err)
+	n, err := h.readNote(id)
+	check(t, err)
+	kept := len(h.pins.Pins())
+	check(t, h.sweepPins(t.Context(), map[string]note{})) // what it knows is from before the pull
+	if now := len(h.pins.Pins()); now != kept {
+		t.Errorf("%d of %d blobs are pinned after a sweep", now, kept)
+	}
+	check(t, h.Remove(t.Context(), top))
+	if err := h.ensureMounted(t.Context(), id, n); !errdefs.IsNotFound(err) { // it came too late
+		t.Errorf("mounted what was removed: %v", err)
+	}
+	if left := h.pins.Pins(); len(left) > 0 {
+		t.Errorf("pins are left: %v", left)
+	}
+}
+
+func TestRootPinsGoWithASnapshotWhoseNoteIsDamaged(t *testing.T) {
+	h := newHost(t)
+	top, _ := h.pull("a")
+	id, _, err := h.find(t.Context(), top)
+	check(t, err)
+	check(t, os.WriteFile(filepath.Join(h.dir(id), noteName), []byte("{"), 0o600))
+	check(t, h.Remove(t.Context(), top))
+	if left := h.pins.Pins(); len(left) > 0 {
+		t.Errorf("pins are left: %v", left)
+	}
+}
