@@ -52,6 +52,7 @@ type Driver struct {
 	cfg     Config
 	log     *slog.Logger
 	metrics *metrics
+	faults  *faults
 	group   *fanotify.Group
 	groupID fanotify.File
 	shelf   *shelf
@@ -91,6 +92,7 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 		return nil, fmt.Errorf("lazy mounts below %s: %w", cfg.Dir, err)
 	}
 	d.metrics = newMetrics(cfg.Registerer)
+	d.faults = newFaults(d.log, d.metrics)
 	return d, nil
 }
 

@@ -37,9 +37,9 @@ const (
 //
 // Its methods may be called concurrently, Run and Close once, Close behind Run.
 type Fuse struct {
-	log     *slog.Logger
-	metrics *metrics
-	wake    chan struct{}
+	log    *slog.Logger
+	faults *faults
+	wake   chan struct{}
 
 	mounting sync.Mutex // one mount at a time
 
@@ -64,7 +64,8 @@ func NewFuse(cfg Config) (*Fuse, error) {
 	if err := unix.Access("/dev/fuse", unix.R_OK|unix.W_OK); err != nil {
 		return nil, fmt.Errorf("lazy mounts by FUSE: /dev/fuse: %w; try modprobe fuse", err)
 	}
-	return &Fuse{log: cmp.Or(cfg.Log, slog.New(slog.DiscardHandler)), metrics: newMetrics(cfg.Registerer), wake: make(chan struct{}, 1),
+	log := cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
+	return &Fuse{log: log, faults: newFaults(log, newMetrics(cfg.Registerer)), wake: make(chan struct{}, 1),
 		mounts: map[string]*fuseMount{}}, nil
 }
 

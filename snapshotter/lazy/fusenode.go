@@ -160,8 +160,7 @@ func (n *fuseNode) Read(_ context.Context, _ fs.FileHandle, dest []byte, off int
 	name := n.tree.facts[n.inode].name
 	got, err := n.tree.mount.files.ReadAt(n.inode, name, dest, off)
 	if err != nil && !errors.Is(err, io.EOF) {
-		n.tree.driver.metrics.failed.Inc()
-		n.tree.driver.log.Error("lazy read fails", "image", n.tree.mount.image.Name, "file", name, "offset", off, "error", err)
+		n.tree.driver.faults.tell(err, func() []any { return []any{"image", n.tree.mount.image.Name, "file", name, "offset", off} })
 		return nil, syscall.EIO
 	}
 	return fuse.ReadResultData(dest[:got]), 0

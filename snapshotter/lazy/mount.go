@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -23,12 +24,24 @@ const maxOpening = 16
 type mount struct {
 	image   Image
 	target  string
-	devices []*device     // in the order of the device table
-	gone    chan struct{} // closed when it is unmounted
+	devices []*device               // in the order of the device table
+	gone    chan struct{}           // closed when it is unmounted
+	places  func() (*places, error) // read from the bootstrap when they are first asked for
 
 	// Guarded by Driver.mounting:
 	supers []erofs.Super // what the kernel calls it, and what it was mounted as before; containers may use those still
 	direct bool          // it is read past the page cache
+}
+
+// placesIn returns what reads the places of a bootstrap's files once.
+func placesIn(path string) func() (*places, error) {
+	return sync.OnceValues(func() (*places, error) {
+		img, err := readBootstrap(path)
+		if err != nil {
+			return nil, err
+		}
+		return placesOf(img), nil
+	})
 }
 
 // alive reports whether it is mounted anywhere.
@@ -62,7 +75,7 @@ func (d *Driver) Mount(ctx context.Context, image Image, target string) error {
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", image.Name, err)
 	}
-	m := &mount{image: image, target: target, devices: devices, gone: make(chan struct{})}
+	m := &mount{image: image, target: target, devices: devices, gone: make(chan struct{}), places: placesIn(image.Bootstrap)}
 	d.mounting.Lock()
 	defer d.mounting.Unlock()
 	if done, err := d.mounted(image, target); done || err != nil {
