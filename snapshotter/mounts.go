@@ -44,7 +44,7 @@ func (s *Snapshotter) ensureMounted(ctx context.Context, id string, n note) erro
 	if err := s.pin(id, n); err != nil {
 		return fmt.Errorf("image %s: %w", n.Image, err)
 	}
-	image := MountedImage{Name: n.Image, Bootstrap: s.imagePath(id), Prefetch: n.Prefetch}
+	image := MountedImage{Name: n.Image, Bootstrap: s.imagePath(id), Decoded: n.decoded, Prefetch: n.Prefetch}
 	for _, b := range n.Blobs {
 		image.Blobs = append(image.Blobs, n.ref(b))
 	}

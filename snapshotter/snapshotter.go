@@ -19,6 +19,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/shoal-project/shoal/converter/bootstrap"
 	mirror "github.com/shoal-project/shoal/registry-mirror"
 )
 
@@ -50,7 +51,9 @@ type Pins interface {
 type MountedImage struct {
 	Name      string // reference, for logs and errors
 	Bootstrap string // path of the file with the RAFS v6 bootstrap; it has been checked
-	Blobs     []mirror.BlobRef
+	// Decoded is what the bootstrap says, where that is known; else nil. It is not to be changed.
+	Decoded *bootstrap.Image
+	Blobs   []mirror.BlobRef
 	// Prefetch says what is fetched before it is read: empty or "whole", "none", or paths in the image apart by commas.
 	Prefetch string
 }
@@ -78,8 +81,9 @@ type Snapshotter struct {
 	lock    *os.File // keeps the folder from other processes
 	meta    *storage.MetaStore
 	// plain is containerd's overlay over the same metadata. It leaves the folders of what it removes to cleanup.
-	plain snapshots.Snapshotter
-	locks locks // by ID of a snapshot: mounting, unpacking and removing it
+	plain   snapshots.Snapshotter
+	decoded recent
+	locks   locks // by ID of a snapshot: mounting, unpacking and removing it
 
 	upMu sync.Mutex      // guards up
 	up   map[string]bool // by ID: what this process has mounted or taken over

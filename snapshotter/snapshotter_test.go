@@ -2,6 +2,7 @@ package snapshotter
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -247,7 +248,7 @@ func (h *host) unpackNydus(unpack func(dir string)) error {
 
 func TestRootNydusImageIsMountedFromItsUnpackedBootstrap(t *testing.T) {
 	h := newHost(t)
-	boot, err := h.bootstrapOf(t.Context(), h.reg.known, true)
+	boot, _, err := h.bootstrapOf(t.Context(), h.reg.known, true)
 	check(t, err)
 	raw, err := os.ReadFile(boot)
 	check(t, err)
@@ -433,5 +434,31 @@ func TestRootPinsGoWithASnapshotWhoseNoteIsDamaged(t *testing.T) {
 	check(t, h.Remove(t.Context(), top))
 	if left := h.pins.Pins(); len(left) > 0 {
 		t.Errorf("pins are left: %v", left)
+	}
+}
+
+// told notes what it is told of an image before it mounts it.
+type told struct {
+	eager
+
+	decoded *bool
+}
+
+func (m told) Mount(ctx context.Context, image MountedImage, target string) error {
+	*m.decoded = image.Decoded != nil
+	return m.eager.Mount(ctx, image, target)
+}
+
+// What was decoded to check the bootstrap is what is mounted: with the first layer, and with the last.
+func TestRootBootstrapIsDecodedOnceForAMount(t *testing.T) {
+	h := newHost(t)
+	decoded := false
+	h.cfg.Mounter = told{eager{h.reg}, &decoded}
+	h.pull("a")
+	if !decoded {
+		t.Error("the image has to be decoded once more to be mounted")
+	}
+	if h.decoded.img != nil {
+		t.Error("it stays in memory")
 	}
 }

@@ -105,7 +105,7 @@ func (d *Fuse) Mount(ctx context.Context, image Image, target string) error {
 }
 
 func (d *Fuse) mount(ctx context.Context, image Image, target string) (*fuseMount, error) {
-	img, err := readBootstrap(image.Bootstrap)
+	img, err := image.decode()
 	if err != nil {
 		return nil, err
 	}

@@ -67,7 +67,7 @@ func (d *Driver) Mount(ctx context.Context, image Image, target string) error {
 	if done, err := d.mounted(image, target); done || err != nil {
 		return err
 	}
-	img, err := readBootstrap(image.Bootstrap)
+	img, err := image.decode()
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", image.Name, err)
 	}

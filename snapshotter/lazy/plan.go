@@ -94,7 +94,7 @@ func below(n *bootstrap.Inode, visit func(*bootstrap.Inode)) {
 
 // readBootstrap decodes the bootstrap of an image, which must not have more blobs than a device table.
 func readBootstrap(path string) (*bootstrap.Image, error) {
-	img, err := bootstrap.DecodeFile(path)
+	img, err := bootstrap.DecodeFile(path, bootstrap.MountMemory)
 	if err != nil {
 		return nil, fmt.Errorf("bootstrap %s: %w", path, err)
 	}

@@ -128,7 +128,7 @@ func (m *mounter) Mount(ctx context.Context, image snapshotter.MountedImage, tar
 	if err != nil { // of the image: the configuration was checked
 		m.cfg.Log.Warn("all of the image is fetched", "image", image.Name, "error", err)
 	}
-	return driver.Mount(ctx, lazy.Image{Name: image.Name, Bootstrap: image.Bootstrap, Blobs: from, Prefetch: ahead}, target)
+	return driver.Mount(ctx, lazy.Image{Name: image.Name, Bootstrap: image.Bootstrap, Decoded: image.Decoded, Blobs: from, Prefetch: ahead}, target)
 }
 
 // Unmount implements snapshotter.Mounter.
