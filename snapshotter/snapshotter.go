@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -83,6 +84,7 @@ type Snapshotter struct {
 	// plain is containerd's overlay over the same metadata. It leaves the folders of what it removes to cleanup.
 	plain   snapshots.Snapshotter
 	decoded recent
+	fault   atomic.Pointer[error]
 	locks   locks // by ID of a snapshot: mounting, unpacking and removing it
 
 	upMu sync.Mutex      // guards up

@@ -384,10 +384,7 @@ func TestListenReplacesADeadSocketAndNoLiveOne(t *testing.T) {
 	if _, err := Listen(t.Context(), path); err == nil || !strings.Contains(err.Error(), path) {
 		t.Errorf("beside a live one: %v", err)
 	}
-	if u, ok := first.(interface{ SetUnlinkOnClose(bool) }); ok {
-		u.SetUnlinkOnClose(false) // as when the process is killed
-	}
-	check(t, first.Close())
+	check(t, first.listener.Close()) // as when the process is killed
 	second, err := Listen(t.Context(), path)
 	check(t, err)
 	check(t, second.Close())

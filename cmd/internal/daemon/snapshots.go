@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -21,7 +20,7 @@ type snapshots struct {
 	*snapshotter.Snapshotter
 
 	mounter  *mounter // nil when this host cannot mount images
-	listener net.Listener
+	listener *snapshotter.Socket
 	address  string
 	// mountsNone: no repository is named whose images are mounted.
 	mountsNone bool
@@ -153,7 +152,7 @@ func (n *node) restoreSnapshots(ctx context.Context) error {
 
 func (s *snapshots) close() {
 	if s.listener != nil {
-		_ = s.listener.Close() // usually closed by its server already
+		_ = s.listener.Close() // usually done by its server already
 	}
 	if s.Snapshotter != nil {
 		_ = s.Close() // bbolt syncs each transaction
@@ -190,6 +189,9 @@ func (s *snapshots) status() local.SnapshotterStatus {
 	st := local.SnapshotterStatus{Address: s.address, Driver: "none", Mounted: s.Mounted(), Off: s.off}
 	if s.mounter != nil {
 		st.Driver = string(s.mounter.kind)
+	}
+	if err := errors.Join(s.listener.Lost(), s.Fault()); err != nil {
+		st.Off = err.Error()
 	}
 	if s.mountsNone && st.Off == "" {
 		st.Off = "all images are unpacked: snapshotter.mount names no repository"
