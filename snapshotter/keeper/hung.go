@@ -180,7 +180,7 @@ func (p process) mates(links []string) (out []process) {
 		if err != nil {
 			continue // it has gone
 		}
-		for _, word := range strings.Fields(string(data)) {
+		for word := range strings.FieldsSeq(string(data)) {
 			pid, err := strconv.Atoi(word)
 			if err != nil {
 				continue
