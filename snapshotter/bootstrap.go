@@ -30,6 +30,9 @@ func bootstrapLimit(size int64) int64 {
 	return min(packed*min(size, maxBootstrap)+least, maxBootstrap)
 }
 
+// decoding is the lock of who reads a bootstrap into memory: one at a time, however many are pulled.
+const decoding = "decoding"
+
 const bootstrapsName = "bootstraps"
 
 // bootstrapPath is where a bootstrap waits for the last layer of its image. What is there has been checked.
@@ -118,6 +121,11 @@ func (s *Snapshotter) fetchBootstrap(ctx context.Context, layer mirror.BlobRef, 
 	if err := stream.awaitAll(); err != nil { // its digest is right only when all of it is there
 		return nil, err
 	}
+	unlock, err := s.locks.lock(ctx, decoding)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	files, err := image.FilesOfLayer(stream, func(name string) bool { return name == image.BootstrapName }, bootstrapLimit(layer.Size))
 	if err != nil {
 		return nil, err

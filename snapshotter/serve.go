@@ -33,7 +33,9 @@ func (s *Snapshotter) Serve(ctx context.Context, socket *Socket) error {
 			return err
 		})
 	}
-	serve(socket.listener)
+	if socket.listener != nil {
+		serve(socket.listener)
+	}
 	tasks.Go(func() error {
 		s.watch(ctx, socket, serve)
 		last := time.AfterFunc(stopWithin, server.Stop)
@@ -59,7 +61,7 @@ func (s *Snapshotter) watch(ctx context.Context, socket *Socket, serve func(net.
 			s.log.Error("socket is lost, it is tried again", "error", news)
 		}
 		if l != nil {
-			s.log.Warn("socket was removed, and is there again", "address", socket.path)
+			s.log.Warn("socket was lost, and is there again", "address", socket.path)
 			serve(l)
 		}
 		if err := s.usedElsewhere(); err != nil && s.Fault() == nil {

@@ -17,15 +17,27 @@ import (
 type Socket struct {
 	path string
 
-	mu       sync.Mutex // guards the fields below
-	listener *net.UnixListener
-	info     fs.FileInfo // of the path, while the listener is there
+	mu       sync.Mutex        // guards the fields below
+	listener *net.UnixListener // nil before there was one
+	info     fs.FileInfo       // of the path, while the listener is there
 	lost     error
 	closed   bool
 }
 
+// ErrTaken means that another process serves at a socket's path.
+var ErrTaken = errors.New("another process serves there; stop it or choose another address")
+
+// ListenLater returns a socket at which nobody listens yet, for that reason. Serve takes it as soon as it can be had.
+func ListenLater(path string, reason error) *Socket {
+	return &Socket{path: path, lost: lostError(reason)}
+}
+
+func lostError(err error) error {
+	return fmt.Errorf("containerd does not find this node's snapshotter: %w", err)
+}
+
 // Listen takes the socket that containerd asks at, of which only its owner may make use. A socket that another process has left is replaced;
-// one at which a process listens is an error, as is a file that is no socket.
+// one at which a process listens is ErrTaken, and a file that is no socket is an error too.
 func Listen(ctx context.Context, path string) (*Socket, error) {
 	s := &Socket{path: path}
 	var err error
@@ -42,7 +54,7 @@ func take(ctx context.Context, path string) (*net.UnixListener, fs.FileInfo, err
 		_ = conn.Close() // only a question
 	}
 	if !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, fs.ErrNotExist) { // its queue may be full
-		return nil, nil, fmt.Errorf("%s: another process serves there; stop it or choose another address", path)
+		return nil, nil, fmt.Errorf("%s: %w", path, ErrTaken)
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, nil, err
@@ -87,6 +99,9 @@ func (s *Socket) Close() error {
 	if s.oursLocked() {
 		err = os.Remove(s.path)
 	}
+	if s.listener == nil {
+		return nil
+	}
 	if closeErr := s.listener.Close(); !errors.Is(closeErr, net.ErrClosed) {
 		err = errors.Join(err, closeErr)
 	}
@@ -95,6 +110,9 @@ func (s *Socket) Close() error {
 
 // oursLocked reports whether the path leads to the listener. The listener keeps its inode, so that no other socket has the same number.
 func (s *Socket) oursLocked() bool {
+	if s.info == nil {
+		return false
+	}
 	now, err := os.Lstat(s.path)
 	return err == nil && os.SameFile(now, s.info)
 }
@@ -114,13 +132,15 @@ func (s *Socket) recover(ctx context.Context) (l *net.UnixListener, news error) 
 	was := s.lost
 	fresh, info, err := take(ctx, s.path)
 	if err != nil {
-		s.lost = fmt.Errorf("containerd does not find this node's snapshotter: %w", err)
+		s.lost = lostError(err)
 		if was == nil || was.Error() != s.lost.Error() {
 			news = s.lost
 		}
 		return nil, news
 	}
-	_ = s.listener.Close() // nobody reaches it any more
+	if s.listener != nil {
+		_ = s.listener.Close() // nobody reaches it any more
+	}
 	s.listener, s.info, s.lost = fresh, info, nil
 	return fresh, nil
 }

@@ -66,6 +66,29 @@ func TestRootTheSocketIsTakenBack(t *testing.T) {
 	eventually(t, "it answers after the other one has gone", func() bool { return answers(t, address) && socket.Lost() == nil })
 }
 
+// Who finds the socket taken at the start has it when the other one has gone.
+func TestRootATakenSocketIsWaitedFor(t *testing.T) {
+	needRoot(t)
+	root := t.TempDir()
+	s, err := New(Config{Root: filepath.Join(root, "snapshots")})
+	check(t, err)
+	defer s.Close()
+	address := filepath.Join(root, "s.sock")
+	other, err := net.Listen("unix", address)
+	check(t, err)
+	_, err = Listen(t.Context(), address)
+	if !errors.Is(err, ErrTaken) {
+		t.Fatalf("error %v, want %v", err, ErrTaken)
+	}
+	socket := ListenLater(address, err)
+	connect(t, s, socket)
+	if err := socket.Lost(); !errors.Is(err, ErrTaken) {
+		t.Errorf("lost: %v, want %v", err, ErrTaken)
+	}
+	check(t, other.Close())
+	eventually(t, "it answers", func() bool { return answers(t, address) })
+}
+
 func TestAFileThatIsNoSocketStays(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s.sock")
 	check(t, os.WriteFile(path, []byte("of somebody"), 0o600))

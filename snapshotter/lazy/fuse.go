@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -225,6 +226,7 @@ func (d *Fuse) Run(ctx context.Context) error {
 func (d *Fuse) fetch(ctx context.Context, m *fuseMount) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	chunks := byDevice(m.img)
 	for _, s := range plan(m.img, m.image.Prefetch) {
 		select {
 		case <-m.gone:
@@ -236,11 +238,15 @@ func (d *Fuse) fetch(ctx context.Context, m *fuseMount) {
 				r.Prefetch()
 				return awaitAll(ctx, r, 0, m.img.Blobs[s.blob].Size)
 			}
-			for _, c := range m.img.Chunks {
-				if int(c.Blob) == s.blob && s.off <= c.DeviceOffset && c.DeviceOffset < s.off+s.length {
-					if err := awaitAll(ctx, r, c.Offset, int64(c.Length)); err != nil {
-						return err
-					}
+			of := chunks[s.blob]
+			first, _ := slices.BinarySearchFunc(of, s.off, func(i uint32, off int64) int { return cmp.Compare(m.img.Chunks[i].DeviceOffset, off) })
+			for _, i := range of[first:] {
+				c := &m.img.Chunks[i]
+				if c.DeviceOffset >= s.off+s.length {
+					break
+				}
+				if err := awaitAll(ctx, r, c.Offset, int64(c.Length)); err != nil {
+					return err
 				}
 			}
 			return nil
@@ -252,6 +258,19 @@ func (d *Fuse) fetch(ctx context.Context, m *fuseMount) {
 			d.log.Warn("fetching ahead fails", "image", m.image.Name, "error", err)
 		}
 	}
+}
+
+// byDevice returns the chunks of each blob in the order of its device.
+func byDevice(img *bootstrap.Image) [][]uint32 {
+	out := make([][]uint32, len(img.Blobs))
+	for i := range img.Chunks {
+		b := img.Chunks[i].Blob
+		out[b] = append(out[b], uint32(i))
+	}
+	for _, of := range out {
+		slices.SortFunc(of, func(a, b uint32) int { return cmp.Compare(img.Chunks[a].DeviceOffset, img.Chunks[b].DeviceOffset) })
+	}
+	return out
 }
 
 // Close unmounts everything, in use or not.

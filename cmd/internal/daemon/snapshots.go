@@ -84,7 +84,12 @@ func (n *node) tryOpenSnapshots(ctx context.Context, images images) error {
 		n.log.Warn("images are unpacked, not mounted", "error", err)
 		n.abandonMounts(ctx)
 	}
-	if s.listener, err = snapshotter.Listen(ctx, address); err != nil {
+	s.listener, err = snapshotter.Listen(ctx, address)
+	switch {
+	case errors.Is(err, snapshotter.ErrTaken) && n.cfg.Snapshotter.Enabled == config.SnapshotterAuto:
+		n.log.Error("snapshotter waits for its socket", "error", err) // what is mounted is looked after meanwhile
+		s.listener = snapshotter.ListenLater(address, err)
+	case err != nil:
 		return err
 	}
 	s.Snapshotter, err = snapshotter.New(cfg)
