@@ -86,7 +86,7 @@ func (n *node) tryOpenSnapshots(ctx context.Context, images images) error {
 	}
 	s.listener, err = snapshotter.Listen(ctx, address)
 	switch {
-	case errors.Is(err, snapshotter.ErrTaken) && n.cfg.Snapshotter.Enabled == config.SnapshotterAuto:
+	case errors.Is(err, snapshotter.ErrTaken):
 		n.log.Error("snapshotter waits for its socket", "error", err) // what is mounted is looked after meanwhile
 		s.listener = snapshotter.ListenLater(address, err)
 	case err != nil:
