@@ -50,11 +50,14 @@ func Listen(ctx context.Context, path string) (*Socket, error) {
 
 func take(ctx context.Context, path string) (*net.UnixListener, fs.FileInfo, error) {
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
-	if err == nil {
+	switch {
+	case err == nil:
 		_ = conn.Close() // only a question
-	}
-	if !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, fs.ErrNotExist) { // its queue may be full
 		return nil, nil, fmt.Errorf("%s: %w", path, ErrTaken)
+	case errors.Is(err, unix.EAGAIN): // its queue is full
+		return nil, nil, fmt.Errorf("%s: %w", path, ErrTaken)
+	case !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, fs.ErrNotExist):
+		return nil, nil, err
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, nil, err

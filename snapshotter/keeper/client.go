@@ -58,11 +58,10 @@ func Connect(ctx context.Context, cfg Config) (*Client, error) {
 	bound, cancel := context.WithTimeout(ctx, firstWord) // a full queue makes callers wait
 	defer cancel()
 	conn, err := dial(bound, cfg.Socket)
-	none := errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist)
 	switch {
-	case none && len(cfg.Command) > 0:
+	case nobody(err) && len(cfg.Command) > 0:
 		return start(ctx, cfg)
-	case none:
+	case nobody(err):
 		err = fmt.Errorf("%w: %w", ErrNone, err)
 	case err == nil:
 		c := newClient(conn)
@@ -70,10 +69,26 @@ func Connect(ctx context.Context, cfg Config) (*Client, error) {
 			return c, nil
 		}
 		_ = c.Close() // nothing was asked of it
-	case bound.Err() != nil && ctx.Err() == nil:
+	case errors.Is(err, unix.EAGAIN) || bound.Err() != nil && ctx.Err() == nil:
 		err = fmt.Errorf("%w: %w", ErrHung, err)
 	}
 	return nil, fmt.Errorf("keeper at %s: %w", cfg.Socket, err)
+}
+
+// Running reports whether a keeper listens at a socket, be it one that hangs. It asks nothing.
+func Running(ctx context.Context, socket string) bool {
+	ctx, cancel := context.WithTimeout(ctx, firstWord)
+	defer cancel()
+	conn, err := dial(ctx, socket)
+	if err == nil {
+		_ = conn.Close() // only a question
+	}
+	return !nobody(err)
+}
+
+// nobody reports whether a connection failed since nobody listens.
+func nobody(err error) bool {
+	return errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist)
 }
 
 // start starts a keeper and returns a connection to it.

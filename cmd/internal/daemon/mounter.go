@@ -36,11 +36,7 @@ type mounter struct {
 // newMounter returns a mounter of the wanted kind, and for lazy.Auto of the one that this host can. A keeper that an earlier process has left is
 // taken over.
 func newMounter(ctx context.Context, kind lazy.Kind, cfg lazy.Config, images images) (*mounter, error) {
-	kept, err := keeper.Connect(ctx, keeper.Config{Socket: cfg.Keeper.Socket})
-	if err == nil {
-		_ = kept.Close() // only a question
-	}
-	inherits := err == nil || errors.Is(err, keeper.ErrHung) // that has shown what this host can
+	inherits := keeper.Running(ctx, cfg.Keeper.Socket) // that has shown what this host can
 	auto := kind == lazy.Auto
 	if auto {
 		kind = lazy.EROFS
