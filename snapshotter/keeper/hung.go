@@ -30,24 +30,50 @@ var ErrHung = errors.New("it hangs")
 func Replace(ctx context.Context, cfg Config, name string, links []string) (*Client, error) {
 	old, err := hungAt(ctx, cfg.Socket)
 	if err != nil {
-		return nil, fmt.Errorf("keeper at %s hangs: %w; find it by its socket and let it go on (kill -CONT)", cfg.Socket, err)
+		return nil, fmt.Errorf("keeper at %s: %w: %w; find it by its socket and let it go on (kill -CONT)", cfg.Socket, ErrHung, err)
 	}
 	defer old.close()
 	c, mates, err := old.replace(ctx, cfg, name, links)
 	if err != nil {
-		return nil, fmt.Errorf("keeper %d at %s hangs, and no other one gets what it has: %w; let it go on (kill -CONT %d)",
-			old.pid, cfg.Socket, err, old.pid)
+		return nil, fmt.Errorf("keeper %d at %s: %w, and no other one gets what it has: %w; let it go on (kill -CONT %d)",
+			old.pid, cfg.Socket, ErrHung, err, old.pid)
 	}
 	if cfg.Log != nil {
 		cfg.Log.Warn("keeper hung and was replaced", "process", old.pid, "socket", cfg.Socket)
 	}
-	for _, p := range append(mates, old) { // the mate first: the last one would start another
-		if err := p.signal(unix.SIGKILL); err != nil && cfg.Log != nil {
-			cfg.Log.Warn("a keeper that hung is not ended", "process", p.pid, "error", err)
-		}
+	if err := old.end(mates); err != nil && cfg.Log != nil {
+		cfg.Log.Warn("a keeper that hung is not ended", "process", old.pid, "error", err)
 	}
-	closeProcesses(mates)
 	return c, nil
+}
+
+// End ends a keeper that hangs, and its mate, with what they have of these links. One that has none is left alone.
+func End(ctx context.Context, socket string, links []string) error {
+	old, err := hungAt(ctx, socket)
+	if err == nil {
+		defer old.close()
+		_, err = old.find(links)
+	}
+	if err == nil {
+		err = old.signal(unix.SIGSTOP)
+	}
+	if err == nil {
+		err = old.end(old.mates(links))
+	}
+	if err != nil {
+		return fmt.Errorf("keeper at %s: %w, and is not ended: %w", socket, ErrHung, err)
+	}
+	return nil
+}
+
+// end kills the process, which is stopped, and its mates first: the last one would start another.
+func (p process) end(mates []process) error {
+	var errs []error
+	for _, mate := range mates {
+		errs = append(errs, mate.signal(unix.SIGKILL))
+		mate.close()
+	}
+	return errors.Join(append(errs, p.signal(unix.SIGKILL))...)
 }
 
 // hungAt returns the process that listens at a socket.
@@ -117,12 +143,6 @@ func listenerOf(conn *net.UnixConn) (process, error) {
 }
 
 func (p process) close() { closeFD(p.fd) }
-
-func closeProcesses(list []process) {
-	for _, p := range list {
-		p.close()
-	}
-}
 
 func (p process) signal(s unix.Signal) error {
 	return os.NewSyscallError("pidfd_send_signal", unix.PidfdSendSignal(p.fd, s, nil, 0))

@@ -249,6 +249,22 @@ func TestRootFuseTakesTheTargetOver(t *testing.T) {
 	eventually(t, "keepers have gone", func() bool { return len(w.keepers()) == 0 })
 }
 
+// Keepers that hang do not keep it from that.
+func TestRootFuseEndsHungKeepers(t *testing.T) {
+	needKernel(t)
+	w := newWorld(t, 3<<20)
+	d := w.daemon(t, Prefetch{None: true})
+	hung := w.pair(t)
+	d.kill()
+	for _, pid := range hung {
+		check(t, syscall.Kill(pid, syscall.SIGSTOP))
+	}
+	w.fuse = true
+	w.daemon(t, Prefetch{})
+	eventually(t, "keepers have gone", func() bool { return len(w.keepers()) == 0 })
+	w.wantSums(t, "read", "fw3/lib0.so", "models/model.bin")
+}
+
 // A daemon that ends before it has claimed what an earlier one mounted leaves it to the next.
 func TestRootUnclaimedMountsKeepTheirMarks(t *testing.T) {
 	needKernel(t)

@@ -82,7 +82,9 @@ func (n *node) tryOpenSnapshots(ctx context.Context, images images) error {
 	} else {
 		s.off = "images are unpacked: " + err.Error()
 		n.log.Warn("images are unpacked, not mounted", "error", err)
-		n.abandonMounts(ctx)
+		if !errors.Is(err, keeper.ErrHung) { // while that one has them, readers of the mounts wait
+			n.abandonMounts(ctx)
+		}
 	}
 	s.listener, err = snapshotter.Listen(ctx, address)
 	switch {
