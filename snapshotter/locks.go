@@ -2,8 +2,41 @@ package snapshotter
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
+
+// lockFolder takes a folder for this process, which lets it go when it closes the file or ends.
+func lockFolder(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		other := "another process"
+		if data, readErr := os.ReadFile(f.Name()); readErr == nil && len(data) > 0 {
+			other = "process " + strings.TrimSpace(string(data))
+		}
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = fmt.Errorf("%s has it; stop that one or give each node a folder of its own", other)
+		}
+		return nil, errors.Join(fmt.Errorf("snapshots in %s: %w", dir, err), f.Close())
+	}
+	text := fmt.Sprintln(os.Getpid())
+	if err := f.Truncate(0); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	if _, err := f.WriteAt([]byte(text), 0); err != nil { // for the error above only
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
 
 // locks are mutexes by name whose waiters can leave.
 type locks struct {

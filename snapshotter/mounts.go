@@ -27,7 +27,7 @@ const (
 	restoring = 4
 )
 
-// ensureMounted has the image of a snapshot mounted, and its blobs pinned.
+// ensureMounted has the image of a snapshot mounted, and its blobs pinned. It is errdefs.ErrNotFound when the snapshot was removed meanwhile.
 func (s *Snapshotter) ensureMounted(ctx context.Context, id string, n note) error {
 	unlock, err := s.locks.lock(ctx, id)
 	if err != nil {
@@ -38,10 +38,13 @@ func (s *Snapshotter) ensureMounted(ctx context.Context, id string, n note) erro
 	if err != nil || mounted && s.isUp(id) {
 		return err
 	}
+	if !s.isImage(id) {
+		return fmt.Errorf("image %s: its snapshot was removed: %w", n.Image, errdefs.ErrNotFound)
+	}
 	if err := s.pin(id, n); err != nil {
 		return fmt.Errorf("image %s: %w", n.Image, err)
 	}
-	image := MountedImage{Name: n.Image, Bootstrap: s.imagePath(id), Prefetch: n.Prefetch}
+	image := MountedImage{Name: n.Image, Bootstrap: s.imagePath(id), Decoded: n.decoded, Prefetch: n.Prefetch}
 	for _, b := range n.Blobs {
 		image.Blobs = append(image.Blobs, n.ref(b))
 	}
@@ -125,18 +128,22 @@ func (s *Snapshotter) pin(id string, n note) error {
 	return errors.Join(errs...)
 }
 
-// unpin lets go of the blobs that a snapshot has pinned.
+// isImage reports whether the folder of a snapshot has an image. What it tells holds while the snapshot is locked.
+func (s *Snapshotter) isImage(id string) bool {
+	n, err := s.readNote(id)
+	return err == nil && n.Whole
+}
+
+// unpin lets go of the blobs that a snapshot has pinned, whatever its note says.
 func (s *Snapshotter) unpin(id string) error {
 	if s.cfg.Pins == nil {
 		return nil
 	}
-	n, err := s.readNote(id)
-	if err != nil || !n.Whole {
-		return nil // an ordinary one, or Restore finds what it has left
-	}
 	var errs []error
-	for _, b := range n.pinned() {
-		errs = append(errs, s.cfg.Pins.Unpin(b.Digest, pinOwner+id))
+	for d, owners := range s.cfg.Pins.Pins() {
+		if slices.Contains(owners, pinOwner+id) {
+			errs = append(errs, s.cfg.Pins.Unpin(d, pinOwner+id))
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -159,7 +166,7 @@ func (s *Snapshotter) Restore(ctx context.Context) error {
 	})
 	errs = append(errs, err)
 	if err == nil {
-		errs = append(errs, s.sweepPins(images))
+		errs = append(errs, s.sweepPins(ctx, images))
 	}
 	if s.cfg.Mounter == nil {
 		return errors.Join(errs...)
@@ -194,21 +201,37 @@ func idMap(ctx context.Context) (map[string]string, error) {
 	return ids, err
 }
 
-// sweepPins takes away the pins of snapshots that have no image.
-func (s *Snapshotter) sweepPins(images map[string]note) error {
+// sweepPins takes away the pins of snapshots that have no image; those in images have one, and others may have come to have one meanwhile.
+func (s *Snapshotter) sweepPins(ctx context.Context, images map[string]note) error {
 	if s.cfg.Pins == nil {
 		return nil
 	}
-	var errs []error
-	for d, owners := range s.cfg.Pins.Pins() {
+	stale := map[string]bool{}
+	for _, owners := range s.cfg.Pins.Pins() {
 		for _, owner := range owners {
 			id, ours := strings.CutPrefix(owner, pinOwner)
 			if _, used := images[id]; ours && !used {
-				errs = append(errs, s.cfg.Pins.Unpin(d, owner))
+				stale[id] = true
 			}
 		}
 	}
+	var errs []error
+	for id := range stale {
+		errs = append(errs, s.sweepPinsOf(ctx, id))
+	}
 	return errors.Join(errs...)
+}
+
+func (s *Snapshotter) sweepPinsOf(ctx context.Context, id string) error {
+	unlock, err := s.locks.lock(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if s.isImage(id) {
+		return nil
+	}
+	return s.unpin(id)
 }
 
 // MountedAt returns the folders where an image is mounted by its reference, as containerd knows it.

@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/shoal-project/shoal/converter/bootstrap"
 	"github.com/shoal-project/shoal/converter/image"
 	mirror "github.com/shoal-project/shoal/registry-mirror"
 )
@@ -56,7 +57,8 @@ type note struct {
 	// Prefetch is what the image says that is fetched before it is read; see MountedImage.
 	Prefetch string `json:"prefetch,omitempty"`
 
-	boot string // path of the checked bootstrap of a new one; writeNote moves it to imagePath
+	boot    string           // path of the checked bootstrap of a new one; writeNote moves it to imagePath
+	decoded *bootstrap.Image // what it says; nil of an old one
 }
 
 type blob struct {
@@ -158,10 +160,10 @@ func (s *Snapshotter) recognise(ctx context.Context, parent string, labels map[s
 		return &n, nil
 	}
 	n.Whole = depth == len(img.Layers)-1
-	if n.boot, err = s.bootstrapOf(ctx, img, n.Whole); err != nil || !n.Whole {
+	if n.boot, n.decoded, err = s.bootstrapOf(ctx, img, n.Whole); err != nil || !n.Whole {
 		return &n, err
 	}
-	if n.Blobs, err = devices(n.boot, img.Nydus); err != nil {
+	if n.Blobs, err = devices(n.decoded, img.Nydus); err != nil {
 		return nil, errors.Join(err, os.Remove(n.boot))
 	}
 	return &n, nil
@@ -205,10 +207,10 @@ func (s *Snapshotter) adopt(id string, labels map[string]string) (note, error) {
 		return n, err
 	}
 	defer root.Close()
-	if err := copyBootstrap(root, n.boot); err != nil {
+	if n.decoded, err = copyBootstrap(root, n.boot); err != nil {
 		return n, fmt.Errorf("image %s: %w", name, err)
 	}
-	if n.Blobs, err = devices(n.boot, img.Nydus); err != nil {
+	if n.Blobs, err = devices(n.decoded, img.Nydus); err != nil {
 		return n, errors.Join(fmt.Errorf("image %s: %w", name, err), os.Remove(n.boot))
 	}
 	if err := s.writeNote(id, n); err != nil {

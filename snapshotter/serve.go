@@ -3,62 +3,78 @@ package snapshotter
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io/fs"
 	"net"
-	"os"
-	"path/filepath"
 	"time"
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/contrib/snapshotservice"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 )
 
-// stopWithin is how long calls under way may take when the server stops.
-const stopWithin = 3 * time.Second
+const (
+	// stopWithin is how long calls under way may take when the server stops.
+	stopWithin = 3 * time.Second
+	// lookEvery is how often it is looked whether containerd still finds the socket.
+	lookEvery = time.Second
+)
 
-// Listen takes the socket that containerd asks at, of which only its owner may make use. A socket that another process has left is replaced;
-// one at which a process listens is an error.
-func Listen(ctx context.Context, path string) (net.Listener, error) {
-	if conn, err := new(net.Dialer).DialContext(ctx, "unix", path); err == nil {
-		_ = conn.Close() // only a question
-		return nil, fmt.Errorf("%s: another process serves there; stop it or choose another address", path)
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, err
-	}
-	if info, err := os.Lstat(path); err == nil && info.Mode().Type() == fs.ModeSocket {
-		if err := os.Remove(path); err != nil {
-			return nil, err
-		}
-	}
-	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(err, l.Close())
-	}
-	return l, nil
-}
-
-// Serve answers containerd until ctx ends, and closes the listener.
-func (s *Snapshotter) Serve(ctx context.Context, l net.Listener) error {
+// Serve answers containerd until ctx ends, and closes the socket. When the socket is removed, or taken by somebody who leaves, it is made again.
+func (s *Snapshotter) Serve(ctx context.Context, socket *Socket) error {
 	server := grpc.NewServer()
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(s))
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(l) }() // ends with Stop
-	select {
-	case err := <-served:
-		return err
-	case <-ctx.Done():
+	tasks, ctx := errgroup.WithContext(ctx)
+	serve := func(l net.Listener) {
+		tasks.Go(func() error {
+			err := server.Serve(l) // ends with Stop, or when the listener was replaced
+			if errors.Is(err, grpc.ErrServerStopped) || errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			return err
+		})
 	}
-	last := time.AfterFunc(stopWithin, server.Stop)
-	defer last.Stop()
-	server.GracefulStop()
-	if err := <-served; !errors.Is(err, grpc.ErrServerStopped) { // it came before the server had begun
-		return err
+	if socket.listener != nil {
+		serve(socket.listener)
+	}
+	tasks.Go(func() error {
+		s.watch(ctx, socket, serve)
+		last := time.AfterFunc(stopWithin, server.Stop)
+		defer last.Stop()
+		server.GracefulStop()
+		return socket.Close()
+	})
+	return tasks.Wait()
+}
+
+// watch looks after the socket and the folder until ctx ends.
+func (s *Snapshotter) watch(ctx context.Context, socket *Socket, serve func(net.Listener)) {
+	ticker := time.NewTicker(lookEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		l, news := socket.recover(ctx)
+		if news != nil && ctx.Err() == nil {
+			s.log.Error("socket is lost, it is tried again", "error", news)
+		}
+		if l != nil {
+			s.log.Warn("socket was lost, and is there again", "address", socket.path)
+			serve(l)
+		}
+		if err := s.usedElsewhere(); err != nil && s.Fault() == nil {
+			s.log.Error("snapshotter does not work", "error", err)
+			s.fault.Store(&err)
+		}
+	}
+}
+
+// Fault returns what keeps the snapshotter from its work until the next start, or nil.
+func (s *Snapshotter) Fault() error {
+	if err := s.fault.Load(); err != nil {
+		return *err
 	}
 	return nil
 }

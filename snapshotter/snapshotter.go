@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -19,6 +20,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/shoal-project/shoal/converter/bootstrap"
 	mirror "github.com/shoal-project/shoal/registry-mirror"
 )
 
@@ -50,7 +52,9 @@ type Pins interface {
 type MountedImage struct {
 	Name      string // reference, for logs and errors
 	Bootstrap string // path of the file with the RAFS v6 bootstrap; it has been checked
-	Blobs     []mirror.BlobRef
+	// Decoded is what the bootstrap says, where that is known; else nil. It is not to be changed.
+	Decoded *bootstrap.Image
+	Blobs   []mirror.BlobRef
 	// Prefetch says what is fetched before it is read: empty or "whole", "none", or paths in the image apart by commas.
 	Prefetch string
 }
@@ -75,16 +79,19 @@ type Snapshotter struct {
 	cfg     Config
 	log     *slog.Logger
 	metrics *metrics
+	lock    *os.File // keeps the folder from other processes
 	meta    *storage.MetaStore
 	// plain is containerd's overlay over the same metadata. It leaves the folders of what it removes to cleanup.
-	plain snapshots.Snapshotter
-	locks locks // by ID of a snapshot: mounting, unpacking and removing it
+	plain   snapshots.Snapshotter
+	decoded recent
+	fault   atomic.Pointer[error]
+	locks   locks // by ID of a snapshot: mounting, unpacking and removing it
 
 	upMu sync.Mutex      // guards up
 	up   map[string]bool // by ID: what this process has mounted or taken over
 }
 
-// New opens or creates the folder. Nothing is mounted before Restore.
+// New opens or creates the folder, which one process can have. Nothing is mounted before Restore.
 func New(cfg Config) (*Snapshotter, error) {
 	if err := os.MkdirAll(cfg.Root, 0o700); err != nil {
 		return nil, err
@@ -94,22 +101,34 @@ func New(cfg Config) (*Snapshotter, error) {
 		return nil, err
 	}
 	cfg.Root = root
-	// Of pulls that did not come to their end. Later it would take them from those that go on.
-	if err := os.RemoveAll(filepath.Join(root, bootstrapsName)); err != nil {
-		return nil, err
-	}
-	meta, err := storage.NewMetaStore(filepath.Join(root, "metadata.db"))
-	if err != nil {
-		return nil, fmt.Errorf("snapshots in %s: %w", root, err)
-	}
-	plain, err := overlay.NewSnapshotter(root, overlay.WithMetaStore(meta), overlay.AsynchronousRemove)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("snapshots in %s: %w", root, err), meta.Close())
-	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Snapshotter{cfg: cfg, log: cfg.Log, metrics: newMetrics(cfg.Registerer), meta: meta, plain: plain, locks: newLocks(), up: map[string]bool{}}, nil
+	s := &Snapshotter{cfg: cfg, log: cfg.Log, metrics: newMetrics(cfg.Registerer), locks: newLocks(), up: map[string]bool{}}
+	if s.lock, err = lockFolder(root); err != nil {
+		return nil, err
+	}
+	if err := s.open(); err != nil {
+		return nil, errors.Join(fmt.Errorf("snapshots in %s: %w", root, err), s.lock.Close())
+	}
+	return s, nil
+}
+
+// open opens what is in the folder.
+func (s *Snapshotter) open() error {
+	root := s.cfg.Root
+	// Of pulls that did not come to their end. Later it would take them from those that go on.
+	if err := os.RemoveAll(filepath.Join(root, bootstrapsName)); err != nil {
+		return err
+	}
+	var err error
+	if s.meta, err = storage.NewMetaStore(filepath.Join(root, "metadata.db")); err != nil {
+		return err
+	}
+	if s.plain, err = overlay.NewSnapshotter(root, overlay.WithMetaStore(s.meta), overlay.AsynchronousRemove); err != nil {
+		return errors.Join(err, s.meta.Close())
+	}
+	return nil
 }
 
 // Stat implements snapshots.Snapshotter.
@@ -240,7 +259,7 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 }
 
 // Close implements snapshots.Snapshotter. Mounts stay: containers use them.
-func (s *Snapshotter) Close() error { return s.plain.Close() }
+func (s *Snapshotter) Close() error { return errors.Join(s.plain.Close(), s.lock.Close()) }
 
 // find returns the ID and what is known of a snapshot.
 func (s *Snapshotter) find(ctx context.Context, key string) (id string, info snapshots.Info, err error) {

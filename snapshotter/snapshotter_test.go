@@ -2,7 +2,9 @@ package snapshotter
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -246,7 +248,7 @@ func (h *host) unpackNydus(unpack func(dir string)) error {
 
 func TestRootNydusImageIsMountedFromItsUnpackedBootstrap(t *testing.T) {
 	h := newHost(t)
-	boot, err := h.bootstrapOf(t.Context(), h.reg.known, true)
+	boot, _, err := h.bootstrapOf(t.Context(), h.reg.known, true)
 	check(t, err)
 	raw, err := os.ReadFile(boot)
 	check(t, err)
@@ -382,11 +384,78 @@ func TestListenReplacesADeadSocketAndNoLiveOne(t *testing.T) {
 	if _, err := Listen(t.Context(), path); err == nil || !strings.Contains(err.Error(), path) {
 		t.Errorf("beside a live one: %v", err)
 	}
-	if u, ok := first.(interface{ SetUnlinkOnClose(bool) }); ok {
-		u.SetUnlinkOnClose(false) // as when the process is killed
-	}
-	check(t, first.Close())
+	check(t, first.listener.Close()) // as when the process is killed
 	second, err := Listen(t.Context(), path)
 	check(t, err)
 	check(t, second.Close())
+}
+
+func TestRootAFolderIsForOneProcess(t *testing.T) {
+	h := newHost(t)
+	_, err := New(Config{Root: h.root})
+	if want := fmt.Sprintf("process %d has it", os.Getpid()); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), h.root) {
+		t.Errorf("error %v, want the folder and %q in it", err, want)
+	}
+	check(t, h.Close())
+	h.start()
+}
+
+// Who mounts an image that is being removed, and who sweeps while one is mounted, leave no pin and take none away.
+func TestRootPinsGoAndStayWithTheirSnapshots(t *testing.T) {
+	h := newHost(t)
+	top, _ := h.pull("a")
+	id, _, err := h.find(t.Context(), top)
+	check(t, err)
+	n, err := h.readNote(id)
+	check(t, err)
+	kept := len(h.pins.Pins())
+	check(t, h.sweepPins(t.Context(), map[string]note{})) // what it knows is from before the pull
+	if now := len(h.pins.Pins()); now != kept {
+		t.Errorf("%d of %d blobs are pinned after a sweep", now, kept)
+	}
+	check(t, h.Remove(t.Context(), top))
+	if err := h.ensureMounted(t.Context(), id, n); !errdefs.IsNotFound(err) { // it came too late
+		t.Errorf("mounted what was removed: %v", err)
+	}
+	if left := h.pins.Pins(); len(left) > 0 {
+		t.Errorf("pins are left: %v", left)
+	}
+}
+
+func TestRootPinsGoWithASnapshotWhoseNoteIsDamaged(t *testing.T) {
+	h := newHost(t)
+	top, _ := h.pull("a")
+	id, _, err := h.find(t.Context(), top)
+	check(t, err)
+	check(t, os.WriteFile(filepath.Join(h.dir(id), noteName), []byte("{"), 0o600))
+	check(t, h.Remove(t.Context(), top))
+	if left := h.pins.Pins(); len(left) > 0 {
+		t.Errorf("pins are left: %v", left)
+	}
+}
+
+// told notes what it is told of an image before it mounts it.
+type told struct {
+	eager
+
+	decoded *bool
+}
+
+func (m told) Mount(ctx context.Context, image MountedImage, target string) error {
+	*m.decoded = image.Decoded != nil
+	return m.eager.Mount(ctx, image, target)
+}
+
+// What was decoded to check the bootstrap is what is mounted: with the first layer, and with the last.
+func TestRootBootstrapIsDecodedOnceForAMount(t *testing.T) {
+	h := newHost(t)
+	decoded := false
+	h.cfg.Mounter = told{eager{h.reg}, &decoded}
+	h.pull("a")
+	if !decoded {
+		t.Error("the image has to be decoded once more to be mounted")
+	}
+	if h.decoded.img != nil {
+		t.Error("it stays in memory")
+	}
 }

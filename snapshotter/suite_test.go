@@ -2,7 +2,6 @@ package snapshotter
 
 import (
 	"context"
-	"net"
 	"os"
 	"path/filepath"
 	"testing"
@@ -38,12 +37,12 @@ func serve(t *testing.T, s *Snapshotter, address string) snapshots.Snapshotter {
 	return connect(t, s, l)
 }
 
-func connect(t *testing.T, s *Snapshotter, l net.Listener) snapshots.Snapshotter {
+func connect(t *testing.T, s *Snapshotter, l *Socket) snapshots.Snapshotter {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ctx, l) }()
-	conn, err := grpc.NewClient("unix://"+l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("unix://"+l.path, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	check(t, err)
 	t.Cleanup(func() {
 		check(t, conn.Close())

@@ -75,6 +75,7 @@ func mirrorConfigureCommand() *cli.Command {
 			&cli.StringSliceFlag{Name: "plain-http", Usage: "like --registry, for a `HOST` that speaks HTTP without TLS"},
 			&cli.StringFlag{Name: "containerd-config", Value: hosts.DefaultContainerdConfig, Usage: "containerd's configuration `FILE`, to tell whether it reads the folder"},
 			&cli.StringFlag{Name: "snapshotter", Usage: "also print what containerd's configuration needs to use the node's snapshotter, whose socket is at `PATH`"},
+			&cli.IntFlag{Name: "config-version", Usage: "`VERSION` of containerd's configuration to print for where there is none yet, 2 or 3; by default that of the installed containerd"},
 			&cli.StringFlag{Name: "snapshotter-root", Usage: "`FOLDER` of the node's snapshots, if it is not snapshots beside the socket"},
 		),
 		Action: func(ctx *cli.Context) error {
@@ -103,39 +104,47 @@ func mirrorConfigureCommand() *cli.Command {
 			default:
 				return usageError(errFor)
 			}
-			changes, err := hosts.PlanConfigure(cfg)
-			if err := applyHosts(ctx, changes, err); err != nil {
-				return err
-			}
-			if err := reportContainerd(ctx.App.ErrWriter, ctx.String("containerd-config"), ctx.String("certs-dir")); err != nil {
-				return err
-			}
-			return printSnapshotter(ctx)
+			return configureContainerd(ctx, cfg)
 		},
 	})
 }
 
+// configureContainerd writes the hosts.toml files, and tells what containerd's configuration needs besides.
+func configureContainerd(ctx *cli.Context, cfg hosts.Config) error {
+	version, err := findConfigVersion(ctx.Context, ctx.String("containerd-config"), ctx.Int("config-version"))
+	if _, wrong := errors.AsType[*exitError](err); wrong {
+		return err
+	}
+	changes, planErr := hosts.PlanConfigure(cfg)
+	if err := applyHosts(ctx, changes, planErr); err != nil {
+		return err
+	}
+	if err != nil {
+		return fmt.Errorf("the mirror is configured, but whether containerd reads it is not known: %w", err)
+	}
+	if err := reportContainerd(ctx, version); err != nil {
+		return err
+	}
+	return printSnapshotter(ctx, version)
+}
+
 // printSnapshotter prints what the user has to put into containerd's configuration. It is no block of ours in that file: containerd has to be
 // restarted for it, and the sections may be there already.
-func printSnapshotter(ctx *cli.Context) error {
-	address := ctx.String("snapshotter")
+func printSnapshotter(ctx *cli.Context, v configVersion) error {
+	address, config := ctx.String("snapshotter"), ctx.String("containerd-config")
 	if address == "" {
 		return nil
 	}
-	config := ctx.String("containerd-config")
-	version, err := hosts.ConfigVersion(config)
-	if err != nil {
-		return needRoot(err)
-	}
-	fmt.Fprintf(ctx.App.ErrWriter, "\nput this into %s and restart containerd once:\n\n", config)
-	switch version {
-	case 0:
-		fmt.Fprintln(ctx.App.Writer, "version = 3 # of containerd 2")
-		version = 3
-	case 1:
+	if v.version == 1 {
 		return fmt.Errorf("%s is of version 1, which has no place for snapshotters of others; begin it with version = 2", config)
 	}
-	_, err = io.WriteString(ctx.App.Writer, hosts.SnapshotterConfig(version, address, cmp.Or(ctx.String("snapshotter-root"), filepath.Join(filepath.Dir(address), "snapshots"))))
+	fmt.Fprintf(ctx.App.ErrWriter, "\nput this into %s and restart containerd once; it is of version %d, %s:\n\n", config, v.version, v.reason)
+	root := cmp.Or(ctx.String("snapshotter-root"), filepath.Join(filepath.Dir(address), "snapshots"))
+	text := hosts.SnapshotterConfig(v.version, address, root)
+	if v.missing {
+		text = fmt.Sprintf("version = %d\n%s", v.version, text)
+	}
+	_, err := io.WriteString(ctx.App.Writer, text)
 	return err
 }
 
@@ -226,14 +235,16 @@ func needRoot(err error) error {
 }
 
 // reportContainerd tells when what was written is not read. That is no failure: pulls by other clients may read it.
-func reportContainerd(stderr io.Writer, config, certsDir string) error {
-	certsDir, err := filepath.Abs(certsDir) // containerd does not know where we stand
+func reportContainerd(ctx *cli.Context, v configVersion) error {
+	certsDir, err := filepath.Abs(ctx.String("certs-dir")) // containerd does not know where we stand
 	if err != nil {
 		return err
 	}
-	err = hosts.CheckContainerd(config, certsDir)
+	err = hosts.CheckContainerd(ctx.String("containerd-config"), certsDir)
 	if notRead, ok := errors.AsType[*hosts.NotReadError](err); ok {
-		fmt.Fprintf(stderr, "\nnote: %v\n", notRead)
+		notRead.Version = max(notRead.Version, v.version)
+		notRead.Missing = v.missing && ctx.String("snapshotter") == "" // else the first line comes with the rest
+		fmt.Fprintf(ctx.App.ErrWriter, "\nnote: %v\n", notRead)
 		return nil
 	}
 	if err != nil {

@@ -120,3 +120,52 @@ func TestPermissionErrorSaysWhatToDo(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 }
+
+// Where containerd has no configuration yet, one version is printed: the installed containerd's, or the one that is asked for.
+func TestMirrorConfigurePrintsOneVersion(t *testing.T) {
+	dir := t.TempDir()
+	for _, c := range []struct {
+		name, installed string
+		flags           []string
+		version, reason string
+	}{
+		{"containerd 2", "containerd github.com/containerd/containerd/v2 v2.1.9 abc", nil, "version = 3", "v2.1.9"},
+		{"containerd 1", "containerd github.com/containerd/containerd 1.7.34~ds1 1.7.34~ds1-1", nil, "version = 2", "1.7.34"},
+		{"none", "", nil, "version = 2", "--config-version 3"},
+		{"asked for", "containerd github.com/containerd/containerd/v2 v2.1.9 abc", []string{"--config-version", "2"}, "version = 2", "--config-version"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			bin := t.TempDir()
+			if c.installed != "" {
+				script := "#!/bin/sh\necho '" + c.installed + "'\n"
+				if err := os.WriteFile(filepath.Join(bin, "containerd"), []byte(script), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			t.Setenv("PATH", bin)
+			args := []string{"mirror", "configure", "--certs-dir", dir, "--containerd-config", filepath.Join(dir, "none.toml")}
+			code, out, talk := shoal(t, append(append(args, "--snapshotter", "/run/s.sock"), c.flags...)...)
+			if code != exitOK || !strings.HasPrefix(out, c.version+"\n") || strings.Count(out+talk, "version =") != 1 || !strings.Contains(talk, c.reason) {
+				t.Errorf("exit %d, want %q once and %q in\n%s\n%s", code, c.version, c.reason, out, talk)
+			}
+			_, _, talk = shoal(t, append(args, c.flags...)...)
+			if !strings.Contains(talk, "  "+c.version+"\n") {
+				t.Errorf("without a snapshotter there is no %q in\n%s", c.version, talk)
+			}
+		})
+	}
+}
+
+func TestMirrorConfigureRefusesAnotherVersionThanTheFileHas(t *testing.T) {
+	dir := t.TempDir()
+	config := filepath.Join(dir, "config.toml")
+	if err := os.WriteFile(config, []byte("version = 2\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for version, want := range map[string]string{"3": "is of version 2", "4": "of version 2 or 3"} {
+		code, _, talk := shoal(t, "mirror", "configure", "--certs-dir", dir, "--containerd-config", config, "--config-version", version)
+		if code != exitUsage || !strings.Contains(talk, want) {
+			t.Errorf("version %s: exit %d, want %q in %s", version, code, want, talk)
+		}
+	}
+}

@@ -96,6 +96,9 @@ func statusText(s *local.Status) string {
 		fmt.Fprintf(&b, "  peer       %s\n", printable(p))
 	}
 	fmt.Fprintf(&b, "  store      %s, %s of %s held", count(s.Store.Blobs, "blob"), bytesText(s.Store.Held), bytesText(s.Store.Reserved))
+	if s.Store.Beside > 0 {
+		fmt.Fprintf(&b, ", %s of expanded images", bytesText(s.Store.Beside))
+	}
 	if s.Store.MaxBytes > 0 {
 		fmt.Fprintf(&b, ", at most %s", bytesText(s.Store.MaxBytes))
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/bits"
 	"os"
 	"strings"
@@ -28,7 +29,12 @@ type decoder struct {
 	// budget is how many bytes may still be read. Parts of a hostile image may overlap, so that a small one describes
 	// an endless tree; an honest one is read about once.
 	budget int64
+	// memory is how many bytes the image may still take once it is decoded.
+	memory int64
 }
+
+// MountMemory is what DecodeWithin may use in bytes where images are mounted: enough for about a million files.
+const MountMemory = 512 << 20
 
 // Decode reads a bootstrap of size bytes. It need not be trusted: every length, count and offset is checked before use,
 // and the memory taken is proportional to size. Errors are ErrInvalid, ErrUnsupported and those of r.
@@ -37,8 +43,14 @@ type decoder struct {
 // blobs exist is not.
 func Decode(r io.ReaderAt, size int64) (*Image, error) { return decode(r, size, "") }
 
-// DecodeFile decodes the bootstrap in a file.
-func DecodeFile(path string) (*Image, error) {
+// DecodeWithin decodes as Decode does what takes no more than memory bytes when it is decoded, its own tables included; else the error is
+// ErrTooLarge. A small file may list many times what its own size is.
+func DecodeWithin(r io.ReaderAt, size, memory int64) (*Image, error) {
+	return newDecoder(r, size, memory).decode()
+}
+
+// DecodeFile decodes the bootstrap in a file, as DecodeWithin does.
+func DecodeFile(path string, memory int64) (*Image, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -48,17 +60,26 @@ func DecodeFile(path string) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	return Decode(f, info.Size())
+	return DecodeWithin(f, info.Size(), memory)
 }
 
 // decode decodes a bootstrap that lies in the blob self, or in none.
 func decode(r io.ReaderAt, size int64, self digest.Digest) (*Image, error) {
-	if size < blockSize || size > maxBootstrap || size%blockSize != 0 {
-		return nil, fmt.Errorf("bootstrap of %d bytes: %w", size, ErrInvalid)
-	}
-	d := &decoder{
-		r: r, size: size, img: &Image{}, budget: 4 * size, self: self,
+	d := newDecoder(r, size, math.MaxInt64)
+	d.self = self
+	return d.decode()
+}
+
+func newDecoder(r io.ReaderAt, size, memory int64) *decoder {
+	return &decoder{
+		r: r, size: size, img: &Image{}, budget: 4 * size, memory: memory,
 		inodes: map[uint64]*Inode{}, dirs: map[uint64]bool{}, chunks: map[[2]uint32]uint32{},
+	}
+}
+
+func (d *decoder) decode() (*Image, error) {
+	if d.size < blockSize || d.size > maxBootstrap || d.size%blockSize != 0 {
+		return nil, fmt.Errorf("bootstrap of %d bytes: %w", d.size, ErrInvalid)
 	}
 	rootNid, err := d.readSuper()
 	if err != nil {
@@ -76,6 +97,25 @@ func decode(r io.ReaderAt, size int64, self digest.Digest) (*Image, error) {
 		return nil, fmt.Errorf("prefetch table: %w", err)
 	}
 	return d.img, nil
+}
+
+// What things take in memory, in bytes and rounded up: with their places in the maps, which are half empty when they have just grown.
+const (
+	costInode     = 240
+	costDirectory = 240
+	costName      = 64 // and what it is long
+	costXattrs    = 320
+	costXattr     = 96 // likewise
+	costChunk     = 130
+	costChunkRef  = 4
+)
+
+// take notes that what is read takes so many bytes of memory, before it does.
+func (d *decoder) take(bytes int64) error {
+	if d.memory -= bytes; d.memory < 0 {
+		return fmt.Errorf("it lists more files than there may be: %w", ErrTooLarge)
+	}
+	return nil
 }
 
 // bytes returns the bytes [off, off+length) of the bootstrap.
@@ -203,10 +243,14 @@ func (d *decoder) readChunks(off, size uint64) error {
 	if size%chunkEntrySize != 0 || size > uint64(d.size) || off > uint64(d.size) {
 		return fmt.Errorf("%d bytes at %d: %w", size, off, ErrInvalid)
 	}
+	if err := d.take(int64(size/chunkEntrySize) * costChunk); err != nil {
+		return err
+	}
 	table, err := d.bytes(int64(off), int64(size))
 	if err != nil {
 		return err
 	}
+	d.img.Chunks = make([]Chunk, 0, size/chunkEntrySize)
 	for i := range uint32(size / chunkEntrySize) {
 		c, err := d.chunk(table[chunkEntrySize*int(i):])
 		if err != nil {
@@ -326,6 +370,9 @@ func (d *decoder) readInode(nid uint64) (*diskInode, error) {
 		if in.Xattrs, err = decodeXattrs(raw); err != nil {
 			return nil, err
 		}
+		if err := d.take(costXattrs + int64(len(in.Xattrs))*costXattr + length); err != nil {
+			return nil, err
+		}
 		in.body += length
 	}
 	return in, nil
@@ -339,6 +386,9 @@ func (d *decoder) inode(nid uint64, depth int) (*Inode, error) {
 	if d.dirs[nid] || depth > maxDepth {
 		return nil, fmt.Errorf("directory %d has two names or lies too deep: %w", nid, ErrInvalid)
 	}
+	if err := d.take(costInode); err != nil {
+		return nil, err
+	}
 	in, err := d.readInode(nid)
 	if err != nil {
 		return nil, err
@@ -349,12 +399,18 @@ func (d *decoder) inode(nid uint64, depth int) (*Inode, error) {
 		err = d.file(in, &n)
 	case TypeDir:
 		d.dirs[nid] = true
+		if err := d.take(costDirectory); err != nil {
+			return nil, err
+		}
 		n.Children = map[string]*Inode{}
 		err = d.dir(in, &n, depth)
 	case TypeSymlink:
 		var data []byte
 		if in.size == 0 || in.size > maxLink {
 			return nil, fmt.Errorf("symbolic link of %d bytes: %w", in.size, ErrInvalid)
+		}
+		if err := d.take(in.size); err != nil {
+			return nil, err
 		}
 		data, err = d.data(in, 0, in.size)
 		if n.Link = string(data); strings.ContainsRune(n.Link, 0) {
@@ -399,6 +455,9 @@ func (d *decoder) dir(in *diskInode, n *Inode, depth int) error {
 			}
 			if _, ok := n.Children[name]; ok || len(name) > maxName || strings.ContainsAny(name, "/\x00") {
 				return fmt.Errorf("file name %q: %w", name, ErrInvalid)
+			}
+			if err := d.take(costName + int64(len(name))); err != nil {
+				return err
 			}
 			kid, err := d.inode(nid, depth+1)
 			if err != nil {
@@ -457,6 +516,9 @@ func (d *decoder) file(in *diskInode, n *Inode) error {
 	}
 	size := int64(d.img.ChunkSize)
 	count := (n.Size + size - 1) / size
+	if err := d.take(count * costChunkRef); err != nil {
+		return err
+	}
 	raw, err := d.bytes(roundUp(in.body, chunkAddrSize), count*chunkAddrSize)
 	if err != nil {
 		return err

@@ -27,4 +27,6 @@ var (
 	// ErrUnsupported is the class of those that need a feature this package does not have, and of trees RAFS v6 cannot
 	// express.
 	ErrUnsupported = errors.New("unsupported RAFS metadata")
+	// ErrTooLarge is the class of those that would take more memory than they may.
+	ErrTooLarge = errors.New("too large to be decoded here")
 )

@@ -30,6 +30,8 @@ func newMetrics(r prometheus.Registerer, s *Store) *metrics {
 	gauge("shoal_store_held_bytes", "Bytes of the pieces held.", func() float64 { return float64(s.Usage().Held) })
 	gauge("shoal_store_reserved_bytes", "Sizes of all blobs in the store, held or not.",
 		func() float64 { return float64(s.Usage().Reserved) })
+	gauge("shoal_store_beside_bytes", "Bytes of files beside the blobs, such as expanded ones, that count against the limits.",
+		func() float64 { return float64(s.Usage().Beside) })
 	return &metrics{
 		written:     counter("shoal_store_written_bytes_total", "Bytes of verified pieces written to disk."),
 		copied:      counter("shoal_store_copied_bytes_total", "Bytes of pieces put together out of other blobs."),

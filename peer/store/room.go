@@ -42,28 +42,61 @@ func (s *Store) reserve(d digest.Digest, size int64) (*Blob, error) {
 
 // claim enters e in phase reserving, after evicting until it fits.
 func (s *Store) claim(e *entry) error {
+	return s.fit(e.layout.Size, func(fits bool) error {
+		if s.closed || s.blobs[e.digest] != nil {
+			return errRaced
+		}
+		if fits {
+			e.phase, e.settled = reserving, make(chan struct{})
+			s.blobs[e.digest] = e
+			s.sizes += e.layout.Size
+		}
+		return nil
+	})
+}
+
+// Reserve makes room for size bytes of files beside the blobs, which count against the same limits until Count takes them off. It evicts blobs
+// for them. The error is ErrNoSpace when that is not enough, and ErrClosed.
+func (s *Store) Reserve(size int64) error {
+	err := s.fit(size, func(fits bool) error {
+		if s.closed {
+			return ErrClosed
+		}
+		if fits {
+			s.beside += size
+		}
+		return nil
+	})
+	if errors.Is(err, ErrNoSpace) {
+		s.metrics.noSpace.Inc()
+	}
+	return err
+}
+
+// Count adds size bytes of files beside the blobs that are on the disk whether there is room or not; a negative size takes off what has gone.
+func (s *Store) Count(size int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.beside += size
+}
+
+// fit calls enter, under s.mu, until it fails or there is room for size bytes, which it takes then. It evicts in between.
+func (s *Store) fit(size int64, enter func(fits bool) error) error {
 	for {
 		free, err := s.freeBytes()
 		if err != nil {
 			return err
 		}
 		s.mu.Lock()
-		if s.closed || s.blobs[e.digest] != nil {
-			s.mu.Unlock()
-			return errRaced
-		}
-		limit, evictable := s.limitLocked(free), s.evictableLocked()
-		if s.sizes+e.layout.Size <= limit {
-			e.phase, e.settled = reserving, make(chan struct{})
-			s.blobs[e.digest] = e
-			s.sizes += e.layout.Size
-			s.mu.Unlock()
-			return nil
-		}
-		fits := s.sizes-evictable+e.layout.Size <= limit
+		limit, evictable, used := s.limitLocked(free), s.evictableLocked(), s.sizes+s.beside
+		fits := used+size <= limit
+		err = enter(fits)
 		s.mu.Unlock()
-		if !fits {
-			return fmt.Errorf("%w: %w: its %d bytes and what is in use exceed %d bytes", ErrNoSpace, errOverQuota, e.layout.Size, limit)
+		switch {
+		case err != nil || fits:
+			return err
+		case used-evictable+size > limit:
+			return fmt.Errorf("%w: %w: its %d bytes and what is in use exceed %d bytes", ErrNoSpace, errOverQuota, size, limit)
 		}
 		if err := s.evictOne(); err != nil {
 			return fmt.Errorf("%w: %w", ErrNoSpace, err)
@@ -71,8 +104,9 @@ func (s *Store) claim(e *entry) error {
 	}
 }
 
-// limitLocked returns how many bytes all blobs together may have, when the file system has free bytes left.
+// limitLocked returns how many bytes all blobs and what is beside them may have, when the file system has free bytes left.
 func (s *Store) limitLocked(free int64) int64 {
+	free += s.beside
 	for _, e := range s.blobs {
 		held, _ := e.progress()
 		free += held
@@ -107,7 +141,7 @@ func (s *Store) trim() error {
 			return err
 		}
 		s.mu.Lock()
-		over := s.sizes > s.limitLocked(free) && s.evictableLocked() > 0
+		over := s.sizes+s.beside > s.limitLocked(free) && s.evictableLocked() > 0
 		s.mu.Unlock()
 		if !over {
 			return nil

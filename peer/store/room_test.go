@@ -169,3 +169,29 @@ func TestRootFullDiskEvictsThenRefusesAndKeepsWhatItHas(t *testing.T) {
 		t.Error("not complete although the disk has room again")
 	}
 }
+
+func TestWhatIsBesideTheBlobsCountsAndEvicts(t *testing.T) {
+	s := open(t, t.TempDir(), store.Config{MaxBytes: 3000})
+	a, b := fillOne(t, s, 1, 1000), fillOne(t, s, 2, 1000)
+	held := get(t, s, b)
+	if err := s.Reserve(1500); err != nil {
+		t.Fatal(err)
+	}
+	if digests(s)[a] || !digests(s)[b] {
+		t.Errorf("blobs %v, want only the one that is in use", digests(s))
+	}
+	if err := s.Reserve(501); !errors.Is(err, store.ErrNoSpace) {
+		t.Errorf("error %v, want ErrNoSpace", err)
+	}
+	if _, err := s.Create(digest.FromString("too large"), 501); !errors.Is(err, store.ErrNoSpace) {
+		t.Errorf("error %v, want ErrNoSpace", err)
+	}
+	s.Count(-1500)
+	if err := held.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.Usage(); got.Beside != 0 || got.Reserved != 1000 {
+		t.Errorf("%d bytes of blobs and %d beside, want 1000 and 0", got.Reserved, got.Beside)
+	}
+	fillOne(t, s, 3, 2000)
+}

@@ -26,7 +26,7 @@ const DefaultReverify = time.Hour
 
 // Config says how much a store may keep and where it reports to. The zero Config is usable.
 type Config struct {
-	// MaxBytes bounds the sum of the sizes of all blobs, in bytes. Zero is no bound.
+	// MaxBytes bounds the sum of the sizes of all blobs, and of what Reserve counts, in bytes. Zero is no bound.
 	MaxBytes int64
 	// MaxPercent bounds the same sum to a share of what other files leave of the file system: of the bytes that are free
 	// plus those the store holds. So the store shrinks when others grow. Zero is DefaultMaxPercent.
@@ -83,6 +83,7 @@ type Store struct {
 	blobs  map[digest.Digest]*entry
 	pins   map[digest.Digest][]string // owners in order; of blobs that are not here too
 	sizes  int64                      // of all blobs
+	beside int64                      // bytes of files that are no blobs, and count all the same
 	serial int                        // numbers temporary folders
 }
 
@@ -252,13 +253,14 @@ type Usage struct {
 	Blobs    int
 	Held     int64 // bytes of the pieces held
 	Reserved int64 // sizes of all blobs, in bytes
+	Beside   int64 // bytes of other files that count against the limits
 }
 
 // Usage returns the present sums.
 func (s *Store) Usage() Usage {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	u := Usage{Blobs: len(s.blobs), Reserved: s.sizes}
+	u := Usage{Blobs: len(s.blobs), Reserved: s.sizes, Beside: s.beside}
 	for _, e := range s.blobs {
 		held, _ := e.progress()
 		u.Held += held

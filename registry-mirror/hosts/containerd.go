@@ -30,7 +30,8 @@ type NotReadError struct {
 	CertsDir string
 	Found    string // the config_path found, or empty
 	Mirrors  bool   // registry.mirrors is set, which rules config_path out
-	Version  int    // of the configuration file; 0 when there is none
+	Version  int    // of the configuration file, or of the one to be made; 0 counts as 2
+	Missing  bool   // there is no file
 }
 
 func (e *NotReadError) Error() string {
@@ -48,8 +49,8 @@ func (e *NotReadError) Error() string {
 	default:
 		fmt.Fprintf(&b, "containerd does not read %s yet: set in %s", e.CertsDir, e.Config)
 	}
-	if e.Version == 0 {
-		b.WriteString("\n\n  version = 2")
+	if e.Missing {
+		fmt.Fprintf(&b, "\n\n  version = %d", max(e.Version, 2))
 	}
 	fmt.Fprintf(&b, "\n\n  [plugins.%q.registry]\n    config_path = %q\n\n", section, e.CertsDir)
 	if e.Mirrors {
@@ -82,6 +83,7 @@ func CheckContainerd(config, certsDir string) error {
 		seen[file] = true
 		parsed, err := readContainerd(file)
 		if errors.Is(err, fs.ErrNotExist) && file == config {
+			merged.Missing = true
 			return &merged
 		}
 		if err != nil {

@@ -94,6 +94,9 @@ func (g *Group) ID() (File, error) { return FileOf(g.log.file) }
 // Files returns what Adopt takes. They belong to the group.
 func (g *Group) Files() []*os.File { return []*os.File{g.file, g.log.file} }
 
+// Links are what /proc shows of the descriptors of a group's Files.
+func Links() []string { return []string{"anon_inode:[fanotify]", "/memfd:" + logName + " (deleted)"} }
+
 // Close gives the group up. If nobody else holds it, readers of marked files go on, whatever is there. Run must have returned.
 func (g *Group) Close() error {
 	err := g.file.Close()

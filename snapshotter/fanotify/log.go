@@ -27,6 +27,8 @@ const (
 	identity     = 48
 )
 
+const logName = "fanotify-log"
+
 // eventLog is the slots in a file in memory. The free ones are known to the process only.
 type eventLog struct {
 	file *os.File
@@ -38,11 +40,11 @@ type eventLog struct {
 
 // newLog returns an empty log.
 func newLog() (*eventLog, error) {
-	fd, err := unix.MemfdCreate("fanotify-log", unix.MFD_CLOEXEC)
+	fd, err := unix.MemfdCreate(logName, unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, os.NewSyscallError("memfd_create", err)
 	}
-	file := os.NewFile(uintptr(fd), "fanotify-log")
+	file := os.NewFile(uintptr(fd), logName)
 	if err := file.Truncate(slots * slotSize); err != nil {
 		_ = file.Close() // nothing is in it
 		return nil, err

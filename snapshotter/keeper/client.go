@@ -52,23 +52,64 @@ type reply struct {
 	fds  []int
 }
 
-// Connect returns a connection to the keeper at cfg.Socket. If nobody listens there, it starts one in a session of its own.
-// ctx bounds Connect only.
+// Connect returns a connection to the keeper at cfg.Socket. If nobody listens there, it starts one in a session of its own. One that does not
+// answer within some seconds is ErrHung. ctx bounds Connect only.
 func Connect(ctx context.Context, cfg Config) (*Client, error) {
-	conn, err := dial(ctx, cfg.Socket)
-	if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) {
+	bound, cancel := context.WithTimeout(ctx, firstWord) // a full queue makes callers wait
+	defer cancel()
+	conn, err := dial(bound, cfg.Socket)
+	switch {
+	case nobody(err) && len(cfg.Command) > 0:
+		return start(ctx, cfg)
+	case nobody(err):
 		err = fmt.Errorf("%w: %w", ErrNone, err)
-		if len(cfg.Command) > 0 {
-			if err := launch(ctx, cfg); err != nil {
-				return nil, fmt.Errorf("start keeper: %w", err)
-			}
-			conn, err = dial(ctx, cfg.Socket)
+	case err == nil:
+		c := newClient(conn)
+		if err = c.greet(firstWord); err == nil {
+			return c, nil
 		}
+		_ = c.Close() // nothing was asked of it
+	case errors.Is(err, unix.EAGAIN) || bound.Err() != nil && ctx.Err() == nil:
+		err = fmt.Errorf("%w: %w", ErrHung, err)
 	}
+	return nil, fmt.Errorf("keeper at %s: %w", cfg.Socket, err)
+}
+
+// Running reports whether a keeper listens at a socket, be it one that hangs. It asks nothing.
+func Running(ctx context.Context, socket string) bool {
+	ctx, cancel := context.WithTimeout(ctx, firstWord)
+	defer cancel()
+	conn, err := dial(ctx, socket)
+	if err == nil {
+		_ = conn.Close() // only a question
+	}
+	return !nobody(err)
+}
+
+// nobody reports whether a connection failed since nobody listens.
+func nobody(err error) bool {
+	return errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist)
+}
+
+// start starts a keeper and returns a connection to it.
+func start(ctx context.Context, cfg Config) (*Client, error) {
+	if len(cfg.Command) == 0 {
+		return nil, ErrNone
+	}
+	if err := launch(ctx, cfg); err != nil {
+		return nil, fmt.Errorf("start keeper: %w", err)
+	}
+	conn, err := dial(ctx, cfg.Socket)
 	if err != nil {
 		return nil, fmt.Errorf("keeper at %s: %w", cfg.Socket, err)
 	}
 	return newClient(conn), nil
+}
+
+// greet waits for a keeper's first word.
+func (c *Client) greet(within time.Duration) error {
+	_, _, err := c.askWithin(within, 'I', "processes", nil)
+	return err
 }
 
 func newClient(conn *net.UnixConn) *Client {
@@ -233,6 +274,10 @@ func (c *Client) Processes() (leader, mate int, err error) {
 
 // ask sends a request and waits for its answer.
 func (c *Client) ask(op byte, name string, fds []int) (text string, got []int, err error) {
+	return c.askWithin(patience, op, name, fds)
+}
+
+func (c *Client) askWithin(within time.Duration, op byte, name string, fds []int) (text string, got []int, err error) {
 	if name == "" || len(name) > maxName || len(fds) > maxFiles {
 		return "", nil, fmt.Errorf("keeper: name %q with %d files is not possible", name, len(fds))
 	}
@@ -241,7 +286,7 @@ func (c *Client) ask(op byte, name string, fds []int) (text string, got []int, e
 	if err := send(c.conn, string(op)+name, fds); err != nil {
 		return "", nil, fmt.Errorf("keeper: %w", err)
 	}
-	timer := time.NewTimer(patience)
+	timer := time.NewTimer(within)
 	defer timer.Stop()
 	select {
 	case r := <-c.replies:
@@ -254,7 +299,7 @@ func (c *Client) ask(op byte, name string, fds []int) (text string, got []int, e
 		return "", nil, errors.New("keeper has gone")
 	case <-timer.C:
 		_ = c.conn.Close() // a late answer would be taken for that of the next question
-		return "", nil, fmt.Errorf("keeper does not answer within %v", patience)
+		return "", nil, fmt.Errorf("%w: no answer within %v", ErrHung, within)
 	}
 }
 

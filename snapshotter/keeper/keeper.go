@@ -27,6 +27,7 @@ type server struct {
 	listener *net.UnixListener // nil until it leads
 	other    *Client           // the mate that runs and has the files, or nil
 	otherPID int
+	endMate  func() error // kills it
 }
 
 func newServer(mate []string) *server {
@@ -81,6 +82,9 @@ func (s *server) lead(ctx context.Context, l *net.UnixListener) error {
 	defer context.AfterFunc(ctx, end)()
 	defer end()
 	talks.Go(func() { s.keepMate(ctx) })
+	if err := claim(l); err != nil {
+		return fmt.Errorf("keeper: %w", err)
+	}
 	s.takeLead(l) // before anybody can ask who leads
 	for {
 		c, err := l.AcceptUnix()
@@ -98,6 +102,16 @@ func (s *server) lead(ctx context.Context, l *net.UnixListener) error {
 			}
 		})
 	}
+}
+
+// claim makes this process the one that the kernel tells who connects: see listenerOf.
+func claim(l *net.UnixListener) error {
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return err
+	}
+	ctl := raw.Control(func(fd uintptr) { err = os.NewSyscallError("listen", unix.Listen(int(fd), unix.SOMAXCONN)) })
+	return errors.Join(err, ctl)
 }
 
 // forget closes all files.

@@ -2,6 +2,7 @@ package keeper
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -215,4 +216,42 @@ func TestConnectStartsAKeeper(t *testing.T) {
 	if _, err := Connect(t.Context(), cfg); err == nil {
 		t.Error("a keeper came from nowhere")
 	}
+}
+
+// A keeper that hangs is told from one that is not there, and goes on when what it has cannot be taken over.
+func TestAKeeperThatHangsIsNamed(t *testing.T) {
+	self, err := os.Executable()
+	check(t, err)
+	t.Setenv("KEEPER_TEST", "keep")
+	cfg := Config{Socket: filepath.Join(t.TempDir(), "keeper.sock"), Command: []string{self}, Stderr: os.Stderr}
+	c, err := Connect(t.Context(), cfg)
+	check(t, err)
+	check(t, c.Put("x", []*os.File{file(t, "a")}))
+	leader, mate, err := c.Processes()
+	check(t, err)
+	check(t, syscall.Kill(leader, syscall.SIGSTOP))
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", leader))
+		check(t, err)
+		if strings.Contains(string(data), ") T ") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the keeper does not stop")
+		}
+	}
+	if _, err := Connect(t.Context(), cfg); !errors.Is(err, ErrHung) {
+		t.Errorf("got %v, want %v", err, ErrHung)
+	}
+	want := fmt.Sprintf("kill -CONT %d", leader)
+	if _, err := Replace(t.Context(), cfg, "x", []string{"none such"}); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("got %v, want %s in it", err, want)
+	}
+	again, stillMate, err := c.Processes()
+	check(t, err)
+	if again != leader || stillMate != mate {
+		t.Errorf("the keepers are %d and %d now, were %d and %d", again, stillMate, leader, mate)
+	}
+	check(t, c.Drop("x"))
+	check(t, c.Close())
 }

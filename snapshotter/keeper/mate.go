@@ -103,21 +103,23 @@ func (s *server) startMateLocked() (*Client, error) {
 	s.otherPID = cmd.Process.Pid
 	c := newClient(conn)
 	for name, fds := range s.files {
-		if _, _, err := c.ask('P', name, fds); err != nil {
-			return nil, errors.Join(err, c.Close())
+		if _, _, err := c.askWithin(matePatience, 'P', name, fds); err != nil {
+			return nil, errors.Join(err, c.Close(), cmd.Process.Kill())
 		}
 	}
+	s.endMate = cmd.Process.Kill
 	return c, nil
 }
 
-// tellMateLocked passes a request on. When that fails the mate is gone or hangs, and keepMate starts another one.
+// tellMateLocked passes a request on. When that fails the mate is gone, or hangs and is ended, and keepMate starts another one.
 func (s *server) tellMateLocked(op byte, name string, fds []int) {
 	if s.other == nil {
 		s.ensureMateLocked()
 		return
 	}
-	if _, _, err := s.other.ask(op, name, fds); err != nil {
-		_ = s.other.conn.Close() // if it hangs
+	if _, _, err := s.other.askWithin(matePatience, op, name, fds); err != nil {
+		_ = s.other.conn.Close()
+		_ = s.endMate() // or it would lead too when it goes on; it may have gone
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/shoal-project/shoal/snapshotter/fanotify"
 	"github.com/shoal-project/shoal/snapshotter/keeper"
 )
 
@@ -34,8 +35,12 @@ func Abandon(ctx context.Context, cfg Config) error {
 	}
 	cfg.Keeper.Command = nil // none is started for this
 	k, err := keeper.Connect(ctx, cfg.Keeper)
-	if errors.Is(err, keeper.ErrNone) {
+	switch {
+	case errors.Is(err, keeper.ErrNone):
 		return errors.Join(errs...)
+	case errors.Is(err, keeper.ErrHung):
+		err = keeper.End(ctx, cfg.Keeper.Socket, fanotify.Links())
+		return errors.Join(append(errs, err)...)
 	}
 	if err != nil {
 		return errors.Join(append(errs, err)...)

@@ -249,6 +249,22 @@ func TestRootFuseTakesTheTargetOver(t *testing.T) {
 	eventually(t, "keepers have gone", func() bool { return len(w.keepers()) == 0 })
 }
 
+// Keepers that hang do not keep it from that.
+func TestRootFuseEndsHungKeepers(t *testing.T) {
+	needKernel(t)
+	w := newWorld(t, 3<<20)
+	d := w.daemon(t, Prefetch{None: true})
+	hung := w.pair(t)
+	d.kill()
+	for _, pid := range hung {
+		check(t, syscall.Kill(pid, syscall.SIGSTOP))
+	}
+	w.fuse = true
+	w.daemon(t, Prefetch{})
+	eventually(t, "keepers have gone", func() bool { return len(w.keepers()) == 0 })
+	w.wantSums(t, "read", "fw3/lib0.so", "models/model.bin")
+}
+
 // A daemon that ends before it has claimed what an earlier one mounted leaves it to the next.
 func TestRootUnclaimedMountsKeepTheirMarks(t *testing.T) {
 	needKernel(t)
@@ -262,4 +278,31 @@ func TestRootUnclaimedMountsKeepTheirMarks(t *testing.T) {
 	w.wantSums(t, "read", w.names("")...)
 	check(t, d.stdin.Close())
 	check(t, d.cmd.Wait())
+}
+
+// Keepers that hang when a daemon starts are replaced by others, and nobody reads a zero meanwhile.
+func TestRootHungKeepersAreReplaced(t *testing.T) {
+	needKernel(t)
+	for _, hung := range []string{"leader", "both"} {
+		t.Run(hung, func(t *testing.T) {
+			w := newWorld(t, 3<<20)
+			d := w.daemon(t, Prefetch{None: true})
+			before := w.pair(t)
+			d.kill()
+			for i, pid := range before {
+				if i == 0 || hung == "both" {
+					check(t, syscall.Kill(pid, syscall.SIGSTOP))
+				}
+			}
+			done := w.readAll(t)
+			w.daemon(t, Prefetch{})
+			check(t, <-done)
+			w.wantSums(t, "read", w.names("")...)
+			eventually(t, "others have the group", func() bool {
+				now := w.keepers()
+				return !slices.Contains(now, before[0]) && !slices.Contains(now, before[1])
+			})
+			w.pair(t)
+		})
+	}
 }

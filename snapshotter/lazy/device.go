@@ -41,30 +41,34 @@ type filler interface {
 	close(discard bool) error
 }
 
-// plain reports whether the device of blob index is the blob as it is, and the chunks of that blob.
-func plain(img *bootstrap.Image, index int) (chunks []bootstrap.Chunk, yes bool) {
-	yes = true
+// split returns, for each blob of an image, the chunks that have to be expanded; none of a blob that is a device as it is, which whole tells.
+func split(img *bootstrap.Image) (chunks [][]bootstrap.Chunk, whole []bool) {
+	counts, odd := make([]int, len(img.Blobs)), make([]bool, len(img.Blobs))
 	for i := range img.Chunks {
-		if c := &img.Chunks[i]; int(c.Blob) == index {
-			chunks = append(chunks, *c)
-			yes = yes && !c.Compressed() && c.Offset == c.DeviceOffset
+		c := &img.Chunks[i]
+		counts[c.Blob]++
+		odd[c.Blob] = odd[c.Blob] || c.Compressed() || c.Offset != c.DeviceOffset
+	}
+	chunks, whole = make([][]bootstrap.Chunk, len(img.Blobs)), make([]bool, len(img.Blobs))
+	for i, n := range counts {
+		if whole[i] = n > 0 && !odd[i]; !whole[i] {
+			chunks[i] = make([]bootstrap.Chunk, 0, n)
 		}
 	}
-	return chunks, yes && len(chunks) > 0
+	for i := range img.Chunks {
+		if c := &img.Chunks[i]; !whole[c.Blob] {
+			chunks[c.Blob] = append(chunks[c.Blob], *c)
+		}
+	}
+	return chunks, whole
 }
 
-// openDevice returns the device of one blob of an image. folder is where blobs are expanded.
-func openDevice(ctx context.Context, folder string, source Source, img *bootstrap.Image, index int) (*device, error) {
-	b := &img.Blobs[index]
-	d, err := &device{}, error(nil)
-	if chunks, yes := plain(img, index); yes {
-		d.filler, d.file, err = openShared(ctx, source, Blob{b.Digest, b.Size})
-	} else {
-		d.filler, d.file, err = openExpanded(folder, source, b, chunks)
-	}
+// newDevice makes a device of what a filler and its file are.
+func newDevice(b *bootstrap.Blob, f filler, file *os.File, err error) (*device, error) {
+	d := &device{filler: f, file: file}
 	if err == nil {
 		if d.key, err = fanotify.FileOf(d.file); err != nil {
-			_ = d.filler.close(false) // nothing was written
+			_ = f.close(false) // nothing was written
 		}
 	}
 	if err != nil {

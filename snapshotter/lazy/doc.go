@@ -6,6 +6,8 @@
 //	serve     a read: whose file is it, have the range brought, let the reader go on
 //	plan      what is fetched ahead, in which order
 //	record    what the next process has to know
+//	shelf     the files of expanded blobs: who has which, and what they count
+//	places    which file has which bytes, for what is read and what fails
 //	access    which files were read in which order, for the prefetch table of the image's next version
 //
 // # The life of a read
@@ -40,7 +42,6 @@
 //
 // # What it does not do
 //
-// It does not pin blobs: who calls Mount has to, so that a store that is opened again does not evict what is still mounted. Expanded
-// files count against no quota. A piece that goes bad on the disk after its device was complete is read as it is, like any file. And the
+// It does not pin blobs: who calls Mount has to, so that a store that is opened again does not evict what is still mounted. A piece that goes bad on the disk after its device was complete is read as it is, like any file. And the
 // driver's own process must not read files through its mounts, since its reads are let through at once.
 package lazy

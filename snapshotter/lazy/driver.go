@@ -39,6 +39,8 @@ type Config struct {
 	Keeper keeper.Config
 	// Readahead is how many bytes the kernel reads ahead in a mount at the most; a fault waits for as many. Default 4 MiB.
 	Readahead int
+	// Room accounts for expanded blobs; nil does not.
+	Room Room
 	// Log is where faults of reads are reported; nil discards.
 	Log *slog.Logger
 	// Registerer takes the metrics; nil keeps them private.
@@ -50,8 +52,10 @@ type Driver struct {
 	cfg     Config
 	log     *slog.Logger
 	metrics *metrics
+	faults  *faults
 	group   *fanotify.Group
 	groupID fanotify.File
+	shelf   *shelf
 	// inherited says that an earlier process had the group.
 	inherited bool
 	kept      *keeper.Client // nil without a keeper; replaced by keep only
@@ -83,10 +87,12 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 			return nil, fmt.Errorf("lazy mounts: %w", err)
 		}
 	}
+	d.shelf = newShelf(d.expandedDir(), cfg.Room)
 	if err := d.openGroup(ctx); err != nil {
 		return nil, fmt.Errorf("lazy mounts below %s: %w", cfg.Dir, err)
 	}
 	d.metrics = newMetrics(cfg.Registerer)
+	d.faults = newFaults(d.log, d.metrics)
 	return d, nil
 }
 
@@ -98,7 +104,7 @@ func (d *Driver) openGroup(ctx context.Context) error {
 	var files []*os.File
 	var err error
 	if d.cfg.Keeper.Socket != "" {
-		if d.kept, err = keeper.Connect(ctx, d.cfg.Keeper); err != nil {
+		if d.kept, err = connect(ctx, d.cfg.Keeper); err != nil {
 			return err
 		}
 		if files, err = d.kept.Get(keptAs); err != nil {
@@ -126,6 +132,15 @@ func (d *Driver) openGroup(ctx context.Context) error {
 		err = errors.Join(err, d.kept.Close())
 	}
 	return err
+}
+
+// connect returns a connection to a keeper that answers, in place of one that hangs.
+func connect(ctx context.Context, cfg keeper.Config) (*keeper.Client, error) {
+	kept, err := keeper.Connect(ctx, cfg)
+	if errors.Is(err, keeper.ErrHung) {
+		return keeper.Replace(ctx, cfg, keptAs, fanotify.Links())
+	}
+	return kept, err
 }
 
 // entrust has the keeper hold the group.
@@ -215,7 +230,7 @@ func (d *Driver) keep(ctx context.Context) error {
 }
 
 func (d *Driver) replaceKeeper(ctx context.Context) error {
-	kept, err := keeper.Connect(ctx, d.cfg.Keeper)
+	kept, err := connect(ctx, d.cfg.Keeper)
 	if err != nil {
 		return err
 	}
@@ -250,22 +265,7 @@ func (d *Driver) Settled() {
 	d.mounting.Lock()
 	defer d.mounting.Unlock()
 	d.settle()
-	entries, err := os.ReadDir(d.expandedDir())
-	if err != nil {
+	if err := d.shelf.sweep(); err != nil {
 		d.log.Warn("expanded blobs are not swept", "error", err)
-		return
-	}
-	used := map[string]bool{}
-	d.mu.Lock()
-	for _, dev := range d.devices {
-		used[filepath.Base(dev.file.Name())] = true
-	}
-	d.mu.Unlock()
-	for _, e := range entries {
-		if !used[e.Name()] {
-			if err := os.Remove(filepath.Join(d.expandedDir(), e.Name())); err != nil {
-				d.log.Warn("expanded blob is not removed", "error", err)
-			}
-		}
 	}
 }

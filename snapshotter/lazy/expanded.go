@@ -6,10 +6,8 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"sync"
@@ -27,12 +25,10 @@ const expandedRun = 4 << 20
 type expanded struct {
 	blob   *bootstrap.Blob
 	chunks []bootstrap.Chunk // in the order of the device
-	file   *os.File
-	// left says that the file was there before.
-	left bool
-	pool *readers
-	x    *bootstrap.Expander
-	cpus chan struct{}
+	file   *shelved
+	pool   *readers
+	x      *bootstrap.Expander
+	cpus   chan struct{}
 	// buffers are of *[]byte.
 	buffers sync.Pool
 
@@ -71,7 +67,7 @@ func ordered(chunks []bootstrap.Chunk) ([]bootstrap.Chunk, error) {
 	return out, nil
 }
 
-func openExpanded(folder string, source Source, b *bootstrap.Blob, chunks []bootstrap.Chunk) (filler, *os.File, error) {
+func openExpanded(on *shelf, source Source, b *bootstrap.Blob, chunks []bootstrap.Chunk) (filler, *os.File, error) {
 	if err := b.Readable(); err != nil {
 		return nil, nil, err
 	}
@@ -84,31 +80,11 @@ func openExpanded(folder string, source Source, b *bootstrap.Blob, chunks []boot
 	if e.x, err = bootstrap.NewExpander(); err != nil {
 		return nil, nil, err
 	}
-	if err := e.openFile(filepath.Join(folder, viewName(b, chunks))); err != nil {
+	if e.file, err = on.open(viewName(b, chunks), b.DeviceSize); err != nil {
 		e.x.Close()
 		return nil, nil, err
 	}
-	return e, e.file, nil
-}
-
-func (e *expanded) openFile(name string) error {
-	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
-		return err
-	}
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return err
-	}
-	info, err := f.Stat()
-	if err == nil && info.Size() != e.blob.DeviceSize {
-		err = f.Truncate(e.blob.DeviceSize)
-	}
-	if err != nil {
-		_ = f.Close() // nothing was written
-		return err
-	}
-	e.file, e.left = f, info.Size() > 0
-	return nil
+	return e, e.file.File, nil
 }
 
 func (e *expanded) fill(ctx context.Context, off, length int64) error {
@@ -145,7 +121,7 @@ func (e *expanded) fillRun(ctx context.Context, first, end int) error {
 		for _, c := range e.chunks[first:end] {
 			low, high = min(low, c.Offset), max(high, c.Offset+int64(c.Length))
 		}
-		if high-low <= expandedRun && !e.left {
+		if high-low <= expandedRun && !e.file.left {
 			if err := awaitAll(ctx, r, low, high-low); err != nil {
 				return err
 			}
@@ -201,7 +177,7 @@ func (e *expanded) ensure(ctx context.Context, r Reader, i int) error {
 
 // bring writes a chunk, unless it is there already.
 func (e *expanded) bring(ctx context.Context, r Reader, c *bootstrap.Chunk) error {
-	if e.left && e.found(c) {
+	if e.file.left && e.found(c) {
 		return nil
 	}
 	if err := awaitAll(ctx, r, c.Offset, int64(c.Length)); err != nil {
@@ -216,6 +192,9 @@ func (e *expanded) bring(ctx context.Context, r Reader, c *bootstrap.Chunk) erro
 		return err
 	}
 	*buf = data
+	if err := e.file.book(int64(len(data))); err != nil {
+		return err
+	}
 	_, err = e.file.WriteAt(data, c.DeviceOffset)
 	return err
 }
@@ -264,9 +243,5 @@ func (e *expanded) whole() bool {
 func (e *expanded) close(discard bool) error {
 	e.pool.close()
 	e.x.Close()
-	err := e.file.Close()
-	if discard {
-		err = errors.Join(err, os.Remove(e.file.Name()))
-	}
-	return err
+	return e.file.close(discard)
 }

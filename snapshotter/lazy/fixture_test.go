@@ -150,6 +150,7 @@ type world struct {
 	pace   time.Duration
 	maps   *peer.MapRef
 	fuse   bool
+	quota  int64 // of the store in bytes; 0 is none
 }
 
 const chunkSize = 64 << 10
@@ -280,6 +281,7 @@ type node struct {
 	Mounter
 	driver *Driver // nil with FUSE
 	peer   *peer.Peer
+	store  *store.Store
 	stop   func() error // ends the driver and the peer
 }
 
@@ -309,7 +311,7 @@ func (n *node) allWhole() bool {
 // start returns a node that runs.
 func (w *world) start(ctx context.Context, k keeper.Config, log io.Writer) (*node, error) {
 	logger := slog.New(slog.NewTextHandler(log, nil))
-	st, err := store.Open(filepath.Join(w.dir, "store"), store.Config{})
+	st, err := store.Open(filepath.Join(w.dir, "store"), store.Config{MaxBytes: w.quota})
 	if err != nil {
 		return nil, err
 	}
@@ -323,12 +325,12 @@ func (w *world) start(ctx context.Context, k keeper.Config, log io.Writer) (*nod
 	if err != nil {
 		return nil, err
 	}
-	n := &node{peer: p}
+	n := &node{peer: p, store: st}
 	kind := EROFS
 	if w.fuse {
 		kind = FUSE
 	}
-	if n.Mounter, _, err = Open(ctx, kind, Config{Dir: filepath.Join(w.dir, "lazy"), Keeper: k, Log: logger}); err != nil {
+	if n.Mounter, _, err = Open(ctx, kind, Config{Dir: filepath.Join(w.dir, "lazy"), Keeper: k, Room: st, Log: logger}); err != nil {
 		return nil, err
 	}
 	n.driver, _ = n.Mounter.(*Driver)

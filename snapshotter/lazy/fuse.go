@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -37,9 +38,9 @@ const (
 //
 // Its methods may be called concurrently, Run and Close once, Close behind Run.
 type Fuse struct {
-	log     *slog.Logger
-	metrics *metrics
-	wake    chan struct{}
+	log    *slog.Logger
+	faults *faults
+	wake   chan struct{}
 
 	mounting sync.Mutex // one mount at a time
 
@@ -64,7 +65,8 @@ func NewFuse(cfg Config) (*Fuse, error) {
 	if err := unix.Access("/dev/fuse", unix.R_OK|unix.W_OK); err != nil {
 		return nil, fmt.Errorf("lazy mounts by FUSE: /dev/fuse: %w; try modprobe fuse", err)
 	}
-	return &Fuse{log: cmp.Or(cfg.Log, slog.New(slog.DiscardHandler)), metrics: newMetrics(cfg.Registerer), wake: make(chan struct{}, 1),
+	log := cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
+	return &Fuse{log: log, faults: newFaults(log, newMetrics(cfg.Registerer)), wake: make(chan struct{}, 1),
 		mounts: map[string]*fuseMount{}}, nil
 }
 
@@ -104,7 +106,7 @@ func (d *Fuse) Mount(ctx context.Context, image Image, target string) error {
 }
 
 func (d *Fuse) mount(ctx context.Context, image Image, target string) (*fuseMount, error) {
-	img, err := readBootstrap(image.Bootstrap)
+	img, err := image.decode()
 	if err != nil {
 		return nil, err
 	}
@@ -224,6 +226,7 @@ func (d *Fuse) Run(ctx context.Context) error {
 func (d *Fuse) fetch(ctx context.Context, m *fuseMount) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	chunks := byDevice(m.img)
 	for _, s := range plan(m.img, m.image.Prefetch) {
 		select {
 		case <-m.gone:
@@ -235,11 +238,15 @@ func (d *Fuse) fetch(ctx context.Context, m *fuseMount) {
 				r.Prefetch()
 				return awaitAll(ctx, r, 0, m.img.Blobs[s.blob].Size)
 			}
-			for _, c := range m.img.Chunks {
-				if int(c.Blob) == s.blob && s.off <= c.DeviceOffset && c.DeviceOffset < s.off+s.length {
-					if err := awaitAll(ctx, r, c.Offset, int64(c.Length)); err != nil {
-						return err
-					}
+			of := chunks[s.blob]
+			first, _ := slices.BinarySearchFunc(of, s.off, func(i uint32, off int64) int { return cmp.Compare(m.img.Chunks[i].DeviceOffset, off) })
+			for _, i := range of[first:] {
+				c := &m.img.Chunks[i]
+				if c.DeviceOffset >= s.off+s.length {
+					break
+				}
+				if err := awaitAll(ctx, r, c.Offset, int64(c.Length)); err != nil {
+					return err
 				}
 			}
 			return nil
@@ -251,6 +258,19 @@ func (d *Fuse) fetch(ctx context.Context, m *fuseMount) {
 			d.log.Warn("fetching ahead fails", "image", m.image.Name, "error", err)
 		}
 	}
+}
+
+// byDevice returns the chunks of each blob in the order of its device.
+func byDevice(img *bootstrap.Image) [][]uint32 {
+	out := make([][]uint32, len(img.Blobs))
+	for i := range img.Chunks {
+		b := img.Chunks[i].Blob
+		out[b] = append(out[b], uint32(i))
+	}
+	for _, of := range out {
+		slices.SortFunc(of, func(a, b uint32) int { return cmp.Compare(img.Chunks[a].DeviceOffset, img.Chunks[b].DeviceOffset) })
+	}
+	return out
 }
 
 // Close unmounts everything, in use or not.

@@ -26,29 +26,49 @@ type tree struct {
 type fact struct {
 	number uint64
 	links  uint32
-	name   string // one of them
+	// name is one of them, in the folder parent; the path is made when it is needed, since those of deep folders are long.
+	name   string
+	parent *bootstrap.Inode
 }
 
 func newTree(d *Fuse, m *fuseMount) *tree {
 	t := &tree{driver: d, mount: m, facts: map[*bootstrap.Inode]fact{}}
-	_ = m.img.Walk(func(path string, n *bootstrap.Inode) error { // it ends early by an error only
-		f, known := t.facts[n]
-		if !known {
-			f = fact{number: uint64(len(t.facts)) + 1, name: path}
-			if n.IsDir() {
-				f.links = 1
-				for _, c := range n.Children {
-					if c.IsDir() {
-						f.links++
-					}
-				}
-			}
-		}
-		f.links++
-		t.facts[n] = f
-		return nil
-	})
+	t.add(m.img.Root, nil, "")
 	return t
+}
+
+// add notes a name of an inode, and all that is below it.
+func (t *tree) add(n, parent *bootstrap.Inode, name string) {
+	f, known := t.facts[n]
+	if !known {
+		f = fact{number: uint64(len(t.facts)) + 1, name: name, parent: parent}
+		if n.IsDir() {
+			f.links = 1
+		}
+	}
+	f.links++
+	t.facts[n] = f
+	if !n.IsDir() {
+		return
+	}
+	for _, name := range n.Names() {
+		c := n.Children[name]
+		if c.IsDir() {
+			f.links++
+		}
+		t.add(c, n, name)
+	}
+	t.facts[n] = f
+}
+
+// path returns a path of an inode within the image, without a slash before it.
+func (t *tree) path(n *bootstrap.Inode) string {
+	var parts []string
+	for f := t.facts[n]; f.parent != nil; f = t.facts[f.parent] {
+		parts = append(parts, f.name)
+	}
+	slices.Reverse(parts)
+	return strings.Join(parts, "/")
 }
 
 func (t *tree) number(n *bootstrap.Inode) uint64 { return t.facts[n].number }
@@ -157,11 +177,11 @@ func (n *fuseNode) Open(_ context.Context, flags uint32) (fs.FileHandle, uint32,
 
 // Read implements fs.NodeReader.
 func (n *fuseNode) Read(_ context.Context, _ fs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
-	name := n.tree.facts[n.inode].name
-	got, err := n.tree.mount.files.ReadAt(n.inode, name, dest, off)
+	got, err := n.tree.mount.files.ReadAt(n.inode, n.tree.facts[n.inode].name, dest, off)
 	if err != nil && !errors.Is(err, io.EOF) {
-		n.tree.driver.metrics.failed.Inc()
-		n.tree.driver.log.Error("lazy read fails", "image", n.tree.mount.image.Name, "file", name, "offset", off, "error", err)
+		n.tree.driver.faults.tell(err, func() []any {
+			return []any{"image", n.tree.mount.image.Name, "file", n.tree.path(n.inode), "offset", off}
+		})
 		return nil, syscall.EIO
 	}
 	return fuse.ReadResultData(dest[:got]), 0

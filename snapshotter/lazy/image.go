@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-project/shoal/converter/bootstrap"
 )
 
 // A Blob names a data blob of an image.
@@ -21,10 +23,21 @@ type Image struct {
 	Name string
 	// Bootstrap is the path of a complete RAFS v6 bootstrap on this machine. It must stay while the image is mounted.
 	Bootstrap string
+	// Decoded is what the bootstrap says, where the caller knows it already; nil has it read. It is not to be changed.
+	Decoded *bootstrap.Image
 	// Blobs opens the image's blobs, also long after Mount has returned, and again after errors.
 	Blobs Source
 	// Prefetch says what is fetched before anybody reads it.
 	Prefetch Prefetch
+}
+
+// decode takes out what the bootstrap says. It is let go with the return value, while the image stays.
+func (i *Image) decode() (*bootstrap.Image, error) {
+	if img := i.Decoded; img != nil {
+		i.Decoded = nil
+		return img, nil
+	}
+	return readBootstrap(i.Bootstrap)
 }
 
 // Prefetch says what of an image is fetched before anybody reads it, behind what readers wait for. The zero value is all of it, in the

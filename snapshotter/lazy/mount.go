@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -22,12 +24,24 @@ const maxOpening = 16
 type mount struct {
 	image   Image
 	target  string
-	devices []*device     // in the order of the device table
-	gone    chan struct{} // closed when it is unmounted
+	devices []*device               // in the order of the device table
+	gone    chan struct{}           // closed when it is unmounted
+	places  func() (*places, error) // read from the bootstrap when they are first asked for
 
 	// Guarded by Driver.mounting:
 	supers []erofs.Super // what the kernel calls it, and what it was mounted as before; containers may use those still
 	direct bool          // it is read past the page cache
+}
+
+// placesIn returns what reads the places of a bootstrap's files once.
+func placesIn(path string) func() (*places, error) {
+	return sync.OnceValues(func() (*places, error) {
+		img, err := readBootstrap(path)
+		if err != nil {
+			return nil, err
+		}
+		return placesOf(img), nil
+	})
 }
 
 // alive reports whether it is mounted anywhere.
@@ -53,7 +67,7 @@ func (d *Driver) Mount(ctx context.Context, image Image, target string) error {
 	if done, err := d.mounted(image, target); done || err != nil {
 		return err
 	}
-	img, err := readBootstrap(image.Bootstrap)
+	img, err := image.decode()
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", image.Name, err)
 	}
@@ -61,11 +75,11 @@ func (d *Driver) Mount(ctx context.Context, image Image, target string) error {
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", image.Name, err)
 	}
-	m := &mount{image: image, target: target, devices: devices, gone: make(chan struct{})}
+	m := &mount{image: image, target: target, devices: devices, gone: make(chan struct{}), places: placesIn(image.Bootstrap)}
 	d.mounting.Lock()
 	defer d.mounting.Unlock()
 	if done, err := d.mounted(image, target); done || err != nil {
-		closeDevices(devices)
+		d.giveUp(devices)
 		return err
 	}
 	if err := d.enter(m); err != nil {
@@ -105,25 +119,41 @@ func (d *Driver) linger(m *mount) {
 // openDevices opens the blobs of an image, in the order of the device table.
 func (d *Driver) openDevices(ctx context.Context, image Image, img *bootstrap.Image) ([]*device, error) {
 	devices := make([]*device, len(img.Blobs))
+	chunks, whole := split(img)
 	opening, ctx := errgroup.WithContext(ctx)
 	opening.SetLimit(maxOpening)
 	for i := range devices {
 		opening.Go(func() (err error) {
-			devices[i], err = openDevice(ctx, d.expandedDir(), image.Blobs, img, i)
+			b := &img.Blobs[i]
+			var f filler
+			var file *os.File
+			if whole[i] {
+				f, file, err = openShared(ctx, image.Blobs, Blob{b.Digest, b.Size})
+			} else {
+				f, file, err = openExpanded(d.shelf, image.Blobs, b, chunks[i])
+			}
+			devices[i], err = newDevice(b, f, file, err)
 			return err
 		})
 	}
 	if err := opening.Wait(); err != nil {
-		closeDevices(devices)
+		d.giveUp(devices)
 		return nil, err
 	}
 	return devices, nil
 }
 
-func closeDevices(devices []*device) {
+// giveUp closes devices that did not come into use. What was expanded before is kept as long as another mount may be to come that has it.
+func (d *Driver) giveUp(devices []*device) {
+	discard := false
+	select {
+	case <-d.settled:
+		discard = true
+	default:
+	}
 	for _, dev := range devices {
 		if dev != nil {
-			_ = dev.filler.close(false) // nothing was written
+			_ = dev.filler.close(discard) // nothing was written
 		}
 	}
 }
@@ -152,7 +182,7 @@ func (d *Driver) enter(m *mount) error {
 			continue
 		}
 		if err := d.group.Mark(dev.file); err != nil {
-			closeDevices(fresh)
+			d.giveUp(fresh)
 			return err
 		}
 	}

@@ -113,30 +113,9 @@ func below(n *bootstrap.Inode, visit func(*bootstrap.Inode)) {
 
 // readBootstrap decodes the bootstrap of an image, which must not have more blobs than a device table.
 func readBootstrap(path string) (*bootstrap.Image, error) {
-	img, err := bootstrap.DecodeFile(path)
+	img, err := bootstrap.DecodeFile(path, bootstrap.MountMemory)
 	if err != nil {
 		return nil, fmt.Errorf("bootstrap %s: %w", path, err)
 	}
 	return img, nil
-}
-
-// locate returns the name of a file that has bytes at off of the device of blob index, and where in the file they are. Without one it
-// is empty.
-func locate(img *bootstrap.Image, index int, off int64) (name string, at int64) {
-	chunks := map[uint32]bool{}
-	for i := range img.Chunks {
-		c := &img.Chunks[i]
-		if int(c.Blob) == index && c.DeviceOffset <= off && off < c.DeviceOffset+int64(c.Size) {
-			chunks[uint32(i)] = true
-		}
-	}
-	_ = img.Walk(func(path string, n *bootstrap.Inode) error { // it ends early by an error only
-		for i, c := range n.Chunks {
-			if name == "" && chunks[c] {
-				name, at = path, int64(i)*int64(img.ChunkSize)+off-img.Chunks[c].DeviceOffset
-			}
-		}
-		return nil
-	})
-	return name, at
 }

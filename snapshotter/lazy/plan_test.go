@@ -71,14 +71,14 @@ func TestProgramsComeBeforeWhatTheyRead(t *testing.T) {
 }
 
 func TestFaultsAreLocatedInAFile(t *testing.T) {
-	img := small()
-	if name, at := locate(img, 1, 4096+5); name != "a" || at != 4096+5 {
+	p := placesOf(small())
+	if name, at := p.find(1, 4096+5); name != "a" || at != 4096+5 {
 		t.Errorf("got %q at %d", name, at)
 	}
-	if name, at := locate(img, 0, 4096+7); name != "dir/c" || at != 7 {
+	if name, at := p.find(0, 4096+7); name != "dir/c" || at != 7 {
 		t.Errorf("got %q at %d", name, at)
 	}
-	if name, _ := locate(img, 0, 1<<30); name != "" {
+	if name, _ := p.find(0, 1<<30); name != "" {
 		t.Errorf("got %q behind the end", name)
 	}
 }

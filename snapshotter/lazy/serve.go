@@ -19,8 +19,7 @@ func (d *Driver) handle(ctx context.Context, e fanotify.Event) error {
 	devices, err := d.claim(ctx, e.File)
 	if err != nil {
 		if ctx.Err() == nil {
-			d.metrics.failed.Inc()
-			d.log.Error("lazy read fails", "offset", e.Off, "error", err)
+			d.faults.tell(err, func() []any { return []any{"offset", e.Off} })
 		}
 		return err
 	}
@@ -123,32 +122,6 @@ func (d *Driver) keepRecord(m *mount) {
 	if err := d.recordOf(m).write(d.recordDir()); err != nil {
 		d.log.Warn("record is not kept", "error", err) // the next process verifies once more
 	}
-}
-
-// report says which read failed.
-func (d *Driver) report(dev *device, off int64, cause error) {
-	d.metrics.failed.Inc()
-	d.mu.Lock()
-	var m *mount
-	index := 0
-	if len(dev.users) > 0 {
-		m = dev.users[0]
-		for i := range m.devices {
-			if m.devices[i] == dev {
-				index = i
-			}
-		}
-	}
-	d.mu.Unlock()
-	if m == nil {
-		d.log.Error("lazy read fails", "offset", off, "error", cause)
-		return
-	}
-	name, at := "", off
-	if img, err := readBootstrap(m.image.Bootstrap); err == nil {
-		name, at = locate(img, index, off)
-	}
-	d.log.Error("lazy read fails", "image", m.image.Name, "file", name, "offset", at, "target", m.target, "error", cause)
 }
 
 // descriptorPath names an open file for the kernel, whatever its own name is by now.

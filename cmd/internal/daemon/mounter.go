@@ -36,11 +36,7 @@ type mounter struct {
 // newMounter returns a mounter of the wanted kind, and for lazy.Auto of the one that this host can. A keeper that an earlier process has left is
 // taken over.
 func newMounter(ctx context.Context, kind lazy.Kind, cfg lazy.Config, images images) (*mounter, error) {
-	kept, err := keeper.Connect(ctx, keeper.Config{Socket: cfg.Keeper.Socket})
-	if err == nil {
-		_ = kept.Close() // only a question
-	}
-	inherits := err == nil // that has shown what this host can
+	inherits := keeper.Running(ctx, cfg.Keeper.Socket) // that has shown what this host can
 	auto := kind == lazy.Auto
 	if auto {
 		kind = lazy.EROFS
@@ -128,7 +124,7 @@ func (m *mounter) Mount(ctx context.Context, image snapshotter.MountedImage, tar
 	if err != nil { // of the image: the configuration was checked
 		m.cfg.Log.Warn("all of the image is fetched", "image", image.Name, "error", err)
 	}
-	return driver.Mount(ctx, lazy.Image{Name: image.Name, Bootstrap: image.Bootstrap, Blobs: from, Prefetch: ahead}, target)
+	return driver.Mount(ctx, lazy.Image{Name: image.Name, Bootstrap: image.Bootstrap, Decoded: image.Decoded, Blobs: from, Prefetch: ahead}, target)
 }
 
 // Unmount implements snapshotter.Mounter.

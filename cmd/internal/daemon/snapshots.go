@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -21,7 +20,7 @@ type snapshots struct {
 	*snapshotter.Snapshotter
 
 	mounter  *mounter // nil when this host cannot mount images
-	listener net.Listener
+	listener *snapshotter.Socket
 	address  string
 	// mountsNone: no repository is named whose images are mounted.
 	mountsNone bool
@@ -62,7 +61,7 @@ func (n *node) abandonMounts(ctx context.Context) {
 // lazyConfig says where the driver's things are.
 func (n *node) lazyConfig() lazy.Config {
 	dir := filepath.Join(n.cfg.DataDir, "lazy")
-	return lazy.Config{Dir: dir, Log: n.component("lazy"), Registerer: n.admin.registry,
+	return lazy.Config{Dir: dir, Room: n.store, Log: n.component("lazy"), Registerer: n.admin.registry,
 		Keeper: keeper.Config{Socket: filepath.Join(dir, "keeper.sock"), Log: n.component("keeper")}}
 }
 
@@ -83,9 +82,16 @@ func (n *node) tryOpenSnapshots(ctx context.Context, images images) error {
 	} else {
 		s.off = "images are unpacked: " + err.Error()
 		n.log.Warn("images are unpacked, not mounted", "error", err)
-		n.abandonMounts(ctx)
+		if !errors.Is(err, keeper.ErrHung) { // while that one has them, readers of the mounts wait
+			n.abandonMounts(ctx)
+		}
 	}
-	if s.listener, err = snapshotter.Listen(ctx, address); err != nil {
+	s.listener, err = snapshotter.Listen(ctx, address)
+	switch {
+	case errors.Is(err, snapshotter.ErrTaken):
+		n.log.Error("snapshotter waits for its socket", "error", err) // what is mounted is looked after meanwhile
+		s.listener = snapshotter.ListenLater(address, err)
+	case err != nil:
 		return err
 	}
 	s.Snapshotter, err = snapshotter.New(cfg)
@@ -153,7 +159,7 @@ func (n *node) restoreSnapshots(ctx context.Context) error {
 
 func (s *snapshots) close() {
 	if s.listener != nil {
-		_ = s.listener.Close() // usually closed by its server already
+		_ = s.listener.Close() // usually done by its server already
 	}
 	if s.Snapshotter != nil {
 		_ = s.Close() // bbolt syncs each transaction
@@ -190,6 +196,9 @@ func (s *snapshots) status() local.SnapshotterStatus {
 	st := local.SnapshotterStatus{Address: s.address, Driver: "none", Mounted: s.Mounted(), Off: s.off}
 	if s.mounter != nil {
 		st.Driver = string(s.mounter.kind)
+	}
+	if err := errors.Join(s.listener.Lost(), s.Fault()); err != nil {
+		st.Off = err.Error()
 	}
 	if s.mountsNone && st.Off == "" {
 		st.Off = "all images are unpacked: snapshotter.mount names no repository"

@@ -42,6 +42,8 @@ type StoreStatus struct {
 	Blobs    int   `json:"blobs"`
 	Held     int64 `json:"held"`
 	Reserved int64 `json:"reserved"` // sizes of all that is kept, complete or not
+	// Beside is what expanded files of mounted images take, which counts against the same limits.
+	Beside   int64 `json:"beside,omitempty"`
 	MaxBytes int64 `json:"max_bytes,omitempty"`
 	// MaxPercent is of what other files leave of the disk.
 	MaxPercent int `json:"max_percent,omitempty"`
