@@ -13,11 +13,11 @@ func TestGateDoesNotHoldOthersBackForGood(t *testing.T) {
 		t.Fatal("closed before anybody waits")
 	}
 	g.close(now)
-	held, last := 0, true
+	held := 0
 	const steps, step = 6000, 10 * time.Millisecond
 	for i := range steps {
 		now = now.Add(step)
-		if last = g.closed(now); last {
+		if g.closed(now) {
 			held++
 		}
 		if i == int((gateFor-step)/step)-1 && held != i+1 {
