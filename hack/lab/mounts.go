@@ -3,6 +3,7 @@ package main
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"context"
 	"encoding/binary"
@@ -31,12 +32,17 @@ type nydusVariant struct {
 	registry   string // that the mirror is asked for; "" when the server is the registry
 	repository string
 	manifest   ocispec.Manifest
+
+	name     string // of nydusd's folder and log on the host; "" is nydusd
+	mirror   string // URL of a mirror that nydusd is to ask before the server
+	prefetch bool   // nydusd fetches all behind what is read
 }
 
 // variant is what a node reads through its mirror.
 func (d *demo) variant(i int) nydusVariant {
 	n := d.nodes[i]
-	return nydusVariant{n.Host(), strings.TrimPrefix(n.MirrorURL(), "http://"), d.registry.Addr(), demoRepository, d.image.nydus}
+	return nydusVariant{host: n.Host(), server: strings.TrimPrefix(n.MirrorURL(), "http://"), registry: d.registry.Addr(),
+		repository: demoRepository, manifest: d.image.nydus}
 }
 
 // mountEROFS mounts the variant by the kernel alone: the bootstrap as file system, the blobs as its devices. It returns the mount point.
@@ -67,35 +73,19 @@ func (v nydusVariant) mountEROFS(ctx context.Context) (string, error) {
 
 // mountNydusd has nydusd mount the variant and puts a writable folder over it. It returns the container's root.
 func (v nydusVariant) mountNydusd(ctx context.Context) (string, error) {
-	dir := filepath.Join(v.host.Dir, "nydusd")
-	lower, root := filepath.Join(dir, "lower"), filepath.Join(dir, "root")
-	upper, work, cache := filepath.Join(dir, "upper"), filepath.Join(dir, "work"), filepath.Join(dir, "cache")
-	for _, folder := range []string{lower, root, upper, work, cache} {
-		if err := os.MkdirAll(folder, 0o755); err != nil {
-			return "", err
-		}
-	}
-	boot, err := v.bootstrap(ctx, dir)
-	if err != nil {
-		return "", err
-	}
-	config, err := json.Marshal(v.nydusdConfig(cache))
-	if err != nil {
-		return "", err
-	}
-	configFile := filepath.Join(dir, "config.json")
-	if err := os.WriteFile(configFile, config, 0o600); err != nil {
-		return "", err
-	}
-	nydusd, err := v.host.Start("nydusd", []string{
-		"nydusd", "fuse", "--config", configFile, "--bootstrap", boot, "--mountpoint", lower,
-		"--rlimit-nofile", "0", "--log-level", "warn",
-	}, nil)
+	lower, nydusd, err := v.startNydusd(ctx)
 	if err != nil {
 		return "", err
 	}
 	if err := nydusd.WaitMounted(ctx, lower); err != nil {
 		return "", err
+	}
+	dir := filepath.Dir(lower)
+	root, upper, work := filepath.Join(dir, "root"), filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+	for _, folder := range []string{root, upper, work} {
+		if err := os.MkdirAll(folder, 0o755); err != nil {
+			return "", err
+		}
 	}
 	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", lower, upper, work)
 	if err := unix.Mount("overlay", root, "overlay", 0, options); err != nil {
@@ -104,20 +94,58 @@ func (v nydusVariant) mountNydusd(ctx context.Context) (string, error) {
 	return root, nil
 }
 
-// nydusdConfig points nydusd's registry backend at the server.
+// startNydusd starts a nydusd that mounts the variant on the folder lower.
+func (v nydusVariant) startNydusd(ctx context.Context) (lower string, nydusd *cluster.Process, err error) {
+	name := cmp.Or(v.name, "nydusd")
+	dir := filepath.Join(v.host.Dir, name)
+	lower, cache := filepath.Join(dir, "lower"), filepath.Join(dir, "cache")
+	for _, folder := range []string{lower, cache} {
+		if err := os.MkdirAll(folder, 0o755); err != nil {
+			return "", nil, err
+		}
+	}
+	boot, err := v.bootstrap(ctx, dir)
+	if err != nil {
+		return "", nil, err
+	}
+	config, err := json.Marshal(v.nydusdConfig(cache))
+	if err != nil {
+		return "", nil, err
+	}
+	configFile := filepath.Join(dir, "config.json")
+	if err := os.WriteFile(configFile, config, 0o600); err != nil {
+		return "", nil, err
+	}
+	nydusd, err = v.host.Start(name, []string{
+		"nydusd", "fuse", "--config", configFile, "--bootstrap", boot, "--mountpoint", lower,
+		"--rlimit-nofile", "0", "--log-level", "warn",
+	}, nil)
+	return lower, nydusd, err
+}
+
+// nydusdConfig points nydusd's registry backend at the server. What it fetches ahead is what nydus-snapshotter has it fetch by default.
 func (v nydusVariant) nydusdConfig(cache string) map[string]any {
 	type object = map[string]any
-	return object{
+	backend := object{
+		"scheme": "http", "host": v.server, "repo": v.repository,
+		"timeout": 30, "connect_timeout": 5, "retry_limit": 1,
+	}
+	if v.mirror != "" {
+		backend["mirrors"] = []object{{"host": v.mirror}}
+	}
+	config := object{
 		"device": object{
-			"backend": object{"type": "registry", "config": object{
-				"scheme": "http", "host": v.server, "repo": v.repository,
-				"timeout": 30, "connect_timeout": 5, "retry_limit": 1,
-			}},
-			"cache": object{"type": "blobcache", "config": object{"work_dir": cache}},
+			"backend": object{"type": "registry", "config": backend},
+			"cache":   object{"type": "blobcache", "config": object{"work_dir": cache}},
 		},
 		"mode":            "direct",
 		"digest_validate": false,
 	}
+	if v.prefetch {
+		config["amplify_io"] = 1 << 20
+		config["fs_prefetch"] = object{"enable": true, "threads_count": 8, "merging_size": 1 << 20, "prefetch_all": true}
+	}
+	return config
 }
 
 // bootstrap reads the last layer of the manifest, and unpacks the RAFS image into dir.
