@@ -80,8 +80,8 @@ func TestRootNydusdReadsThroughTheMirror(t *testing.T) {
 		t.Errorf("the registry sent %d bytes of data to three nodes, want one copy: %d", sent, size)
 	}
 	for _, n := range r.nodes {
-		if m, err := n.Metrics(ctx); err != nil || int64(m.Sum("shoal_mirror_sent_bytes_total")) < size {
-			t.Errorf("%s: its mirror sent %v bytes (%v), want all %d", n.Name(), m.Sum("shoal_mirror_sent_bytes_total"), err, size)
+		if m, err := n.Metrics(ctx); err != nil || m.Sum("shoal_mirror_sent_bytes_total") < lazyModel {
+			t.Errorf("%s: its mirror sent %v bytes (%v), want all of the model", n.Name(), m.Sum("shoal_mirror_sent_bytes_total"), err)
 		}
 	}
 

@@ -131,7 +131,8 @@ func (v nydusVariant) nydusdConfig(cache string) map[string]any {
 		"timeout": 30, "connect_timeout": 5, "retry_limit": 1,
 	}
 	if v.mirror != "" {
-		backend["mirrors"] = []object{{"host": v.mirror}}
+		// Without auth_through nydusd asks mirrors only what it has a token for.
+		backend["mirrors"] = []object{{"host": v.mirror, "auth_through": true}}
 	}
 	config := object{
 		"device": object{
