@@ -1,0 +1,156 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shoal-project/shoal/hack/lab/cluster"
+)
+
+const (
+	mountPoll = time.Millisecond // how often it is looked whether a mount is there
+	fillGrace = 5 * time.Second  // for daemons to end in order
+	wholeWait = 2 * time.Minute  // for the bytes that readers did not wait for
+	wholePoll = 20 * time.Millisecond
+)
+
+// fillRun is one first fill.
+type fillRun struct {
+	rate    float64 // bytes a second
+	peakRSS int64   // of the daemon that mounted, in bytes
+}
+
+// bySnapshotter fills through a new node, and calls then with the mount point while all is there. Nothing of it stays.
+func (b *fillBench) bySnapshotter(ctx context.Context, driver string, then func(root string) error) (run fillRun, err error) {
+	host := b.registry.Host()
+	node, err := b.StartNode(ctx, cluster.NodeConfig{Name: "node", Host: host, Registries: []*cluster.Registry{b.registry}, Driver: driver})
+	if err != nil {
+		return run, err
+	}
+	containerd, err := node.StartContainerd(ctx, b.registry, cluster.ContainerdConfig{})
+	if err != nil {
+		return run, err
+	}
+	defer func() {
+		_, removed := containerd.Ctr(ctx, "images", "remove", "--sync", b.ref)
+		containerd.Stop(fillGrace)
+		node.Stop(fillGrace)
+		err = errors.Join(err, removed, os.RemoveAll(filepath.Join(host.Dir, "containerd")), os.RemoveAll(node.DataDir()))
+	}()
+	pulled := make(chan error, 1)
+	go func() { pulled <- containerd.Pull(ctx, b.ref) }() // ends with ctx at the latest
+	root, err := b.firstRead(ctx, node.DataDir(), pulled, &run)
+	if err != nil {
+		return run, fmt.Errorf("%w\n--- %s\n%s", err, node.Log(), node.Tail())
+	}
+	run.peakRSS = node.PeakRSS()
+	if err := <-pulled; err != nil {
+		return run, err
+	}
+	return run, then(root)
+}
+
+// byNydusd fills through a new nydusd, which reads the registry. Nothing of it stays.
+func (b *fillBench) byNydusd(ctx context.Context, prefetch bool) (run fillRun, err error) {
+	b.started++
+	v := nydusVariant{host: b.registry.Host(), server: b.registry.Addr(), repository: repository, manifest: b.image.nydus,
+		name: fmt.Sprintf("nydusd-%d", b.started), prefetch: prefetch}
+	lower, nydusd, err := v.startNydusd(ctx)
+	if err != nil {
+		return run, err
+	}
+	defer func() {
+		nydusd.Stop(fillGrace)
+		if gone := unix.Unmount(lower, unix.MNT_DETACH); gone != nil && !errors.Is(gone, unix.EINVAL) {
+			err = errors.Join(err, fmt.Errorf("unmount %s: %w", lower, gone))
+		}
+		err = errors.Join(err, os.RemoveAll(filepath.Dir(lower)))
+	}()
+	ended := make(chan error, 1)
+	go func() { // ends with nydusd, which is stopped above
+		<-nydusd.Done()
+		ended <- errors.New("nydusd ended: " + nydusd.Tail())
+	}()
+	_, err = b.firstRead(ctx, lower, ended, &run)
+	run.peakRSS = nydusd.PeakRSS()
+	return run, err
+}
+
+// firstRead waits until a mount below dir shows the model, and has a process read all of it at that moment. The clock runs from then to the last
+// byte. What mounts tells by failed that there will be none.
+func (b *fillBench) firstRead(ctx context.Context, dir string, failed chan error, run *fillRun) (root string, err error) {
+	tick := time.NewTicker(mountPoll)
+	defer tick.Stop()
+	for root = ""; root == ""; root, err = b.mountBelow(dir) {
+		select {
+		case err := <-failed:
+			if err != nil {
+				return "", err
+			}
+			failed <- nil // who waits for the pull takes it
+		case <-ctx.Done():
+			return "", context.Cause(ctx)
+		case <-tick.C:
+		}
+	}
+	if err != nil {
+		return "", err
+	}
+	began := time.Now()
+	files, err := b.files(modelOf(root))
+	if err != nil {
+		return "", err
+	}
+	if _, err := readFiles(ctx, files, b.cfg.size); err != nil {
+		return "", err
+	}
+	run.rate = float64(b.cfg.size) / time.Since(began).Seconds()
+	return root, nil
+}
+
+// mountBelow returns the mount at or below dir that shows the model; "" without one.
+func (b *fillBench) mountBelow(dir string) (string, error) {
+	mounts, err := mountinfo()
+	if err != nil {
+		return "", err
+	}
+	for _, m := range mounts {
+		if m.point != dir && !strings.HasPrefix(m.point, dir+"/") {
+			continue
+		}
+		if _, err := os.Stat(modelOf(m.point)); err == nil {
+			return m.point, nil
+		}
+	}
+	return "", nil
+}
+
+// mounted is a line of mountinfo.
+type mounted struct {
+	point   string
+	options string // of the file system
+}
+
+func mountinfo() ([]mounted, error) {
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	var out []mounted
+	for line := range strings.Lines(string(data)) {
+		if fields := strings.Fields(line); len(fields) > 4 {
+			out = append(out, mounted{fields[4], fields[len(fields)-1]})
+		}
+	}
+	return out, nil
+}
+
+// syncFS waits until the file system that f is in has written all.
+func syncFS(f *os.File) error { return unix.Syncfs(int(f.Fd())) }
