@@ -98,7 +98,7 @@ func (b *fillBench) awaitWhole(ctx context.Context, driver, root string) error {
 	tick := time.NewTicker(wholePoll)
 	defer tick.Stop()
 	for {
-		mounts, err := mountinfo()
+		mounts, err := mountsBelow(root)
 		if err != nil {
 			return err
 		}

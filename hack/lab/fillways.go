@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -117,39 +116,16 @@ func (b *fillBench) firstRead(ctx context.Context, dir string, failed chan error
 
 // mountBelow returns the mount at or below dir that shows the model; "" without one.
 func (b *fillBench) mountBelow(dir string) (string, error) {
-	mounts, err := mountinfo()
+	mounts, err := mountsBelow(dir)
 	if err != nil {
 		return "", err
 	}
 	for _, m := range mounts {
-		if m.point != dir && !strings.HasPrefix(m.point, dir+"/") {
-			continue
-		}
 		if _, err := os.Stat(modelOf(m.point)); err == nil {
 			return m.point, nil
 		}
 	}
 	return "", nil
-}
-
-// mounted is a line of mountinfo.
-type mounted struct {
-	point   string
-	options string // of the file system
-}
-
-func mountinfo() ([]mounted, error) {
-	data, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return nil, err
-	}
-	var out []mounted
-	for line := range strings.Lines(string(data)) {
-		if fields := strings.Fields(line); len(fields) > 4 {
-			out = append(out, mounted{fields[4], fields[len(fields)-1]})
-		}
-	}
-	return out, nil
 }
 
 // syncFS waits until the file system that f is in has written all.

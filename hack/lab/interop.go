@@ -122,6 +122,7 @@ type interopRig struct {
 	ref    string
 	source string // folder of the model
 	image  pushedImage
+	nydus  *cluster.Process // nydus-snapshotter
 }
 
 // interop makes a cluster, does it all, and removes the cluster.
@@ -144,8 +145,7 @@ func interop(ctx context.Context, cfg interopConfig) (result interopResult, err 
 	for i := range interopReaders {
 		group.Go(func() (err error) {
 			if result.Readers[i], err = r.node(groupCtx, i); err != nil {
-				n := r.nodes[i]
-				return fmt.Errorf("%s: %w\n--- %s\n%s\n--- %s\n%s", interopReaders[i], err, n.Log(), n.Tail(), r.containerds[i].Log(), r.containerds[i].Tail())
+				return fmt.Errorf("%s: %w%s", interopReaders[i], err, r.logs(i))
 			}
 			return nil
 		})
@@ -155,6 +155,19 @@ func interop(ctx context.Context, cfg interopConfig) (result interopResult, err 
 	}
 	result.Copies, err = r.copies()
 	return result, err
+}
+
+// logs are the ends of what the daemons of a node wrote.
+func (r *interopRig) logs(i int) string {
+	daemons := []*cluster.Process{r.nodes[i].Process, r.containerds[i].Process}
+	if interopReaders[i] == "nydus-snapshotter" {
+		daemons = append(daemons, r.nydus)
+	}
+	var b strings.Builder
+	for _, p := range daemons {
+		fmt.Fprintf(&b, "\n--- %s\n%s", p.Log(), p.Tail())
+	}
+	return b.String()
 }
 
 // prepare pushes the image and starts what is to show it.
@@ -208,6 +221,9 @@ func (r *interopRig) node(ctx context.Context, i int) (got interopNode, err erro
 		return got, err
 	}
 	got.Ready = time.Since(began).Seconds()
+	if got.Reader == "nydus-snapshotter" && !mountedBelow(filepath.Join(r.nodes[i].Host().Dir, "nydus"), "fuse") {
+		return got, errors.New("it has unpacked the image, no nydusd has mounted it")
+	}
 	if got.Files, err = sameDigests(r.source, out); err != nil {
 		return got, err
 	}
@@ -263,8 +279,8 @@ cleanup_on_close = true
 enable = false
 [daemon]
 nydusd_config = "%[1]s/nydusd.json"
-nydusd_path = "%[2]s"
-nydusimage_path = "%[3]s"
+nydusd_path = "%[1]s/nydusd"
+nydusimage_path = "%[2]s"
 fs_driver = "fusedev"
 recover_policy = "none"
 [cgroup]
@@ -275,10 +291,8 @@ level = "info"
 dir = "%[1]s/logs"
 [metrics]
 address = ""
-[remote]
-skip_ssl_verify = true
 [remote.mirrors_config]
-dir = "%[4]s"
+dir = "%[3]s"
 [snapshot]
 enable_nydus_overlayfs = false
 [cache_manager]
@@ -287,15 +301,14 @@ cache_dir = "%[1]s/cache"
 enable_index_detect = true
 `
 
+// nydusdUnlimited has nydusd keep its limit of open files, which not every machine allows to be raised.
+const nydusdUnlimited = "#!/bin/sh\nexec nydusd \"$@\" --rlimit-nofile 0\n"
+
 // startNydusSnapshotter runs nydus-snapshotter on the node's host, and a containerd that has it as its snapshotter.
 func (r *interopRig) startNydusSnapshotter(ctx context.Context, n *cluster.Node) (*cluster.Containerd, error) {
 	dir := filepath.Join(n.Host().Dir, "nydus")
 	socket := filepath.Join(dir, "s.sock")
 	c, err := n.NewContainerd(ctx, r.registry, cluster.ContainerdConfig{Snapshotter: socket})
-	if err != nil {
-		return nil, err
-	}
-	nydusd, err := exec.LookPath("nydusd")
 	if err != nil {
 		return nil, err
 	}
@@ -306,21 +319,21 @@ func (r *interopRig) startNydusSnapshotter(ctx context.Context, n *cluster.Node)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	v := nydusVariant{prefetch: true}
-	daemon, err := json.Marshal(v.nydusdConfig(""))
+	daemon, err := json.Marshal(nydusVariant{prefetch: true, insecure: true}.nydusdConfig(""))
 	if err != nil {
 		return nil, err
 	}
-	config := fmt.Sprintf(nydusSnapshotterConfig, dir, nydusd, nydusImage, c.HostsDir())
-	err = errors.Join(os.WriteFile(filepath.Join(dir, "config.toml"), []byte(config), 0o600), os.WriteFile(filepath.Join(dir, "nydusd.json"), daemon, 0o600))
+	config := fmt.Sprintf(nydusSnapshotterConfig, dir, nydusImage, c.HostsDir())
+	err = errors.Join(os.WriteFile(filepath.Join(dir, "config.toml"), []byte(config), 0o600), os.WriteFile(filepath.Join(dir, "nydusd.json"), daemon, 0o600),
+		os.WriteFile(filepath.Join(dir, "nydusd"), []byte(nydusdUnlimited), 0o700))
 	if err != nil {
 		return nil, err
 	}
-	snapshotter, err := n.Host().Start("nydus-snapshotter", []string{"containerd-nydus-grpc", "--config", filepath.Join(dir, "config.toml")}, nil)
+	r.nydus, err = n.Host().Start("nydus-snapshotter", []string{"containerd-nydus-grpc", "--config", filepath.Join(dir, "config.toml")}, nil)
 	if err != nil {
 		return nil, err
 	}
-	if err := snapshotter.WaitSocket(ctx, socket); err != nil {
+	if err := r.nydus.WaitSocket(ctx, socket); err != nil {
 		return nil, err
 	}
 	return c, c.Start(ctx)

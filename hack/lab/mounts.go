@@ -16,6 +16,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -36,6 +37,7 @@ type nydusVariant struct {
 	name     string // of nydusd's folder and log on the host; "" is nydusd
 	mirror   string // URL of a mirror that nydusd is to ask before the server
 	prefetch bool   // nydusd fetches all behind what is read
+	insecure bool   // the registry need not show a certificate; nydus-snapshotter takes that for plain HTTP
 }
 
 // variant is what a node reads through its mirror.
@@ -129,6 +131,9 @@ func (v nydusVariant) nydusdConfig(cache string) map[string]any {
 	backend := object{
 		"scheme": "http", "host": v.server, "repo": v.repository,
 		"timeout": 30, "connect_timeout": 5, "retry_limit": 1,
+	}
+	if v.insecure {
+		backend["skip_verify"] = true
 	}
 	if v.mirror != "" {
 		// Without auth_through nydusd asks mirrors only what it has a token for.
@@ -298,6 +303,35 @@ func writeFile(name string, from io.Reader) error {
 		return err
 	}
 	return f.Close()
+}
+
+// mounted is a line of mountinfo.
+type mounted struct {
+	point, kind string
+	options     string // of the file system
+}
+
+// mountsBelow lists what is mounted at a folder and below it, the oldest first.
+func mountsBelow(dir string) ([]mounted, error) {
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	var out []mounted
+	for line := range strings.Lines(string(data)) {
+		fields := strings.Fields(line)
+		if len(fields) < 8 || fields[4] != dir && !strings.HasPrefix(fields[4], dir+"/") {
+			continue
+		}
+		out = append(out, mounted{fields[4], fields[len(fields)-3], fields[len(fields)-1]})
+	}
+	return out, nil
+}
+
+// mountedBelow reports whether a file system of a kind, such as fuse, is mounted at a folder or below it.
+func mountedBelow(dir, kind string) bool {
+	mounts, err := mountsBelow(dir)
+	return err == nil && slices.ContainsFunc(mounts, func(m mounted) bool { return m.kind == kind || strings.HasPrefix(m.kind, kind+".") })
 }
 
 // sameFiles compares each regular file below source with the one of the same name below mounted, by sha256, and returns how many
