@@ -42,9 +42,11 @@ type fillConfig struct {
 // fillResult is what the command prints. Rates are in bytes a second, medians over the rounds.
 type fillResult struct {
 	SizeBytes int64      `json:"size_bytes"`
+	Origin    float64    `json:"origin_bytes_per_second"` // one stream from the registry that nobody keeps: no fill is faster
 	Fills     []fillCase `json:"fills"`
 	Reads     []readCase `json:"complete_reads"`
 	Times     float64    `json:"erofs_to_best_nydusd"` // 0 without both
+	Origins   []float64  `json:"all_origin_bytes_per_second"`
 }
 
 // fillCase is one way to fill. The peak is the most memory that the daemon had resident in any round, in bytes.
@@ -123,6 +125,7 @@ func fillTools() []string {
 func (r fillResult) print(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(t, "first fill, %d MiB\tMB/s\tpeak RSS of the daemon\tgoal\n", r.SizeBytes>>20)
+	fmt.Fprintf(t, "the registry alone, one stream\t%.0f\t\t\n", r.Origin/1e6)
 	for _, c := range r.Fills {
 		goal := ""
 		if c.Way == "erofs" {
@@ -169,6 +172,11 @@ func fill(ctx context.Context, cfg fillConfig) (result fillResult, err error) {
 	for round := range cfg.rounds {
 		for i := range result.Fills {
 			f := &result.Fills[i]
+			rate, err := b.warm(ctx)
+			if err != nil {
+				return result, err
+			}
+			result.Origins = append(result.Origins, rate)
 			if err := b.round(ctx, round, f, &result.Reads); err != nil {
 				return result, fmt.Errorf("%s: %w", f.Way, err)
 			}
@@ -181,6 +189,7 @@ func fill(ctx context.Context, cfg fillConfig) (result fillResult, err error) {
 
 // sum sets the medians.
 func (r *fillResult) sum() {
+	r.Origin = median(r.Origins)
 	var erofs, nydusd float64
 	for i := range r.Fills {
 		f := &r.Fills[i]
@@ -228,9 +237,6 @@ func (b *fillBench) prepare(ctx context.Context) (err error) {
 
 // round fills once in one way, from nothing; in the last round the snapshotter's mount is then read as complete.
 func (b *fillBench) round(ctx context.Context, round int, f *fillCase, reads *[]readCase) error {
-	if err := b.warm(ctx); err != nil {
-		return err
-	}
 	var run fillRun
 	var err error
 	if strings.HasPrefix(f.Way, "nydusd") {
@@ -262,19 +268,32 @@ func (b *fillBench) files(root string) ([]string, error) {
 // modelOf is where an image that is mounted at root has the model.
 func modelOf(root string) string { return filepath.Join(root, "models", "model") }
 
-// warm has the registry read all of the image, so that its blobs are in memory, and what was written before is on the disk.
-func (b *fillBench) warm(ctx context.Context) error {
-	for _, l := range b.image.nydus.Layers {
-		body, err := get(ctx, b.registry.Host().Client(), "http://"+b.registry.Addr()+"/v2/"+repository+"/blobs/"+l.Digest.String(), "")
-		if err != nil {
-			return err
-		}
-		_, err = io.Copy(io.Discard, body)
-		if err := errors.Join(err, body.Close()); err != nil {
-			return err
-		}
+// warm has the registry read all of the image, so that its blobs are in memory, and what was written before is on the disk. It returns the rate at which
+// the registry gave them.
+func (b *fillBench) warm(ctx context.Context) (rate float64, err error) {
+	if err := syncDisk(b.Dir()); err != nil {
+		return 0, err
 	}
-	return syncDisk(b.Dir())
+	read := func() (size int64, err error) {
+		for _, l := range b.image.nydus.Layers {
+			body, err := get(ctx, b.registry.Host().Client(), "http://"+b.registry.Addr()+"/v2/"+repository+"/blobs/"+l.Digest.String(), "")
+			if err != nil {
+				return 0, err
+			}
+			n, err := io.Copy(io.Discard, body)
+			if err := errors.Join(err, body.Close()); err != nil {
+				return 0, err
+			}
+			size += n
+		}
+		return size, nil
+	}
+	if _, err := read(); err != nil { // into memory
+		return 0, err
+	}
+	began := time.Now()
+	size, err := read()
+	return float64(size) / time.Since(began).Seconds(), err
 }
 
 // syncDisk waits until all that was written to the file system of dir is on its disk.
