@@ -42,9 +42,7 @@ func TestRootPassesTheSuiteOfContainerd17(t *testing.T) {
 		t.Skip("-short leaves out what has to be built")
 	}
 	needRoot(t)
-	dir, err := os.MkdirTemp("", "suite") // a socket's path is short
-	check(t, err)
-	t.Cleanup(func() { check(t, os.RemoveAll(dir)) })
+	dir := t.TempDir()
 	build := exec.CommandContext(t.Context(), "go", "test", "-c", "-o", filepath.Join(dir, "suite"), ".")
 	build.Dir = filepath.Join("testdata", "suite17")
 	build.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=-buildvcs=false -mod=readonly")

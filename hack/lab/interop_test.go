@@ -18,7 +18,6 @@ type nydusdRig struct {
 
 	t      *testing.T
 	source string // folder of the model
-	blobs  []layerResult
 	image  pushedImage
 }
 
