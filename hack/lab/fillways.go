@@ -44,7 +44,10 @@ func (b *fillBench) bySnapshotter(ctx context.Context, driver string, then func(
 		err = errors.Join(err, removed, os.RemoveAll(filepath.Join(host.Dir, "containerd")), os.RemoveAll(node.DataDir()))
 	}()
 	pulled := make(chan error, 1)
-	go func() { pulled <- containerd.Pull(ctx, b.ref) }() // ends with ctx at the latest
+	go func() { // ends with ctx at the latest
+		defer close(pulled) // so that who asks a second time hears of no error
+		pulled <- containerd.Pull(ctx, b.ref)
+	}()
 	root, err := b.firstRead(ctx, node.DataDir(), pulled, &run)
 	if err != nil {
 		return run, fmt.Errorf("%w\n--- %s\n%s", err, node.Log(), node.Tail())
@@ -82,24 +85,10 @@ func (b *fillBench) byNydusd(ctx context.Context, prefetch bool) (run fillRun, e
 	return run, err
 }
 
-// firstRead waits until a mount below dir shows the model, and has a process read all of it at that moment. The clock runs from then to the last
-// byte. What mounts tells by failed that there will be none.
-func (b *fillBench) firstRead(ctx context.Context, dir string, failed chan error, run *fillRun) (root string, err error) {
-	tick := time.NewTicker(mountPoll)
-	defer tick.Stop()
-	for root = ""; root == ""; root, err = b.mountBelow(dir) {
-		select {
-		case err := <-failed:
-			if err != nil {
-				return "", err
-			}
-			failed <- nil // who waits for the pull takes it
-		case <-ctx.Done():
-			return "", context.Cause(ctx)
-		case <-tick.C:
-		}
-	}
-	if err != nil {
+// firstRead has a process read all of the model at the moment when a mount below dir shows it. The clock runs from then to the last byte. done tells that
+// nothing will be mounted any more.
+func (b *fillBench) firstRead(ctx context.Context, dir string, done <-chan error, run *fillRun) (root string, err error) {
+	if root, err = b.awaitMount(ctx, dir, done); err != nil {
 		return "", err
 	}
 	began := time.Now()
@@ -112,6 +101,30 @@ func (b *fillBench) firstRead(ctx context.Context, dir string, failed chan error
 	}
 	run.rate = float64(b.cfg.size) / time.Since(began).Seconds()
 	return root, nil
+}
+
+// awaitMount waits for the mount below dir that shows the model.
+func (b *fillBench) awaitMount(ctx context.Context, dir string, done <-chan error) (root string, err error) {
+	tick := time.NewTicker(mountPoll)
+	defer tick.Stop()
+	for over := false; ; {
+		if root, err = b.mountBelow(dir); root != "" || err != nil {
+			return root, err
+		}
+		if over {
+			return "", fmt.Errorf("nothing that shows the model was mounted in %s", dir)
+		}
+		select {
+		case err := <-done:
+			if err != nil {
+				return "", err
+			}
+			over = true // and it may have been mounted just before
+		case <-ctx.Done():
+			return "", context.Cause(ctx)
+		case <-tick.C:
+		}
+	}
 }
 
 // mountBelow returns the mount at or below dir that shows the model; "" without one.
