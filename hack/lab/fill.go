@@ -36,6 +36,7 @@ type fillConfig struct {
 	rounds int
 	reads  int
 	ways   []string
+	alone  bool // the node has no scheduler
 	log    io.Writer
 }
 
@@ -81,6 +82,7 @@ func fillCommand() *cli.Command {
 			&cli.IntFlag{Name: "rounds", Value: 3, Usage: "`NUMBER` of first fills each way"},
 			&cli.IntFlag{Name: "reads", Value: 7, Usage: "`NUMBER` of reads of the complete model each way; 0 leaves them out"},
 			&cli.StringFlag{Name: "ways", Value: strings.Join(fillWays, ","), Usage: "`WAYS`, apart by commas"},
+			&cli.BoolFlag{Name: "alone", Usage: "run the node without a scheduler"},
 			&cli.PathFlag{Name: "json", Usage: "write all figures to `FILE`"},
 		},
 		Action: func(ctx *cli.Context) error {
@@ -103,7 +105,8 @@ func fillCommand() *cli.Command {
 }
 
 func fillFlags(ctx *cli.Context) (cfg fillConfig, err error) {
-	cfg = fillConfig{rounds: ctx.Int("rounds"), reads: ctx.Int("reads"), ways: strings.Split(ctx.String("ways"), ","), log: ctx.App.ErrWriter}
+	cfg = fillConfig{rounds: ctx.Int("rounds"), reads: ctx.Int("reads"), ways: strings.Split(ctx.String("ways"), ","),
+		alone: ctx.Bool("alone"), log: ctx.App.ErrWriter}
 	if cfg.size, err = cluster.ParseSize(ctx.String("size")); err != nil {
 		return cfg, err
 	}
@@ -148,6 +151,7 @@ type fillBench struct {
 
 	cfg      fillConfig
 	registry *cluster.Registry
+	planned  []*cluster.Scheduler // the node's; none when it is alone
 	ref      string
 	source   string // folder of the model, the plain files
 	image    pushedImage
@@ -214,6 +218,13 @@ func (r *fillResult) sum() {
 func (b *fillBench) prepare(ctx context.Context) (err error) {
 	if b.registry, err = b.StartRegistry(ctx); err != nil {
 		return err
+	}
+	if !b.cfg.alone {
+		scheduler, err := b.StartScheduler(ctx, "scheduler")
+		if err != nil {
+			return err
+		}
+		b.planned = append(b.planned, scheduler)
 	}
 	b.ref = b.registry.Addr() + "/" + repository + ":1"
 	base, err := cluster.RandomImage(b.Dir(), 1, 64<<10)

@@ -29,7 +29,7 @@ type fillRun struct {
 // bySnapshotter fills through a new node, and calls then with the mount point while all is there. Nothing of it stays.
 func (b *fillBench) bySnapshotter(ctx context.Context, driver string, then func(root string) error) (run fillRun, err error) {
 	host := b.registry.Host()
-	node, err := b.StartNode(ctx, cluster.NodeConfig{Name: "node", Host: host, Registries: []*cluster.Registry{b.registry}, Driver: driver})
+	node, err := b.StartNode(ctx, cluster.NodeConfig{Name: "node", Host: host, Registries: []*cluster.Registry{b.registry}, Schedulers: b.planned, Driver: driver})
 	if err != nil {
 		return run, err
 	}
