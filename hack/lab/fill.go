@@ -26,9 +26,9 @@ const (
 	readGoalRatio = 0.97 // of a plain file's rate
 )
 
-// fillWays are what mounts the model: the node's snapshotter with one driver or the other, nydusd that fetches what is read, and nydusd that fetches
+// fillWays are what mounts the model: the node's snapshotter with one driver or the other, or with erofs while nobody reads; nydusd that fetches what is read, and nydusd that fetches
 // ahead as nydus-snapshotter has it do by default.
-var fillWays = []string{"erofs", "fuse", "nydusd", "nydusd-prefetch"}
+var fillWays = []string{"erofs", "unread", "fuse", "nydusd", "nydusd-prefetch"}
 
 type fillConfig struct {
 	shoal  string
@@ -75,7 +75,7 @@ func fillCommand() *cli.Command {
 		Usage: "measure how fast a model is read while it is fetched, beside nydusd, and when it is complete, beside plain files",
 		Description: "One host with a registry whose blobs are in memory, and on it by turns: a node and a containerd that pulls by the node's snapshotter,\n" +
 			"with the driver erofs or fuse; and nydusd, which reads the registry itself, as it is read or ahead. As soon as the mount is there a\n" +
-			"process reads all of the model. In the last round the complete model is read again from the snapshotter's mount, by turns with\n" +
+			"process reads all of the model; of the way unread, by erofs, nobody does, which tells how fast it is fetched ahead. In the last round the complete model is read again from the snapshotter's mount, by turns with\n" +
 			"plain files on the same disk: cold, warm, and mapped, cold and warm. Figures of a busy machine say nothing.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "size", Value: "1GiB", Usage: "`SIZE` of the model"},
@@ -254,7 +254,7 @@ func (b *fillBench) round(ctx context.Context, round int, f *fillCase, reads *[]
 		run, err = b.byNydusd(ctx, f.Way == "nydusd-prefetch")
 	} else {
 		run, err = b.bySnapshotter(ctx, f.Way, func(root string) error {
-			if round < b.cfg.rounds-1 || b.cfg.reads == 0 {
+			if round < b.cfg.rounds-1 || b.cfg.reads == 0 || f.Way == "unread" {
 				return nil
 			}
 			cases, err := b.readComplete(ctx, f.Way, root)

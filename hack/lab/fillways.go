@@ -27,8 +27,11 @@ type fillRun struct {
 }
 
 // bySnapshotter fills through a new node, and calls then with the mount point while all is there. Nothing of it stays.
-func (b *fillBench) bySnapshotter(ctx context.Context, driver string, then func(root string) error) (run fillRun, err error) {
-	host := b.registry.Host()
+func (b *fillBench) bySnapshotter(ctx context.Context, way string, then func(root string) error) (run fillRun, err error) {
+	host, driver := b.registry.Host(), way
+	if way == "unread" {
+		driver = "erofs"
+	}
 	node, err := b.StartNode(ctx, cluster.NodeConfig{Name: "node", Host: host, Registries: []*cluster.Registry{b.registry}, Schedulers: b.planned, Driver: driver})
 	if err != nil {
 		return run, err
@@ -48,11 +51,11 @@ func (b *fillBench) bySnapshotter(ctx context.Context, driver string, then func(
 		defer close(pulled) // so that who asks a second time hears of no error
 		pulled <- containerd.Pull(ctx, b.ref)
 	}()
-	root, err := b.firstRead(ctx, node.DataDir(), pulled, &run)
+	root, rate, err := b.firstRead(ctx, way, node.DataDir(), pulled)
 	if err != nil {
 		return run, fmt.Errorf("%w\n--- %s\n%s", err, node.Log(), node.Tail())
 	}
-	run.peakRSS = node.PeakRSS()
+	run = fillRun{rate, node.PeakRSS()}
 	if err := <-pulled; err != nil {
 		return run, err
 	}
@@ -80,27 +83,33 @@ func (b *fillBench) byNydusd(ctx context.Context, prefetch bool) (run fillRun, e
 		<-nydusd.Done()
 		ended <- errors.New("nydusd ended: " + nydusd.Tail())
 	}()
-	_, err = b.firstRead(ctx, lower, ended, &run)
-	run.peakRSS = nydusd.PeakRSS()
-	return run, err
+	_, rate, err := b.firstRead(ctx, v.name, lower, ended)
+	return fillRun{rate, nydusd.PeakRSS()}, err
 }
 
 // firstRead has a process read all of the model at the moment when a mount below dir shows it. The clock runs from then to the last byte. done tells that
-// nothing will be mounted any more.
-func (b *fillBench) firstRead(ctx context.Context, dir string, done <-chan error, run *fillRun) (root string, err error) {
+// nothing will be mounted any more. Of the way "unread" nobody reads, and the clock runs until all is there.
+func (b *fillBench) firstRead(ctx context.Context, way, dir string, done <-chan error) (root string, rate float64, err error) {
 	if root, err = b.awaitMount(ctx, dir, done); err != nil {
-		return "", err
+		return "", 0, err
 	}
 	began := time.Now()
+	if way == "unread" {
+		err = b.awaitWhole(ctx, "erofs", root)
+	} else {
+		err = b.readAll(ctx, root)
+	}
+	return root, float64(b.cfg.size) / time.Since(began).Seconds(), err
+}
+
+// readAll has a process read the model of an image that is mounted at root.
+func (b *fillBench) readAll(ctx context.Context, root string) error {
 	files, err := b.files(modelOf(root))
 	if err != nil {
-		return "", err
+		return err
 	}
-	if _, err := readFiles(ctx, files, b.cfg.size); err != nil {
-		return "", err
-	}
-	run.rate = float64(b.cfg.size) / time.Since(began).Seconds()
-	return root, nil
+	_, err = readFiles(ctx, files, b.cfg.size)
+	return err
 }
 
 // awaitMount waits for the mount below dir that shows the model.
