@@ -73,10 +73,11 @@ func fillCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "fill",
 		Usage: "measure how fast a model is read while it is fetched, beside nydusd, and when it is complete, beside plain files",
-		Description: "One host with a registry whose blobs are in memory, and on it by turns: a node and a containerd that pulls by the node's snapshotter,\n" +
-			"with the driver erofs or fuse; and nydusd, which reads the registry itself, as it is read or ahead. As soon as the mount is there a\n" +
-			"process reads all of the model; of the way unread, by erofs, nobody does, which tells how fast it is fetched ahead. In the last round the complete model is read again from the snapshotter's mount, by turns with\n" +
-			"plain files on the same disk: cold, warm, and mapped, cold and warm. Figures of a busy machine say nothing.",
+		Description: "One host with a registry whose blobs are in memory, and on it by turns: a node and a containerd that pulls by the node's\n" +
+			"snapshotter, with the driver erofs or fuse; and nydusd, which reads the registry itself, as it is read or ahead. As soon as the\n" +
+			"mount is there a process reads all of the model; of the way unread, by erofs, nobody does, which tells how fast it is fetched\n" +
+			"ahead. In the last round the complete model is read again from the snapshotter's mount, by turns with plain files on the same\n" +
+			"disk: cold, warm, and mapped, cold and warm. Figures of a busy machine say nothing.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "size", Value: "1GiB", Usage: "`SIZE` of the model"},
 			&cli.IntFlag{Name: "rounds", Value: 3, Usage: "`NUMBER` of first fills each way"},
