@@ -23,6 +23,7 @@ BATTERY_FLAGS ?=
 SIM_FLAGS ?=
 SWARM_FLAGS ?=
 FIRST_FLAGS ?=
+FILL_FLAGS ?=
 SCRIPTS := hack/setup hack/base-image hack/model hack/fuzz .ci/run
 
 .PHONY: help
@@ -61,6 +62,11 @@ e2e-lazy: ## set up, then run the end-to-end tests of images that are mounted, w
 	hack/setup demo
 	REQUIRE_TOOLS=1 go test -count=1 -timeout 30m ./snapshotter/...
 	REQUIRE_TOOLS=1 go test -count=1 -timeout 30m -v ./hack/lab -run 'TestRoot(ContainersRun|Images|Read|OldContainerds)'
+
+.PHONY: e2e-interop
+e2e-interop: ## run one image by shoal's snapshotter, nydus-snapshotter and nydusd, which share; builds nydus-snapshotter once, some minutes
+	hack/setup demo nydus-snapshotter
+	go run ./hack/lab interop
 
 .PHONY: e2e-containerd
 e2e-containerd: ## pull with four containerds while something goes wrong behind or in the mirror; BATTERY_FLAGS
@@ -131,6 +137,11 @@ bench-swarm: ## bring blobs to peers, by turns straight from the registry and th
 bench-lazy: ## measure how long containers take until they have read a model: pulled, by nydusd, by the snapshotter; figures and plot to docs/; LAZY_FLAGS
 	hack/setup demo
 	go run ./hack/lab lazy --plot docs/bench-lazy.svg --json docs/bench-lazy.json $(LAZY_FLAGS)
+
+.PHONY: bench-fill
+bench-fill: ## measure the first read of a mounted model beside nydusd, and reads of the complete one beside plain files; FILL_FLAGS
+	hack/setup demo
+	go run ./hack/lab fill $(FILL_FLAGS)
 
 .PHONY: bench-first
 bench-first: ## measure small blobs, first bytes and ranges beside the registry's own answers; FIRST_FLAGS

@@ -2,8 +2,11 @@ package snapshotter
 
 import (
 	"context"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
@@ -27,6 +30,38 @@ func TestRootPassesContainerdsOwnSuite(t *testing.T) {
 		client := serve(t, s, address)
 		return client, s.Close, nil
 	})
+}
+
+// suiteTests is more than the suite of containerd 1.7 has tests.
+const suiteTests = 32
+
+// What containerd 1.7 asks, with its own client: a program of a module of its own, which takes a minute to build the first time.
+func TestRootPassesTheSuiteOfContainerd17(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short leaves out what has to be built")
+	}
+	needRoot(t)
+	dir := t.TempDir()
+	build := exec.CommandContext(t.Context(), "go", "test", "-c", "-o", filepath.Join(dir, "suite"), ".")
+	build.Dir = filepath.Join("testdata", "suite17")
+	build.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=-buildvcs=false -mod=readonly")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build the suite of containerd 1.7: %v\n%s", err, out)
+	}
+	for i := range suiteTests {
+		s, err := New(Config{Root: filepath.Join(dir, fmt.Sprintf("root-%d", i+1))})
+		check(t, err)
+		t.Cleanup(func() { check(t, s.Close()) })
+		serve(t, s, filepath.Join(dir, fmt.Sprintf("%d.sock", i+1)))
+	}
+	suite := exec.CommandContext(t.Context(), filepath.Join(dir, "suite"), "-test.v")
+	suite.Env = append(os.Environ(), "SNAPSHOTTERS="+dir)
+	out, err := suite.CombinedOutput()
+	if passed := strings.Count(string(out), "    --- PASS: "); err != nil || passed < 15 {
+		t.Errorf("%d tests of the suite passed: %v\n%s", passed, err, out)
+	} else {
+		t.Logf("%d tests of the suite passed, %d were left out", passed, strings.Count(string(out), "    --- SKIP: "))
+	}
 }
 
 // serve answers at the socket until the test ends and returns what containerd would ask with.

@@ -335,11 +335,7 @@ func (s *swarm) convert(ctx context.Context, shoal, ref string, img v1.Image, mo
 	if err != nil {
 		return nil, err
 	}
-	p, err := layout.Write(filepath.Join(dir, "base"), empty.Index)
-	if err != nil {
-		return nil, err
-	}
-	if err := p.AppendImage(img, layout.WithPlatform(v1.Platform{OS: "linux", Architecture: runtime.GOARCH})); err != nil {
+	if err := writeBase(filepath.Join(dir, "base"), img); err != nil {
 		return nil, err
 	}
 	if err := os.Mkdir(filepath.Join(dir, "model"), 0o755); err != nil {
@@ -372,6 +368,15 @@ func (s *swarm) convert(ctx context.Context, shoal, ref string, img v1.Image, mo
 		}
 	}
 	return blobs, nil
+}
+
+// writeBase makes the folder dir an OCI layout that has the image.
+func writeBase(dir string, img v1.Image) error {
+	p, err := layout.Write(dir, empty.Index)
+	if err != nil {
+		return err
+	}
+	return p.AppendImage(img, layout.WithPlatform(v1.Platform{OS: "linux", Architecture: runtime.GOARCH}))
 }
 
 func faultTools() []string { return []string{"ip", "tc", "docker-registry", "containerd", "ctr"} }

@@ -331,7 +331,7 @@ func (b *lazyBencher) node(ctx context.Context, i int, began time.Time) (took la
 	spec := cluster.Container{ID: "read", Args: b.program}
 	switch b.way {
 	case "nydusd":
-		v := nydusVariant{b.nodes[i].Host(), b.registry.Addr(), "", repository, b.image.nydus}
+		v := nydusVariant{host: b.nodes[i].Host(), server: b.registry.Addr(), repository: repository, manifest: b.image.nydus}
 		spec.Rootfs, err = v.mountNydusd(ctx)
 	default:
 		spec.Image = b.ref

@@ -59,7 +59,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		Before: func(ctx *cli.Context) error {
 			return toolsFirst(ctx.Path("cache"))
 		},
-		Commands: []*cli.Command{broadcastCommand(), demoCommand(), faultCommand(), containerdCommand(), kubeletCommand(), chaosCommand(), loadCommand(), pullsCommand(), mirrorBenchCommand(), firstCommand(), swarmBenchCommand(), lazyBenchCommand(), cleanCommand()},
+		Commands: []*cli.Command{broadcastCommand(), demoCommand(), faultCommand(), containerdCommand(), kubeletCommand(), chaosCommand(), loadCommand(), pullsCommand(), mirrorBenchCommand(), firstCommand(), swarmBenchCommand(), lazyBenchCommand(), interopCommand(), fillCommand(), readFilesCommand(), cleanCommand()},
 	}
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"context"
 	"encoding/binary"
@@ -15,6 +16,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -31,12 +33,18 @@ type nydusVariant struct {
 	registry   string // that the mirror is asked for; "" when the server is the registry
 	repository string
 	manifest   ocispec.Manifest
+
+	name     string // of nydusd's folder and log on the host; "" is nydusd
+	mirror   string // URL of a mirror that nydusd is to ask before the server
+	prefetch bool   // nydusd fetches all behind what is read
+	insecure bool   // the registry need not show a certificate; nydus-snapshotter takes that for plain HTTP
 }
 
 // variant is what a node reads through its mirror.
 func (d *demo) variant(i int) nydusVariant {
 	n := d.nodes[i]
-	return nydusVariant{n.Host(), strings.TrimPrefix(n.MirrorURL(), "http://"), d.registry.Addr(), demoRepository, d.image.nydus}
+	return nydusVariant{host: n.Host(), server: strings.TrimPrefix(n.MirrorURL(), "http://"), registry: d.registry.Addr(),
+		repository: demoRepository, manifest: d.image.nydus}
 }
 
 // mountEROFS mounts the variant by the kernel alone: the bootstrap as file system, the blobs as its devices. It returns the mount point.
@@ -67,35 +75,19 @@ func (v nydusVariant) mountEROFS(ctx context.Context) (string, error) {
 
 // mountNydusd has nydusd mount the variant and puts a writable folder over it. It returns the container's root.
 func (v nydusVariant) mountNydusd(ctx context.Context) (string, error) {
-	dir := filepath.Join(v.host.Dir, "nydusd")
-	lower, root := filepath.Join(dir, "lower"), filepath.Join(dir, "root")
-	upper, work, cache := filepath.Join(dir, "upper"), filepath.Join(dir, "work"), filepath.Join(dir, "cache")
-	for _, folder := range []string{lower, root, upper, work, cache} {
-		if err := os.MkdirAll(folder, 0o755); err != nil {
-			return "", err
-		}
-	}
-	boot, err := v.bootstrap(ctx, dir)
-	if err != nil {
-		return "", err
-	}
-	config, err := json.Marshal(v.nydusdConfig(cache))
-	if err != nil {
-		return "", err
-	}
-	configFile := filepath.Join(dir, "config.json")
-	if err := os.WriteFile(configFile, config, 0o600); err != nil {
-		return "", err
-	}
-	nydusd, err := v.host.Start("nydusd", []string{
-		"nydusd", "fuse", "--config", configFile, "--bootstrap", boot, "--mountpoint", lower,
-		"--rlimit-nofile", "0", "--log-level", "warn",
-	}, nil)
+	lower, nydusd, err := v.startNydusd(ctx)
 	if err != nil {
 		return "", err
 	}
 	if err := nydusd.WaitMounted(ctx, lower); err != nil {
 		return "", err
+	}
+	dir := filepath.Dir(lower)
+	root, upper, work := filepath.Join(dir, "root"), filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+	for _, folder := range []string{root, upper, work} {
+		if err := os.MkdirAll(folder, 0o755); err != nil {
+			return "", err
+		}
 	}
 	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", lower, upper, work)
 	if err := unix.Mount("overlay", root, "overlay", 0, options); err != nil {
@@ -104,20 +96,62 @@ func (v nydusVariant) mountNydusd(ctx context.Context) (string, error) {
 	return root, nil
 }
 
-// nydusdConfig points nydusd's registry backend at the server.
+// startNydusd starts a nydusd that mounts the variant on the folder lower.
+func (v nydusVariant) startNydusd(ctx context.Context) (lower string, nydusd *cluster.Process, err error) {
+	name := cmp.Or(v.name, "nydusd")
+	dir := filepath.Join(v.host.Dir, name)
+	lower, cache := filepath.Join(dir, "lower"), filepath.Join(dir, "cache")
+	for _, folder := range []string{lower, cache} {
+		if err := os.MkdirAll(folder, 0o755); err != nil {
+			return "", nil, err
+		}
+	}
+	boot, err := v.bootstrap(ctx, dir)
+	if err != nil {
+		return "", nil, err
+	}
+	config, err := json.Marshal(v.nydusdConfig(cache))
+	if err != nil {
+		return "", nil, err
+	}
+	configFile := filepath.Join(dir, "config.json")
+	if err := os.WriteFile(configFile, config, 0o600); err != nil {
+		return "", nil, err
+	}
+	nydusd, err = v.host.Start(name, []string{
+		"nydusd", "fuse", "--config", configFile, "--bootstrap", boot, "--mountpoint", lower,
+		"--rlimit-nofile", "0", "--log-level", "warn",
+	}, nil)
+	return lower, nydusd, err
+}
+
+// nydusdConfig points nydusd's registry backend at the server. What it fetches ahead is what nydus-snapshotter has it fetch by default.
 func (v nydusVariant) nydusdConfig(cache string) map[string]any {
 	type object = map[string]any
-	return object{
+	backend := object{
+		"scheme": "http", "host": v.server, "repo": v.repository,
+		"timeout": 30, "connect_timeout": 5, "retry_limit": 1,
+	}
+	if v.insecure {
+		backend["skip_verify"] = true
+	}
+	if v.mirror != "" {
+		// Without auth_through nydusd asks mirrors only what it has a token for.
+		backend["mirrors"] = []object{{"host": v.mirror, "auth_through": true}}
+	}
+	config := object{
 		"device": object{
-			"backend": object{"type": "registry", "config": object{
-				"scheme": "http", "host": v.server, "repo": v.repository,
-				"timeout": 30, "connect_timeout": 5, "retry_limit": 1,
-			}},
-			"cache": object{"type": "blobcache", "config": object{"work_dir": cache}},
+			"backend": object{"type": "registry", "config": backend},
+			"cache":   object{"type": "blobcache", "config": object{"work_dir": cache}},
 		},
 		"mode":            "direct",
 		"digest_validate": false,
 	}
+	if v.prefetch {
+		config["amplify_io"] = 1 << 20
+		config["fs_prefetch"] = object{"enable": true, "threads_count": 8, "merging_size": 1 << 20, "prefetch_all": true}
+	}
+	return config
 }
 
 // bootstrap reads the last layer of the manifest, and unpacks the RAFS image into dir.
@@ -269,6 +303,35 @@ func writeFile(name string, from io.Reader) error {
 		return err
 	}
 	return f.Close()
+}
+
+// mounted is a line of mountinfo.
+type mounted struct {
+	point, kind string
+	options     string // of the file system
+}
+
+// mountsBelow lists what is mounted at a folder and below it, the oldest first.
+func mountsBelow(dir string) ([]mounted, error) {
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	var out []mounted
+	for line := range strings.Lines(string(data)) {
+		fields := strings.Fields(line)
+		if len(fields) < 8 || fields[4] != dir && !strings.HasPrefix(fields[4], dir+"/") {
+			continue
+		}
+		out = append(out, mounted{fields[4], fields[len(fields)-3], fields[len(fields)-1]})
+	}
+	return out, nil
+}
+
+// mountedBelow reports whether a file system of a kind, such as fuse, is mounted at a folder or below it.
+func mountedBelow(dir, kind string) bool {
+	mounts, err := mountsBelow(dir)
+	return err == nil && slices.ContainsFunc(mounts, func(m mounted) bool { return m.kind == kind || strings.HasPrefix(m.kind, kind+".") })
 }
 
 // sameFiles compares each regular file below source with the one of the same name below mounted, by sha256, and returns how many

@@ -37,6 +37,8 @@ type ContainerdConfig struct {
 	ChunkBytes int
 	// Sandbox is the image of a pod's first container, whose entrypoint sleeps; for pods only.
 	Sandbox string
+	// Snapshotter is the socket of the snapshotter that Node.StartContainerd configures; empty is the node's own.
+	Snapshotter string
 }
 
 // The configurations of containerd 1.x and 2.x: the folder, and what is not to be loaded. The default snapshotter is overlayfs.
@@ -152,12 +154,21 @@ func (c *Containerd) Start(ctx context.Context) (err error) {
 
 // StartContainerd runs a containerd on the node's host that pulls through the node and has its snapshotter, as shoal mirror configure says.
 func (n *Node) StartContainerd(ctx context.Context, r *Registry, cfg ContainerdConfig) (*Containerd, error) {
+	c, err := n.NewContainerd(ctx, r, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return c, c.Start(ctx)
+}
+
+// NewContainerd is StartContainerd without the start.
+func (n *Node) NewContainerd(ctx context.Context, r *Registry, cfg ContainerdConfig) (*Containerd, error) {
 	c, err := n.host.newContainerd(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
 	c.Snapshotter = "shoal"
-	args := append(n.mirrorArgs(c, r), "--snapshotter", filepath.Join(n.DataDir(), "snapshotter.sock"))
+	args := append(n.mirrorArgs(c, r), "--snapshotter", cmp.Or(cfg.Snapshotter, filepath.Join(n.DataDir(), "snapshotter.sock")))
 	more, err := n.host.Run(ctx, args...)
 	if err != nil {
 		return nil, err
@@ -167,10 +178,7 @@ func (n *Node) StartContainerd(ctx context.Context, r *Registry, cfg ContainerdC
 		return nil, err
 	}
 	_, err = config.WriteString(more)
-	if err := errors.Join(err, config.Close()); err != nil {
-		return nil, err
-	}
-	return c, c.Start(ctx)
+	return c, errors.Join(err, config.Close())
 }
 
 // containerdMajor asks a containerd for its major version.

@@ -66,6 +66,7 @@ func (s *Scheduler) Host() *Host { return s.host }
 // NodeConfig says how a node differs from the others.
 type NodeConfig struct {
 	Name       string
+	Host       *Host // that it runs on; nil adds one of the node's name
 	Seed       bool
 	Zone       string
 	Schedulers []*Scheduler
@@ -94,9 +95,12 @@ type Node struct {
 	watchdog   *watchdog // nil without one
 }
 
-// StartNode adds a host and runs a shoal node on it.
+// StartNode runs a shoal node, on a host of its own unless it is given one.
 func (c *Cluster) StartNode(ctx context.Context, cfg NodeConfig) (*Node, error) {
-	host, err := c.AddHostIn(ctx, cfg.Zone, cfg.Name)
+	host, err := cfg.Host, error(nil)
+	if host == nil {
+		host, err = c.AddHostIn(ctx, cfg.Zone, cfg.Name)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -211,6 +212,17 @@ func (p *Process) waitFor(ctx context.Context, what string, ok func() bool) erro
 		}
 	}
 	return nil
+}
+
+// WaitSocket waits until somebody listens at the Unix socket while the process lives.
+func (p *Process) WaitSocket(ctx context.Context, path string) error {
+	return p.waitFor(ctx, path, func() bool {
+		conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
+		if err == nil {
+			_ = conn.Close() // only a question
+		}
+		return err == nil
+	})
 }
 
 // answers reports whether url is answered with 200.

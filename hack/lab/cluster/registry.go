@@ -84,7 +84,7 @@ func (c *Cluster) newRegistry(ctx context.Context, port, program string) (*Regis
 
 // configure writes the registry's configuration, with a section that says who may read.
 func (r *Registry) configure(auth string) error {
-	config := fmt.Sprintf(registryConfig, filepath.Join(r.host.Dir, "data"), r.addr, auth)
+	config := fmt.Sprintf(registryConfig, filepath.Join(r.host.Dir, "storage"), r.addr, auth)
 	return os.WriteFile(filepath.Join(r.host.Dir, "config.yml"), []byte(config), 0o644)
 }
 
