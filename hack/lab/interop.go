@@ -206,7 +206,7 @@ func (r *interopRig) node(ctx context.Context, i int) (got interopNode, err erro
 	spec := cluster.Container{ID: "read", Args: []string{"/usr/bin/python3", "-c", interopProgram}}
 	began := time.Now()
 	if got.Reader == "nydusd" {
-		v := nydusVariant{host: r.nodes[i].Host(), server: strings.TrimPrefix(r.nodes[i].MirrorURL(), "http://"), repository: repository, manifest: r.image.nydus}
+		v := nydusVariant{host: r.nodes[i].Host(), server: r.registry.Addr(), mirror: r.nodes[i].MirrorURL(), repository: repository, manifest: r.image.nydus}
 		spec.Rootfs, err = v.mountNydusd(ctx)
 	} else {
 		spec.Image = r.ref
