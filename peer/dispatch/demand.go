@@ -8,7 +8,27 @@ import (
 )
 
 // Demand replaces what readers of short ranges wait for. It comes before all else.
-func (p *Planner) Demand(spans []Run) { p.demands = spans }
+func (p *Planner) Demand(spans []Run) {
+	for _, r := range spans {
+		p.follow(r)
+	}
+	p.demands = spans
+}
+
+// follow takes note of a range that is demanded. One that begins where an earlier one ended is read by who reads on and on: for such a reader the rest
+// of the blob is what it wants next, and must not be held back because of it.
+func (p *Planner) follow(run Run) {
+	first, end := max(run.First, 0), min(run.End, piece.Index(p.layout.Count()))
+	for first < end && p.asked.Has(first) {
+		first++
+	}
+	steady := first > 0 && p.asked.Has(first-1)
+	for i := first; i < end; i++ {
+		if p.asked.Add(i) && steady {
+			p.steady.Add(i)
+		}
+	}
+}
 
 // Partial tells whether nothing but what is demanded, and leased, is fetched.
 func (p *Planner) Partial(on bool) { p.partial = on }
@@ -18,7 +38,10 @@ func (p *Planner) Partial(on bool) { p.partial = on }
 func (p *Planner) Calm(on bool) { p.calm = on }
 
 // LeaseFirst permits reading a run from the origin that readers somewhere wait for.
-func (p *Planner) LeaseFirst(run Run) { p.first = append(p.first, run) }
+func (p *Planner) LeaseFirst(run Run) {
+	p.follow(run)
+	p.first = append(p.first, run)
+}
 
 // Wanting reports whether anything that is to be fetched is missing, what is being put together on this host left aside.
 func (p *Planner) Wanting() bool {
@@ -50,10 +73,18 @@ func (p *Planner) Demanding(each func(piece.Index)) (found bool) {
 func (p *Planner) Held(i piece.Index) bool { return p.avail[i] > 0 }
 
 // Rushing reports whether readers wait for something that comes the sooner the less else moves: not so for what this host itself reads from the
-// origin along with the rest.
+// origin along with the rest, nor for ranges of a blob that are read one after the other while all of it is fetched.
 func (p *Planner) Rushing() bool {
-	rushing := len(p.rushing) > 0
-	p.Demanding(func(i piece.Index) { rushing = rushing || !holdsRun(p.reading, i) })
+	along := func(i piece.Index) bool { return !p.partial && p.steady.Has(i) }
+	for _, r := range p.rushing {
+		for i := r.First; i < r.End; i++ {
+			if !p.have.Has(i) && !along(i) {
+				return true
+			}
+		}
+	}
+	rushing := false
+	p.Demanding(func(i piece.Index) { rushing = rushing || !along(i) && !holdsRun(p.reading, i) })
 	return rushing
 }
 

@@ -96,3 +96,41 @@ func TestNobodyMakesWayForWhatComesWithTheRestFromTheOrigin(t *testing.T) {
 		t.Error("the read of the origin is held back for a piece that it brings")
 	}
 }
+
+// Who reads all of a blob range by range wants the rest of it next: that must not be held back.
+func TestRangesOneAfterTheOtherAreNoRush(t *testing.T) {
+	p := withParents(planner(100), "a", "b")
+	p.Demand([]Run{{40, 44}})
+	if !p.Rushing() {
+		t.Fatal("the first range is no rush")
+	}
+	p.Demand([]Run{{42, 44}}) // it has come in part
+	if !p.Rushing() {
+		t.Error("the rest of the first range is no rush")
+	}
+	p.Demand([]Run{{43, 48}})
+	for i := piece.Index(43); i < 44; i++ {
+		p.Got(i)
+	}
+	if p.Rushing() {
+		t.Error("the next range is a rush")
+	}
+	p.Partial(true)
+	if !p.Rushing() {
+		t.Error("the next range is no rush, although nothing brings what follows")
+	}
+	p.Partial(false)
+	p.Demand([]Run{{43, 48}, {80, 81}})
+	if !p.Rushing() {
+		t.Error("a range elsewhere is no rush")
+	}
+	p.Demand(nil)
+	p.LeaseFirst(Run{48, 50})
+	if p.Next(t0); p.Rushing() {
+		t.Error("reading on for others is a rush")
+	}
+	p.LeaseFirst(Run{90, 91})
+	if p.Next(t0); !p.Rushing() {
+		t.Error("reading elsewhere for others is no rush")
+	}
+}

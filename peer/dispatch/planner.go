@@ -114,10 +114,12 @@ type Planner struct {
 	stuckAt   time.Time // when it has
 	came      bool      // a piece has come since, from wherever
 	demands   []Run
-	partial   bool  // only what is demanded is fetched
-	calm      bool  // as in Calm
-	first     []Run // leases of what is demanded
-	rushing   []Run // reads of the origin of those
+	asked     *piece.Set // pieces that were demanded, ever
+	steady    *piece.Set // those of them that were demanded after the ones before them
+	partial   bool       // only what is demanded is fetched
+	calm      bool       // as in Calm
+	first     []Run      // leases of what is demanded
+	rushing   []Run      // reads of the origin of those
 }
 
 // asked is a request in flight.
@@ -169,7 +171,7 @@ func New(cfg Config, layout piece.Layout, have, known *piece.Set, rng *rand.Rand
 	p := &Planner{cfg: cfg.withDefaults(), rng: rng, layout: layout, have: have.Clone(), known: known.Clone(),
 		open: piece.NewSet(layout.Count()), inFlight: map[piece.Index]asked{}, parents: map[ParentID]*parent{},
 		banned: map[ParentID]bool{}, avail: make([]uint16, layout.Count()), local: piece.NewSet(layout.Count()),
-		kept: piece.NewSet(layout.Count()), crossings: map[piece.Index]crossing{}, fars: map[ParentID]*far{}}
+		kept: piece.NewSet(layout.Count()), asked: piece.NewSet(layout.Count()), steady: piece.NewSet(layout.Count()), crossings: map[piece.Index]crossing{}, fars: map[ParentID]*far{}}
 	for i := range piece.Index(layout.Count()) {
 		p.reopen(i)
 	}
