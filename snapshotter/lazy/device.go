@@ -16,9 +16,10 @@ var errReplaced = errors.New("the blob was stored anew, in another file than the
 
 // A device is a file that the kernel reads as one of an image's blobs. Images with the same blob share it.
 type device struct {
-	file   *os.File // opened before it was marked: it raises no events
-	key    fanotify.File
-	filler filler
+	file    *os.File // opened before it was marked: it raises no events
+	key     fanotify.File
+	filler  filler
+	origins *origins
 	// whole is set when all bytes are there and verified; then the file is not marked any more.
 	whole atomic.Bool
 	// Guarded by Driver.mu:
@@ -64,8 +65,8 @@ func split(img *bootstrap.Image) (chunks [][]bootstrap.Chunk, whole []bool) {
 }
 
 // newDevice makes a device of what a filler and its file are.
-func newDevice(b *bootstrap.Blob, f filler, file *os.File, err error) (*device, error) {
-	d := &device{filler: f, file: file}
+func newDevice(b *bootstrap.Blob, from *origins, f filler, file *os.File, err error) (*device, error) {
+	d := &device{filler: f, file: file, origins: from}
 	if err == nil {
 		if d.key, err = fanotify.FileOf(d.file); err != nil {
 			_ = f.close(false) // nothing was written
@@ -85,7 +86,8 @@ type shared struct {
 	pool   *readers
 }
 
-func openShared(ctx context.Context, source Source, b Blob) (filler, *os.File, error) {
+// openShared opens the peer's file of a blob. It is as long as the blob, whatever size the image says.
+func openShared(ctx context.Context, source *origins, b Blob) (filler, *os.File, error) {
 	anchor, err := source.Open(ctx, b)
 	if err != nil {
 		return nil, nil, err
@@ -94,6 +96,10 @@ func openShared(ctx context.Context, source Source, b Blob) (filler, *os.File, e
 	var key fanotify.File
 	if err == nil {
 		key, err = fanotify.FileOf(file)
+	}
+	var info os.FileInfo
+	if err == nil {
+		info, err = file.Stat()
 	}
 	if err != nil {
 		_ = anchor.Close() // only read from
@@ -109,7 +115,7 @@ func openShared(ctx context.Context, source Source, b Blob) (filler, *os.File, e
 		}
 		return nil
 	}
-	return &shared{anchor: anchor, size: b.Size, pool: &readers{source: source, blob: b, check: check}}, file, nil
+	return &shared{anchor: anchor, size: info.Size(), pool: &readers{source: source, blob: b, check: check}}, file, nil
 }
 
 func (s *shared) fill(ctx context.Context, off, length int64) error {

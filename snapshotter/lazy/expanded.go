@@ -67,7 +67,7 @@ func ordered(chunks []bootstrap.Chunk) ([]bootstrap.Chunk, error) {
 	return out, nil
 }
 
-func openExpanded(on *shelf, source Source, b *bootstrap.Blob, chunks []bootstrap.Chunk) (filler, *os.File, error) {
+func openExpanded(on *shelf, source *origins, b *bootstrap.Blob, chunks []bootstrap.Chunk) (filler, *os.File, error) {
 	if err := b.Readable(); err != nil {
 		return nil, nil, err
 	}
@@ -195,7 +195,9 @@ func (e *expanded) bring(ctx context.Context, r Reader, c *bootstrap.Chunk) erro
 	if err := e.file.book(int64(len(data))); err != nil {
 		return err
 	}
-	_, err = e.file.WriteAt(data, c.DeviceOffset)
+	if _, err = e.file.WriteAt(data, c.DeviceOffset); err != nil {
+		e.file.unbook(int64(len(data)))
+	}
 	return err
 }
 

@@ -116,7 +116,7 @@ func (d *Fuse) mount(ctx context.Context, image Image, target string) (*fuseMoun
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // of all reads
 	m := &fuseMount{image: image, img: img, cancel: cancel, gone: ctx.Done()}
 	for i := range img.Blobs {
-		m.pools = append(m.pools, &readers{source: image.Blobs, blob: Blob{img.Blobs[i].Digest, img.Blobs[i].Size}})
+		m.pools = append(m.pools, &readers{source: newOrigins(image.Blobs), blob: Blob{img.Blobs[i].Digest, img.Blobs[i].Size}})
 	}
 	m.files, err = readfs.New(img, readfs.Config{CacheSize: fuseCache, Open: func(b *bootstrap.Blob) (io.ReaderAt, error) {
 		for i := range img.Blobs {

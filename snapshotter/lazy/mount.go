@@ -76,6 +76,7 @@ func (d *Driver) Mount(ctx context.Context, image Image, target string) error {
 		return fmt.Errorf("mount %s: %w", image.Name, err)
 	}
 	m := &mount{image: image, target: target, devices: devices, gone: make(chan struct{}), places: placesIn(image.Bootstrap)}
+	steps := plan(img, image.Prefetch)
 	d.mounting.Lock()
 	defer d.mounting.Unlock()
 	if done, err := d.mounted(image, target); done || err != nil {
@@ -89,7 +90,7 @@ func (d *Driver) Mount(ctx context.Context, image Image, target string) error {
 		d.release(m, true)
 		return fmt.Errorf("mount %s: %w", image.Name, err)
 	}
-	d.enqueue(m, plan(img, image.Prefetch))
+	d.enqueue(m, steps)
 	return nil
 }
 
@@ -124,15 +125,15 @@ func (d *Driver) openDevices(ctx context.Context, image Image, img *bootstrap.Im
 	opening.SetLimit(maxOpening)
 	for i := range devices {
 		opening.Go(func() (err error) {
-			b := &img.Blobs[i]
+			b, from := &img.Blobs[i], newOrigins(image.Blobs)
 			var f filler
 			var file *os.File
 			if whole[i] {
-				f, file, err = openShared(ctx, image.Blobs, Blob{b.Digest, b.Size})
+				f, file, err = openShared(ctx, from, Blob{b.Digest, b.Size})
 			} else {
-				f, file, err = openExpanded(d.shelf, image.Blobs, b, chunks[i])
+				f, file, err = openExpanded(d.shelf, from, b, chunks[i])
 			}
-			devices[i], err = newDevice(b, f, file, err)
+			devices[i], err = newDevice(b, from, f, file, err)
 			return err
 		})
 	}
@@ -167,7 +168,11 @@ func (d *Driver) enter(m *mount) error {
 	defer d.mu.Unlock()
 	var fresh []*device
 	for i, dev := range m.devices {
-		if known := d.devices[dev.key]; known != nil {
+		known := d.devices[dev.key]
+		if twice := slices.IndexFunc(m.devices[:i], func(o *device) bool { return o.key == dev.key }); twice >= 0 {
+			known = m.devices[twice]
+		}
+		if known != nil {
 			_ = dev.filler.close(false) // nothing was written
 			m.devices[i] = known
 			continue
@@ -192,6 +197,7 @@ func (d *Driver) enter(m *mount) error {
 	for _, dev := range m.devices {
 		dev.refs++
 		dev.users = append(dev.users, m)
+		dev.origins.join(m)
 	}
 	d.mounts[m.target] = m
 	close(d.claimed)
@@ -344,20 +350,25 @@ func (d *Driver) release(m *mount, discard bool) {
 	}
 	d.mu.Unlock()
 	for _, dev := range m.devices {
-		d.mu.Lock()
-		dev.users = slices.DeleteFunc(dev.users, func(u *mount) bool { return u == m })
-		last := len(dev.users) == 0
-		if last {
-			delete(d.devices, dev.key)
-			dev.discard = discard
-		}
-		d.mu.Unlock()
-		if last && discard && !dev.whole.Load() {
-			if err := d.group.Unmark(dev.file); err != nil {
-				d.log.Warn("mark stays", "error", err)
-			}
-		}
+		d.leave(m, dev, discard)
 		d.letGo(dev)
+	}
+}
+
+// leave takes a device away from a mount. The mark of one that nobody has any more goes before anybody else can mark the file.
+func (d *Driver) leave(m *mount, dev *device, discard bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	dev.origins.leave(m)
+	dev.users = slices.DeleteFunc(dev.users, func(u *mount) bool { return u == m })
+	if len(dev.users) > 0 || d.devices[dev.key] != dev {
+		return
+	}
+	delete(d.devices, dev.key)
+	if dev.discard = discard; discard && !dev.whole.Load() {
+		if err := d.group.Unmark(dev.file); err != nil {
+			d.log.Warn("mark stays", "error", err)
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package lazy
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/shoal-project/shoal/converter/bootstrap"
@@ -39,25 +40,23 @@ func planWhole(img *bootstrap.Image) []step {
 			}
 		}
 	}
-	programs := func(then func(*bootstrap.Inode)) func(*bootstrap.Inode) {
-		return func(n *bootstrap.Inode) {
-			if n.Type() == bootstrap.TypeRegular && n.Mode&0o111 != 0 {
-				then(n)
+	root := []*bootstrap.Inode{img.Root}
+	if !slices.ContainsFunc(filesOf(img.Prefetch), isProgram) {
+		for _, n := range filesOf(root) {
+			if isProgram(n) {
+				visit(n)
 			}
 		}
 	}
-	named := false
-	for _, n := range img.Prefetch {
-		below(n, programs(func(*bootstrap.Inode) { named = true }))
+	for _, n := range filesOf(slices.Concat(img.Prefetch, root)) {
+		visit(n)
 	}
-	if !named {
-		below(img.Root, programs(visit))
-	}
-	for _, n := range img.Prefetch {
-		below(n, visit)
-	}
-	below(img.Root, visit)
 	return out
+}
+
+// isProgram reports whether an inode is a file that can be run.
+func isProgram(n *bootstrap.Inode) bool {
+	return n.Type() == bootstrap.TypeRegular && n.Mode&0o111 != 0
 }
 
 // planFiles returns the chunks of the files in this order, those that lie together as one step.
@@ -78,10 +77,14 @@ func planFiles(img *bootstrap.Image, files []string) []step {
 			out = append(out, step{blob: int(c.Blob), off: c.DeviceOffset, length: int64(c.Size)})
 		}
 	}
+	var wanted []*bootstrap.Inode
 	for _, name := range files {
 		if n := lookup(img, name); n != nil {
-			below(n, visit)
+			wanted = append(wanted, n)
 		}
+	}
+	for _, n := range filesOf(wanted) {
+		visit(n)
 	}
 	return out
 }
@@ -100,15 +103,28 @@ func lookup(img *bootstrap.Image, name string) *bootstrap.Inode {
 	return n
 }
 
-// below visits n, or all regular files below it by name.
-func below(n *bootstrap.Inode, visit func(*bootstrap.Inode)) {
-	if !n.IsDir() {
-		visit(n)
-		return
+// filesOf returns the inodes that are no folders, and those below folders, by name. Each is there once, however many names it has and wherever
+// it is asked for: a hostile image has many names for what is long, and folders in folders.
+func filesOf(asked []*bootstrap.Inode) (files []*bootstrap.Inode) {
+	seen := map[*bootstrap.Inode]bool{}
+	var add func(n *bootstrap.Inode)
+	add = func(n *bootstrap.Inode) {
+		if seen[n] {
+			return
+		}
+		seen[n] = true
+		if !n.IsDir() {
+			files = append(files, n)
+			return
+		}
+		for _, name := range n.Names() {
+			add(n.Children[name])
+		}
 	}
-	for _, name := range n.Names() {
-		below(n.Children[name], visit)
+	for _, n := range asked {
+		add(n)
 	}
+	return files
 }
 
 // readBootstrap decodes the bootstrap of an image, which must not have more blobs than a device table.

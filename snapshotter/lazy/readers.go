@@ -11,7 +11,7 @@ const maxIdle = 16
 
 // readers gives each who waits for a part of a blob a reader of its own. It is safe for concurrent use.
 type readers struct {
-	source Source
+	source *origins
 	blob   Blob
 	// check, if not nil, is asked about each new reader.
 	check func(Reader) error
@@ -35,6 +35,7 @@ func (p *readers) use(ctx context.Context, f func(Reader) error) error {
 	if err := f(r); err != nil {
 		_ = r.Close() // only read from
 		p.drain()     // they share its lot: a new one tries again
+		p.source.failed()
 		return err
 	}
 	p.give(r)

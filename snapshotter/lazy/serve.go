@@ -43,11 +43,12 @@ func (d *Driver) handle(ctx context.Context, e fanotify.Event) error {
 // secondTry is how long after a read failed it is tried once more. A peer that stops, stops before this process is told, or just after.
 const secondTry = 250 * time.Millisecond
 
-// fill brings a range, with a second try.
-func (d *Driver) fill(ctx context.Context, dev *device, e fanotify.Event) error {
-	err := dev.filler.fill(ctx, e.Off, e.Len)
-	if err == nil || errors.Is(err, errReplaced) {
-		return err
+// fill brings a range, with a try by each source, and one more.
+func (d *Driver) fill(ctx context.Context, dev *device, e fanotify.Event) (err error) {
+	for range dev.origins.list() {
+		if err = dev.filler.fill(ctx, e.Off, e.Len); err == nil || errors.Is(err, errReplaced) {
+			return err
+		}
 	}
 	select {
 	case <-time.After(secondTry):

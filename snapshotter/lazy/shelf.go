@@ -108,6 +108,13 @@ func (f *shelved) book(n int64) error {
 	return nil
 }
 
+// unbook takes back the room for n bytes that were not written.
+func (f *shelved) unbook(n int64) {
+	f.volume.mu.Lock()
+	defer f.volume.mu.Unlock()
+	f.volume.used -= n
+}
+
 // close gives the file up, and removes it if discard is set and nobody else has it open.
 func (f *shelved) close(discard bool) error {
 	s := f.shelf

@@ -31,7 +31,7 @@ type place struct {
 // placesOf walks over an image once.
 func placesOf(img *bootstrap.Image) *places {
 	p := &places{names: []named{{}}, devices: make([][]place, len(img.Blobs))}
-	p.add(img, img.Root, 0, make([]bool, len(img.Chunks)))
+	p.add(img, img.Root, 0, &visited{make([]bool, len(img.Chunks)), map[*bootstrap.Inode]bool{}})
 	for i, of := range p.devices {
 		slices.SortStableFunc(of, func(a, b place) int { return cmp.Compare(a.off, b.off) })
 		p.devices[i] = slices.CompactFunc(of, func(a, b place) bool { return a.off == b.off })
@@ -39,11 +39,17 @@ func placesOf(img *bootstrap.Image) *places {
 	return p
 }
 
+// visited is what a walk over an image has come to.
+type visited struct {
+	chunks []bool
+	files  map[*bootstrap.Inode]bool
+}
+
 // add adds what is below the inode whose name is names[self].
-func (p *places) add(img *bootstrap.Image, n *bootstrap.Inode, self int32, seen []bool) {
+func (p *places) add(img *bootstrap.Image, n *bootstrap.Inode, self int32, seen *visited) {
 	for i, c := range n.Chunks {
-		if chunk := &img.Chunks[c]; !seen[c] {
-			seen[c] = true
+		if chunk := &img.Chunks[c]; !seen.chunks[c] {
+			seen.chunks[c] = true
 			p.devices[chunk.Blob] = append(p.devices[chunk.Blob],
 				place{off: chunk.DeviceOffset, size: chunk.Size, file: self, at: int64(i) * int64(img.ChunkSize)})
 		}
@@ -53,8 +59,11 @@ func (p *places) add(img *bootstrap.Image, n *bootstrap.Inode, self int32, seen 
 	}
 	for _, name := range n.Names() {
 		child := n.Children[name]
-		if !child.IsDir() && len(child.Chunks) == 0 {
-			continue
+		if !child.IsDir() {
+			if len(child.Chunks) == 0 || seen.files[child] {
+				continue
+			}
+			seen.files[child] = true
 		}
 		p.names = append(p.names, named{name, self})
 		p.add(img, child, int32(len(p.names)-1), seen)
