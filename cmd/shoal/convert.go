@@ -195,6 +195,14 @@ func hubToken() string {
 	return strings.TrimSpace(string(raw))
 }
 
+// counted says how many files there are.
+func counted(files int) string {
+	if files == 1 {
+		return "1 file"
+	}
+	return fmt.Sprintf("%d files", files)
+}
+
 // convertError chooses the exit code for the errors of package converter.
 func convertError(ctx context.Context, command string, err error) error {
 	if ctx.Err() != nil {
@@ -268,7 +276,7 @@ func printResult(w io.Writer, r *converter.Result, took time.Duration) error {
 		fmt.Fprintf(&b, "  %-9s %s  %10s  %-7s  %s\n", l.Kind, l.Digest, bytesText(l.Size), l.Outcome, printable(l.Of))
 	}
 	if r.ModelPath != "" {
-		fmt.Fprintf(&b, "model: %d files, %s, in %s\n", r.ModelFiles, bytesText(r.ModelBytes), printable(r.ModelPath))
+		fmt.Fprintf(&b, "model: %s, %s, in %s\n", counted(r.ModelFiles), bytesText(r.ModelBytes), printable(r.ModelPath))
 	}
 	fmt.Fprintf(&b, "took %s\n", took.Round(10*time.Millisecond))
 	_, err := io.WriteString(w, b.String())

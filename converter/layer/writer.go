@@ -86,6 +86,11 @@ func (w *Writer) Add(ctx context.Context, e Entry, content io.Reader) error {
 func (w *Writer) add(ctx context.Context, e Entry, content io.Reader) error {
 	w.layer.Entries = append(w.layer.Entries, e)
 	number := len(w.layer.Entries) - 1
+	if e.Kind == File && e.Size == 0 && !w.cfg.AnyFormat {
+		if err := chunkmap.Empty(e.Name); err != nil {
+			return err
+		}
+	}
 	if e.Kind != File || e.Size == 0 {
 		head, err := header(&e, 0)
 		if err != nil {

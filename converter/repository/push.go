@@ -58,7 +58,7 @@ func (r *Registry) Push(ctx context.Context, b Blob) (Outcome, error) {
 	if err != nil {
 		return "", err
 	}
-	found, err := r.has(ctx, client, b.Digest)
+	found, err := r.has(ctx, client, b.Digest, b.Size)
 	if err != nil || found {
 		if found {
 			b.Progress(b.Size)
@@ -148,7 +148,7 @@ func (p *pusher) attempt(ctx context.Context) (Outcome, error) {
 	err := p.up.commit(ctx, p.blob.Digest)
 	if err != nil && status(err) == 0 || status(err) >= http.StatusInternalServerError {
 		// It may have been done all the same.
-		if found, herr := p.r.has(ctx, p.client, p.blob.Digest); herr == nil && found {
+		if found, herr := p.r.has(ctx, p.client, p.blob.Digest, p.blob.Size); herr == nil && found {
 			return Sent, nil
 		}
 	}

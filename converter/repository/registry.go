@@ -1,6 +1,7 @@
 package repository
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -219,15 +220,17 @@ func (r *Registry) Has(ctx context.Context, d digest.Digest) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	return r.has(ctx, client, d)
+	return r.has(ctx, client, d, -1)
 }
 
-func (r *Registry) has(ctx context.Context, client *http.Client, d digest.Digest) (bool, error) {
-	_, err := r.stat(ctx, client, d)
+// has reports whether the blob is there, of so many bytes, unless size is below zero. Who says that it is there with another size does not have it:
+// it may be no registry at all, but something on the way that answers whatever is asked.
+func (r *Registry) has(ctx context.Context, client *http.Client, d digest.Digest, size int64) (bool, error) {
+	got, err := r.stat(ctx, client, d)
 	if errors.Is(err, ErrNotFound) {
 		return false, nil
 	}
-	return err == nil, err
+	return err == nil && (size < 0 || got < 0 || got == size), err
 }
 
 // PutManifest writes a manifest whose blobs are there, under its digest or a tag.
@@ -236,7 +239,8 @@ func (r *Registry) PutManifest(ctx context.Context, ref, mediaType string, raw [
 	if err != nil {
 		return err
 	}
-	return r.cfg.Retry.do(ctx, func(ctx context.Context) error {
+	vague := false
+	err = r.cfg.Retry.do(ctx, func(ctx context.Context) error {
 		ctx, w := newWatch(ctx, r.cfg.Retry.Commit)
 		defer w.end()
 		resp, err := r.send(ctx, client, call{
@@ -247,8 +251,25 @@ func (r *Registry) PutManifest(ctx context.Context, ref, mediaType string, raw [
 			return err
 		}
 		defer resp.Body.Close()
+		vague = resp.StatusCode != http.StatusCreated
 		return wantStatus(resp, http.StatusOK, http.StatusCreated, http.StatusAccepted)
 	})
+	if err != nil || !vague {
+		return err
+	}
+	return r.confirm(ctx, ref, raw)
+}
+
+// confirm reads back a manifest whose registry did not say that it has written it.
+func (r *Registry) confirm(ctx context.Context, ref string, raw []byte) error {
+	_, got, err := r.Manifest(ctx, ref)
+	if err == nil && !bytes.Equal(got, raw) {
+		err = errors.New("it answers with something else")
+	}
+	if err != nil {
+		return fmt.Errorf("%s took manifest %s and does not have it; is it a registry, and nothing between? (%w)", r.repo.RegistryStr(), ref, err)
+	}
+	return nil
 }
 
 // Blob returns the bytes of a blob from offset on. It reads on over broken connections. From offset 0 it ends in an error of class ErrDigest

@@ -151,7 +151,7 @@ func (s *stream) Commit(ctx context.Context, d digest.Digest, size int64) error 
 		if err == nil || status(err) == http.StatusBadRequest {
 			return err
 		}
-		if found, herr := s.r.has(ctx, s.client, d); herr == nil && found {
+		if found, herr := s.r.has(ctx, s.client, d, size); herr == nil && found {
 			return nil // it was done all the same
 		}
 		return err

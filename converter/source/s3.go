@@ -68,12 +68,13 @@ func (s *session) openS3(ctx context.Context, ref string) (*Model, error) {
 // loadAWS follows the chain of AWS: environment, files, role of the machine.
 func (s *session) loadAWS(ctx context.Context) (aws.Config, error) {
 	opts := []func(*config.LoadOptions) error{config.WithLogger(logging.Nop{})}
-	if s.Transport != nil {
-		client := &http.Client{
-			Transport:     s.Transport,
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		}
-		opts = append(opts, config.WithHTTPClient(client))
+	stay := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	transport, plain := s.Transport.(*http.Transport)
+	switch {
+	case plain: // the chain adds the certificates of AWS_CA_BUNDLE to a client of this kind alone
+		opts = append(opts, config.WithHTTPClient(awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) { configure(t, transport) })))
+	case s.Transport != nil:
+		opts = append(opts, config.WithHTTPClient(&http.Client{Transport: s.Transport, CheckRedirect: stay}))
 	}
 	if s.S3.Region != "" {
 		opts = append(opts, config.WithRegion(s.S3.Region))
@@ -81,7 +82,21 @@ func (s *session) loadAWS(ctx context.Context) (aws.Config, error) {
 	if s.S3.Profile != "" {
 		opts = append(opts, config.WithSharedConfigProfile(s.S3.Profile))
 	}
-	return config.LoadDefaultConfig(ctx, opts...)
+	cfg, err := config.LoadDefaultConfig(ctx, opts...)
+	if built, ok := cfg.HTTPClient.(*awshttp.BuildableClient); ok && plain {
+		cfg.HTTPClient = &http.Client{Transport: built.GetTransport(), CheckRedirect: stay}
+	}
+	return cfg, err
+}
+
+// configure has one transport do as another one does.
+func configure(t, as *http.Transport) {
+	t.Proxy, t.DialContext, t.DisableCompression = as.Proxy, as.DialContext, as.DisableCompression
+	t.TLSHandshakeTimeout, t.ResponseHeaderTimeout, t.IdleConnTimeout = as.TLSHandshakeTimeout, as.ResponseHeaderTimeout, as.IdleConnTimeout
+	t.MaxIdleConns, t.MaxIdleConnsPerHost, t.ForceAttemptHTTP2 = as.MaxIdleConns, as.MaxIdleConnsPerHost, as.ForceAttemptHTTP2
+	if as.TLSClientConfig != nil {
+		t.TLSClientConfig = as.TLSClientConfig.Clone()
+	}
 }
 
 func (s *session) s3Options(o *s3.Options) {
@@ -268,7 +283,7 @@ func (b *bucket) fault(what string, err error) error {
 		code = api.ErrorCode()
 	}
 	resp, answered := errors.AsType[*awshttp.ResponseError](err)
-	if answered {
+	if answered && resp.HTTPStatusCode() != 0 {
 		status := resp.HTTPStatusCode()
 		if status == http.StatusPreconditionFailed || status == http.StatusRequestedRangeNotSatisfiable {
 			return changed(what)

@@ -188,7 +188,10 @@ func TestFilesAreCutOffUnlessSmall(t *testing.T) {
 
 func TestBrokenSafetensorsAreToldApart(t *testing.T) {
 	entry := func(name string, off, end string) string {
-		return `"` + name + `":{"dtype":"U8","shape":[1],"data_offsets":[` + off + "," + end + "]}"
+		return `"` + name + `":{"dtype":"T","shape":[1],"data_offsets":[` + off + "," + end + "]}"
+	}
+	shaped := func(kind, shape string) []byte {
+		return append(rawSafetensors(`{"a":{"dtype":"`+kind+`","shape":`+shape+`,"data_offsets":[0,16]}}`), make([]byte, 16)...)
 	}
 	with := func(head string, data int) []byte { return append(rawSafetensors("{"+head+"}"), make([]byte, data)...) }
 	for _, tc := range []struct {
@@ -219,6 +222,11 @@ func TestBrokenSafetensorsAreToldApart(t *testing.T) {
 		{"end before start", with(entry("a", "2", "0"), 2), `tensor "a" has the range [2, 0)`},
 		{"overlap", with(entry("b", "50", "120")+","+entry("a", "0", "100"), 120), `tensors "a" and "b" overlap`},
 		{"hole", with(entry("a", "0", "50")+","+entry("b", "60", "120"), 120), `hole of 10 bytes before tensor "b"`},
+		{"a shape", shaped("BF16", "[2,4]"), ""},
+		{"a shape of another size", shaped("F32", "[2,4]"), `tensor "a" of type F32 and shape [2 4] has 16 bytes, not 32`},
+		{"a shape that no file can hold", shaped("F32", "[4611686018427387904,4611686018427387904]"), "which no file can hold"},
+		{"a shape below zero", shaped("NOPE", "[-3]"), `tensor "a" has the shape [-3]`},
+		{"a type of later days", shaped("F4", "[32]"), ""},
 		{"a pointer of Git LFS", []byte("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"), "run git lfs pull"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

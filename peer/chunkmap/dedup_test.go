@@ -92,7 +92,7 @@ func fakeWeights() weights {
 func readWeights(t *testing.T, data []byte) weights {
 	t.Helper()
 	end := 8 + binary.LittleEndian.Uint64(data)
-	list, err := parseSafetensors(data[8:end])
+	list, _, err := parseSafetensors(data[8:end])
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -56,6 +56,15 @@ func headerOf(name string, size int64) headReader {
 	return newGGUF(size, strings.HasSuffix(name, ".gguf"))
 }
 
+// Empty returns the *FormatError of a file without bytes whose name says that it has a header, else nil.
+func Empty(name string) error {
+	h := headerOf(name, 0)
+	if _, fault := h.tensors(); fault != "" {
+		return &FormatError{name, formatOf(h), fault}
+	}
+	return nil
+}
+
 func formatOf(h headReader) string {
 	if _, ok := h.(*safetensors); ok {
 		return "safetensors"

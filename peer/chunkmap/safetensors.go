@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	mathbits "math/bits"
 	"slices"
 )
 
@@ -67,12 +68,12 @@ func (s *safetensors) tensors() ([]tensor, string) {
 	case s.length == 0:
 		return nil, ""
 	}
-	list, err := parseSafetensors(s.raw[8:])
+	list, misfit, err := parseSafetensors(s.raw[8:])
 	s.raw = nil
 	if err != nil {
 		return nil, "its header is not that of a safetensors file: " + err.Error()
 	}
-	return list, s.check(list)
+	return list, cmp.Or(s.check(list), misfit)
 }
 
 // check sorts the tensors and wants them to cover the data exactly, as readers of the format do.
@@ -101,42 +102,80 @@ func (s *safetensors) check(list []tensor) string {
 	return ""
 }
 
-// parseSafetensors reads one entry after the other, so that memory holds little more than the header.
-func parseSafetensors(raw []byte) ([]tensor, error) {
+// fits says so if a tensor has not as many bytes as its shape needs. Of types that are not known only the shape is looked at.
+func fits(t tensor, kind string, shape []int64) (misfit string) {
+	bits, known := bitsOf(kind)
+	for _, n := range shape {
+		if n < 0 {
+			return fmt.Sprintf("tensor %q has the shape %v", t.name, shape)
+		}
+		over, low := mathbits.Mul64(bits, uint64(n))
+		if over != 0 {
+			return fmt.Sprintf("tensor %q has the shape %v, which no file can hold", t.name, shape)
+		}
+		bits = low
+	}
+	if known && t.end >= t.off && bits/8 != uint64(t.end-t.off) {
+		return fmt.Sprintf("tensor %q of type %s and shape %v has %d bytes, not %d", t.name, kind, shape, t.end-t.off, bits/8)
+	}
+	return ""
+}
+
+// bitsOf returns how many bits an element of a type has; 1 of one that is not known.
+func bitsOf(kind string) (bits uint64, known bool) {
+	switch kind {
+	case "BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0":
+		return 8, true
+	case "U16", "I16", "F16", "BF16":
+		return 16, true
+	case "U32", "I32", "F32":
+		return 32, true
+	case "U64", "I64", "F64", "C64":
+		return 64, true
+	}
+	return 1, false
+}
+
+// parseSafetensors reads one entry after the other, so that memory holds little more than the header. misfit is what is wrong with the shape of the first tensor
+// that has a wrong one.
+func parseSafetensors(raw []byte) (list []tensor, misfit string, err error) {
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	if tok, err := dec.Token(); err != nil || tok != json.Delim('{') {
-		return nil, errors.New("no JSON object")
+		return nil, "", errors.New("no JSON object")
 	}
-	var list []tensor
 	for dec.More() {
 		tok, err := dec.Token()
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
 		name, _ := tok.(string) // a key is nothing else
 		if name == "__metadata__" {
 			var skip json.RawMessage
 			if err := dec.Decode(&skip); err != nil {
-				return nil, err
+				return nil, "", err
 			}
 			continue
 		}
 		var entry struct {
+			Type    string  `json:"dtype"`
+			Shape   []int64 `json:"shape"`
 			Offsets []int64 `json:"data_offsets"`
 		}
 		if err := dec.Decode(&entry); err != nil {
-			return nil, fmt.Errorf("tensor %q: %w", name, err)
+			return nil, "", fmt.Errorf("tensor %q: %w", name, err)
 		}
 		if len(entry.Offsets) != 2 {
-			return nil, fmt.Errorf("tensor %q has no two data_offsets", name)
+			return nil, "", fmt.Errorf("tensor %q has no two data_offsets", name)
 		}
-		list = append(list, tensor{name, entry.Offsets[0], entry.Offsets[1]})
+		t := tensor{name, entry.Offsets[0], entry.Offsets[1]}
+		misfit = cmp.Or(misfit, fits(t, entry.Type, entry.Shape))
+		list = append(list, t)
 	}
 	if _, err := dec.Token(); err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("more behind the JSON object")
+		return nil, "", errors.New("more behind the JSON object")
 	}
-	return list, nil
+	return list, misfit, nil
 }
