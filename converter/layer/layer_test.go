@@ -369,3 +369,15 @@ func (w *limitedWriter) Write(p []byte) (int, error) {
 	}
 	return len(p), nil
 }
+
+func TestEmptyModelFilesAreBroken(t *testing.T) {
+	for name, broken := range map[string]bool{"model.safetensors": true, "a.gguf": true, "config.json": false} {
+		for _, anyFormat := range []bool{false, true} {
+			w := NewWriter(io.Discard, Config{ChunkSize: 4096, Table: func(int64, []Chunk) []byte { return nil }, AnyFormat: anyFormat})
+			err := w.Add(t.Context(), Entry{Name: name}, nil)
+			if (err != nil) != (broken && !anyFormat) {
+				t.Errorf("%s, any format %v: %v", name, anyFormat, err)
+			}
+		}
+	}
+}

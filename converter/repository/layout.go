@@ -83,7 +83,7 @@ func (l *Layout) find(ref string) (ocispec.Descriptor, error) {
 	}
 	var tags []string
 	if ref == "" {
-		index.Manifests = slices.DeleteFunc(index.Manifests, l.refers)
+		index.Manifests = slices.DeleteFunc(index.Manifests, func(d ocispec.Descriptor) bool { return l.refers(d) || attached(d) })
 	}
 	if found := called(index, ref); ref != "" && len(found) > 0 {
 		return found[0], nil
@@ -100,6 +100,13 @@ func (l *Layout) find(ref string) (ocispec.Descriptor, error) {
 // refers reports whether a manifest without a tag is there only because it refers to another one.
 func (l *Layout) refers(d ocispec.Descriptor) bool {
 	return d.Annotations[ocispec.AnnotationRefName] == "" && l.subject(d.Digest) != ""
+}
+
+// attached reports whether a manifest has a tag by which signatures and the like are found that belong to another one: its digest, and what it is.
+func attached(d ocispec.Descriptor) bool {
+	name, _, _ := strings.Cut(d.Annotations[ocispec.AnnotationRefName], ".")
+	algorithm, encoded, found := strings.Cut(name, "-")
+	return found && digest.NewDigestFromEncoded(digest.Algorithm(algorithm), encoded).Validate() == nil
 }
 
 // called returns the manifests that have the tag or, if none has, those of the tools that write the whole reference as a tag.
@@ -243,11 +250,43 @@ func (l *Layout) create(algorithm digest.Algorithm) (*partial, error) {
 	if err := l.make(algorithm); err != nil {
 		return nil, err
 	}
-	file, err := os.CreateTemp(filepath.Dir(l.blobPath(digest.NewDigestFromEncoded(algorithm, "x"))), partialPrefix)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrLayout, err)
+	folder := filepath.Dir(l.blobPath(digest.NewDigestFromEncoded(algorithm, "x")))
+	sweep(folder)
+	for {
+		file, err := os.CreateTemp(folder, partialPrefix)
+		if err == nil && unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil && isNamed(file) {
+			return &partial{file: file, layout: l}, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrLayout, err)
+		}
+		_ = file.Close() // somebody swept it in between
 	}
-	return &partial{file: file, layout: l}, nil
+}
+
+// isNamed reports whether a file is still what its name stands for.
+func isNamed(file *os.File) bool {
+	mine, err := file.Stat()
+	if err != nil {
+		return false
+	}
+	now, err := os.Stat(file.Name())
+	return err == nil && os.SameFile(mine, now)
+}
+
+// sweep removes what processes that were killed have left of blobs on their way. Who writes one has it locked.
+func sweep(folder string) {
+	left, _ := filepath.Glob(filepath.Join(folder, partialPrefix+"*")) // the pattern is none of ours if the folder's name spoils it
+	for _, name := range left {
+		file, err := os.OpenFile(name, os.O_RDWR, 0)
+		if err != nil {
+			continue
+		}
+		if unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil && isNamed(file) {
+			_ = os.Remove(name) // the next one tries again
+		}
+		_ = file.Close() // nothing was written
+	}
 }
 
 // partial is a blob on its way into a layout.

@@ -80,6 +80,44 @@ func wantNoPartials(t *testing.T, folder string) {
 	}
 }
 
+func TestWhatAKilledProcessLeftIsSwept(t *testing.T) {
+	l := NewLayout(t.TempDir())
+	b := blobOf(noise(1, 1000))
+	_, err := l.Push(t.Context(), b)
+	check(t, err)
+	folder := filepath.Dir(l.blobPath(b.Digest))
+	check(t, os.WriteFile(filepath.Join(folder, partialPrefix+"1"), noise(2, 100), 0o600))
+	mine, err := l.Create(t.Context())
+	check(t, err)
+	other, err := NewLayout(l.folder).Create(t.Context()) // while the first is being written
+	check(t, err)
+	_, err = mine.Write(noise(3, 100))
+	check(t, err)
+	check(t, mine.Commit(t.Context(), blobOf(noise(3, 100)).Digest, 100))
+	other.Cancel(t.Context())
+	wantNoPartials(t, l.folder)
+	if _, err := l.Stat(t.Context(), blobOf(noise(3, 100)).Digest); err != nil {
+		t.Errorf("what was being written: %v", err)
+	}
+}
+
+func TestSignaturesAreNoSecondImage(t *testing.T) {
+	l := NewLayout(t.TempDir())
+	image := []byte(`{"schemaVersion":2}`)
+	check(t, l.PutManifest(t.Context(), "v1", ocispec.MediaTypeImageManifest, image))
+	for _, kind := range []string{"", ".sig", ".att"} {
+		tag := "sha256-" + digest.FromBytes(image).Encoded() + kind
+		check(t, l.PutManifest(t.Context(), tag, ocispec.MediaTypeImageManifest, []byte(`{"schemaVersion":2,"annotations":{"a":"`+kind+`"}}`)))
+	}
+	if d, _, err := l.Manifest(t.Context(), ""); err != nil || d.Digest != digest.FromBytes(image) {
+		t.Errorf("the only image: %v, %v", d.Digest, err)
+	}
+	check(t, l.PutManifest(t.Context(), "sha256-fast", ocispec.MediaTypeImageManifest, []byte(`{"schemaVersion":2,"annotations":{"b":""}}`)))
+	if _, _, err := l.Manifest(t.Context(), ""); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a tag that only begins like a digest: %v", err)
+	}
+}
+
 func TestLayoutSaysWhatIsWrong(t *testing.T) {
 	l := NewLayout(t.TempDir())
 	if _, _, err := l.Manifest(t.Context(), "v1"); !errors.Is(err, ErrLayout) || !errors.Is(err, ErrNotFound) {

@@ -479,3 +479,36 @@ func pushBothWays(t *testing.T, address string, data []byte) {
 		check(t, rc.Close())
 	}
 }
+
+// A login page on the way answers everything with 200.
+func TestWhatSaysYesToEverythingIsNoRegistry(t *testing.T) {
+	f, address := newFake(t)
+	f.before = func(w http.ResponseWriter, r *http.Request) bool {
+		w.Header().Set("Content-Type", "text/html")
+		_, _ = io.WriteString(w, "<html>Please log in</html>")
+		return true
+	}
+	r := registryAt(t, address, Config{Retry: hasty(2)})
+	if outcome, err := r.Push(t.Context(), blobOf(noise(1, 1000))); err == nil {
+		t.Errorf("a blob counts as %s", outcome)
+	}
+	if err := r.PutManifest(t.Context(), "v1", "application/vnd.oci.image.manifest.v1+json", []byte("{}")); err == nil || !strings.Contains(err.Error(), "is it a registry") {
+		t.Errorf("a manifest counts as written: %v", err)
+	}
+}
+
+func TestBlobOfAnotherSizeIsNotThere(t *testing.T) {
+	f, address := newFake(t)
+	data := noise(1, 1000)
+	f.before = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method != http.MethodHead {
+			return false
+		}
+		w.Header().Set("Content-Length", "999")
+		return true
+	}
+	outcome, err := registryAt(t, address, Config{Retry: hasty(2)}).Push(t.Context(), blobOf(data))
+	if err != nil || outcome != Sent || !bytes.Equal(f.blob(blobOf(data).Digest), data) {
+		t.Errorf("%s, %v", outcome, err)
+	}
+}

@@ -206,7 +206,7 @@ func TestBrokenSafetensorsAreToldApart(t *testing.T) {
 		{"seven bytes", make([]byte, 7), "ends within its header"},
 		{"zeros", make([]byte, 100), "header is empty"},
 		{"text", []byte("<!DOCTYPE html><html>"), "truncated or no safetensors file"},
-		{"cut in the header", with(entry("a", "0", "100"), 100)[:30], "promises a header of 55 bytes, the file has 30"},
+		{"cut in the header", with(entry("a", "0", "100"), 100)[:30], "promises a header of 54 bytes, the file has 30"},
 		{"cut in the data", with(entry("a", "0", "5000"), 300), "the header promises 5000 bytes of tensors, the file has 300: it is truncated"},
 		{"longer than its tensors", with(entry("a", "0", "100"), 101), "1 bytes behind the last tensor"},
 		{"no JSON", append(rawSafetensors("hello there"), 0), "no JSON object"},
