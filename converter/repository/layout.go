@@ -312,16 +312,16 @@ func (p *partial) Commit(_ context.Context, d digest.Digest, size int64) error {
 	if err == nil {
 		err = p.file.Chmod(0o644)
 	}
-	if err == nil {
-		err = p.file.Close()
-	}
-	if err == nil {
+	if err == nil { // before it is closed, and so swept by others
 		err = os.Rename(p.file.Name(), p.layout.blobPath(d))
 	}
 	if err != nil {
 		return fmt.Errorf("%w: blob %s: %w", ErrLayout, d, err)
 	}
 	p.ended = true
+	if err := p.file.Close(); err != nil {
+		return errors.Join(fmt.Errorf("%w: blob %s: %w", ErrLayout, d, err), os.Remove(p.layout.blobPath(d)))
+	}
 	return nil
 }
 
