@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"syscall"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -121,10 +122,14 @@ func registryError(doing, ref string, err error) error {
 		host = r.Context().RegistryStr()
 	}
 	if terr, ok := errors.AsType[*transport.Error](err); ok {
-		if advice, known := statusAdvice(terr.StatusCode, host); known {
-			return classify(ErrRegistry, "%s: %s", doing, advice)
+		advice, known := statusAdvice(terr.StatusCode, host)
+		switch {
+		case hasCode(terr, transport.BlobUnknownErrorCode):
+			advice = host + " has the image, but not all that belongs to it; push it anew"
+		case !known:
+			advice = fmt.Sprintf("%s answered %d %s", host, terr.StatusCode, http.StatusText(terr.StatusCode))
 		}
-		return classify(ErrRegistry, "%s: %s answered %d %s", doing, host, terr.StatusCode, http.StatusText(terr.StatusCode))
+		return classify(ErrRegistry, "%s: %s%s", doing, advice, itsWords(terr))
 	}
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
@@ -136,6 +141,23 @@ func registryError(doing, ref string, err error) error {
 		return classify(ErrRegistry, "%s: %s cannot be resolved: %w", doing, host, dns)
 	}
 	return classify(ErrRegistry, "%s: %s: %w; run again, what is uploaded is kept", doing, host, err)
+}
+
+func hasCode(err *transport.Error, code transport.ErrorCode) bool {
+	return slices.ContainsFunc(err.Errors, func(d transport.Diagnostic) bool { return d.Code == code })
+}
+
+// maxWords is how many bytes of what a registry says of a refusal are told.
+const maxWords = 200
+
+// itsWords is what the registry itself says of a refusal.
+func itsWords(err *transport.Error) string {
+	for _, d := range err.Errors {
+		if d.Message != "" {
+			return fmt.Sprintf(" (it says: %s)", d.Message[:min(len(d.Message), maxWords)])
+		}
+	}
+	return ""
 }
 
 func statusAdvice(status int, host string) (string, bool) {

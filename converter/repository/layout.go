@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -152,7 +153,16 @@ func (l *Layout) Manifest(_ context.Context, ref string) (ocispec.Descriptor, []
 		_ = json.Unmarshal(raw, &head) // what is no JSON is found out by who wants to use it
 		desc.MediaType = head.MediaType
 	}
-	return desc, raw, hasDigest(desc.Digest, raw)
+	return untagged(desc), raw, hasDigest(desc.Digest, raw)
+}
+
+// untagged leaves out the tag, which says where in this layout the manifest is, and nothing of it.
+func untagged(d ocispec.Descriptor) ocispec.Descriptor {
+	d.Annotations = maps.Clone(d.Annotations)
+	if delete(d.Annotations, ocispec.AnnotationRefName); len(d.Annotations) == 0 {
+		d.Annotations = nil
+	}
+	return d
 }
 
 // several returns an index of the manifests that a tag stands for, if it is more than one.
@@ -164,6 +174,9 @@ func (l *Layout) several(tag string) (ocispec.Descriptor, []byte, bool) {
 	index.Manifests = slices.DeleteFunc(called(index, tag), func(d ocispec.Descriptor) bool { return tag == "" && l.refers(d) })
 	if len(index.Manifests) < 2 {
 		return ocispec.Descriptor{}, nil, false
+	}
+	for i, d := range index.Manifests {
+		index.Manifests[i] = untagged(d)
 	}
 	raw, err := json.Marshal(index)
 	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex, Digest: digest.FromBytes(raw), Size: int64(len(raw))}, raw, err == nil
