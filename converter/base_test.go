@@ -122,21 +122,34 @@ func TestCompressionsOfBaseLayers(t *testing.T) {
 }
 
 func TestCorruptBaseLayerIsFound(t *testing.T) {
-	base := writeLayout(t, smallBase(t))
-	img := smallBase(t)
-	manifest, err := img.Manifest()
+	manifest, err := smallBase(t).Manifest()
 	check(t, err)
-	folder := strings.TrimSuffix(strings.TrimPrefix(base, "oci:"), ":latest")
-	path := filepath.Join(folder, "blobs/sha256", manifest.Layers[0].Digest.Hex)
-	raw, err := os.ReadFile(path)
-	check(t, err)
-	check(t, os.WriteFile(path, append(raw, 0), 0o600))
-	cfg := config(t, "example.com/ml/tiny:v1")
-	cfg.Base, cfg.DryRun = base, true
-	_, err = converter.Convert(t.Context(), cfg)
-	wantAny := errors.Is(err, converter.ErrVerify) || errors.Is(err, converter.ErrSource)
-	if err == nil || !wantAny {
-		t.Errorf("a byte more: %v", err)
+	flipped := func(raw []byte) []byte { raw[len(raw)/2] ^= 1; return raw }
+	for name, tc := range map[string]struct {
+		spoil func([]byte) []byte
+		class error
+		want  string
+	}{
+		"a byte more":    {func(raw []byte) []byte { return append(raw, 0) }, converter.ErrVerify, ""},
+		"a byte flipped": {flipped, converter.ErrVerify, "digest"},
+		"cut":            {func(raw []byte) []byte { return raw[:len(raw)/2] }, converter.ErrVerify, "digest"},
+		"gone":           {func([]byte) []byte { return nil }, converter.ErrSource, "push it anew"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			base := writeLayout(t, smallBase(t))
+			folder := strings.TrimSuffix(strings.TrimPrefix(base, "oci:"), ":latest")
+			path := filepath.Join(folder, "blobs/sha256", manifest.Layers[0].Digest.Hex)
+			raw, err := os.ReadFile(path)
+			check(t, err)
+			check(t, os.Remove(path))
+			if raw = tc.spoil(raw); raw != nil {
+				check(t, os.WriteFile(path, raw, 0o600))
+			}
+			cfg := config(t, "example.com/ml/tiny:v1")
+			cfg.Base, cfg.DryRun = base, true
+			_, err = converter.Convert(t.Context(), cfg)
+			wantError(t, err, tc.class, tc.want)
+		})
 	}
 }
 

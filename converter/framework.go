@@ -13,6 +13,7 @@ import (
 	"path"
 	"strings"
 
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/klauspost/readahead"
@@ -102,13 +103,32 @@ func (p *platform) layerError(ctx context.Context, i int, desc ocispec.Descripto
 	err = fmt.Errorf("base image %s: layer %d (%s): %w", p.ref, i+1, desc.Digest, err)
 	for _, content := range []error{bootstrap.ErrPath, bootstrap.ErrUnsupported, bootstrap.ErrInvalid, errTar} {
 		if errors.Is(err, content) {
-			return &classified{ErrSource, err}
+			return p.blame(ctx, desc, err)
 		}
 	}
-	if errors.Is(err, ErrVerify) || errors.Is(err, errTemp) {
+	answer, refused := errors.AsType[*transport.Error](err)
+	switch {
+	case errors.Is(err, ErrVerify), errors.Is(err, errTemp):
 		return err
+	case errors.Is(err, repository.ErrDigest):
+		return &classified{ErrVerify, err}
+	case errors.Is(err, repository.ErrNotFound), refused && hasCode(answer, transport.BlobUnknownErrorCode):
+		return classify(ErrSource, "%w; the base image lacks a part of it, push it anew", err)
 	}
 	return registryError("read base image", p.ref, err)
+}
+
+// blame tells a layer whose content is wrong from one that was spoiled since it was pushed, which shows in its content first.
+func (p *platform) blame(ctx context.Context, desc ocispec.Descriptor, fault error) error {
+	r, err := p.base.Layer(ctx, desc, 0)
+	if err == nil {
+		_, err = io.Copy(io.Discard, r)
+		_ = r.Close() // only read from
+	}
+	if errors.Is(err, repository.ErrDigest) || errors.Is(err, source.ErrDigest) {
+		return classify(ErrVerify, "%w: its bytes are not those of its digest (%w)", fault, err)
+	}
+	return &classified{ErrSource, fault}
 }
 
 // lazyFile opens a file at the first Read, so that many may wait without a descriptor.
