@@ -15,6 +15,7 @@
 //
 // Each event is read straight into a slot of the log, so that none can get lost between the kernel and the log. The slot is cleared after the
 // event was answered and before its descriptor is closed. A successor finds the slots of its predecessor and has them handled too. As long as it
-// has not answered one, its number must not be given to a new event, or an answer could let the wrong one go: Run holds these numbers, and
-// answers those it cannot hold before it reads a new one.
+// has not answered one, its number must not be given to a new event, or an answer could let the wrong one go: Run holds these numbers. One that
+// something else has in this process is held as soon as that is closed. Both are answered together with a new event
+// that was given the number in between; if that is this process's own, the old one may be waiting for it, and fails with EIO.
 package fanotify

@@ -156,10 +156,10 @@ func unsupported(err error) error {
 // mount. What was not answered in the end stays in the log. Run returns when all handlers have. Until Close, events of this process are
 // answered all the same, so that what it still writes comes to an end.
 func (g *Group) Run(ctx context.Context, handle Handler) error {
-	r := &run{Group: g, handle: handle, pid: os.Getpid(), spare: reserve()}
+	r := &run{Group: g, handle: handle, pid: os.Getpid(), spare: reserve(), debts: &debts{loose: map[int]*debt{}}}
 	defer func() {
+		g.drain.Go(func() { r.answerOwn(ctx) }) // ends with Close; before the wait, for handlers may be writing
 		r.handlers.Wait()
-		g.drain.Go(func() { r.answerOwn(ctx) }) // ends with Close
 	}()
 	if err := g.file.SetReadDeadline(time.Time{}); err != nil {
 		return err
@@ -168,8 +168,8 @@ func (g *Group) Run(ctx context.Context, handle Handler) error {
 		_ = g.file.SetReadDeadline(time.Unix(1, 0)) // it worked above
 	})
 	defer stop()
-	if !r.inherit(ctx) {
-		return nil
+	if err := r.inherit(ctx); err != nil {
+		return err
 	}
 	for {
 		err := r.next(ctx)
@@ -186,13 +186,14 @@ func (g *Group) Run(ctx context.Context, handle Handler) error {
 func (r *run) answerOwn(ctx context.Context) {
 	over, cancel := context.WithCancel(ctx)
 	cancel()
-	r.handle = func(ctx context.Context, _ Event) error { return ctx.Err() }
+	leave := func(ctx context.Context, _ Event) error { return ctx.Err() }
+	own := &run{Group: r.Group, handle: leave, pid: r.pid, spare: r.spare, debts: r.debts}
 	if err := r.file.SetReadDeadline(time.Time{}); err != nil {
 		return
 	}
-	for r.next(over) == nil {
+	for own.next(over) == nil {
 	}
-	r.handlers.Wait()
+	own.handlers.Wait()
 }
 
 // reserve returns how many slots stay free, so that waiting readers take no more than half of the descriptors the process may
@@ -211,36 +212,8 @@ type run struct {
 	handle   Handler
 	pid      int
 	spare    int
+	debts    *debts
 	handlers sync.WaitGroup
-}
-
-// inherit has the events of a predecessor handled. Those whose number something else has in this process are answered when it returns; it
-// reports false when ctx ended before.
-func (r *run) inherit(ctx context.Context) bool {
-	var first sync.WaitGroup
-	for _, i := range r.log.taken() {
-		fd := r.log.slot(i).fd()
-		if r.hold(fd) {
-			r.handlers.Go(func() { r.settle(ctx, i, fd) })
-		} else {
-			first.Go(func() { r.settle(ctx, i, -1) })
-		}
-	}
-	first.Wait()
-	return ctx.Err() == nil
-}
-
-// hold takes the number fd, if nothing has it, so that no new event gets it.
-func (r *run) hold(fd int) bool {
-	got := -1
-	err := r.control(func(group int) (err error) {
-		got, err = unix.FcntlInt(uintptr(group), unix.F_DUPFD_CLOEXEC, fd)
-		return err
-	})
-	if err == nil && got != fd {
-		_ = unix.Close(got) // just made
-	}
-	return err == nil && got == fd
 }
 
 // next reads one event and has it handled.
@@ -251,7 +224,7 @@ func (r *run) next(ctx context.Context) error {
 		return nil
 	}
 	s := r.log.slot(i)
-	n, err := r.file.Read(s[:identity])
+	n, joined, err := r.read(ctx, i)
 	if err != nil || n < metadataSize || s.fd() < 0 { // of an event without a descriptor the kernel has told the reader
 		r.log.clear(i)
 		if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.EROFS) {
@@ -259,14 +232,15 @@ func (r *run) next(ctx context.Context) error {
 		}
 		return err
 	}
+	if joined {
+		return nil
+	}
 	fd := s.fd()
 	if s.pid() == r.pid {
 		r.answer(i, fd, nil)
 		return nil
 	}
-	if f, err := fileOf(fd); err == nil { // it is open
-		s.note(f)
-	}
+	s.identify()
 	if left < r.spare {
 		r.answer(i, fd, errCrowd)
 		return nil
@@ -275,7 +249,33 @@ func (r *run) next(ctx context.Context) error {
 	return nil
 }
 
-// settle handles the event in slot i, and answers it unless it fails and ctx has ended. fd is what has its number in this process, or -1.
+// read waits for an event and reads it into slot i; see readSafely.
+func (r *run) read(ctx context.Context, i int) (n int, joined bool, err error) {
+	conn, err := r.file.SyscallConn()
+	if err != nil {
+		return 0, false, err
+	}
+	wait := conn.Read(func(group uintptr) bool {
+		n, joined, err = r.readSafely(ctx, int(group), i)
+		return !errors.Is(err, unix.EAGAIN)
+	})
+	if wait != nil {
+		return 0, false, wait
+	}
+	return n, joined, os.NewSyscallError("read", err)
+}
+
+// readEvent reads what is there.
+func readEvent(group int, s slot) (int, error) {
+	for {
+		n, err := unix.Read(group, s[:identity])
+		if !errors.Is(err, unix.EINTR) {
+			return n, err
+		}
+	}
+}
+
+// settle handles the event in slot i, and answers it unless it fails and ctx has ended. fd is its descriptor.
 func (r *run) settle(ctx context.Context, i, fd int) {
 	err := r.handle(ctx, r.log.slot(i).event())
 	if err != nil && ctx.Err() != nil {
@@ -288,7 +288,7 @@ func (r *run) settle(ctx context.Context, i, fd int) {
 func (r *run) answer(i, fd int, cause error) {
 	_ = r.reply(r.log.slot(i), cause) // ENOENT: answered before, by a predecessor that died here
 	r.log.clear(i)
-	closeFD(fd)
+	_ = unix.Close(fd) // an event's
 }
 
 // reply answers an event.
@@ -309,10 +309,4 @@ func (g *Group) respond(r unix.FanotifyResponse) error {
 	buf := encodeResponse(r)
 	_, err := g.file.Write(buf[:])
 	return err
-}
-
-func closeFD(fd int) {
-	if fd >= 0 {
-		_ = unix.Close(fd) // an event's, or a copy of the group's
-	}
 }

@@ -257,3 +257,27 @@ func TestRootOwnWritesEndAfterRun(t *testing.T) {
 		t.Error("other bytes were read than were written")
 	}
 }
+
+// Handlers that write when Run is told to end come to an end.
+func TestRootRunEndsWithHandlersThatWrite(t *testing.T) {
+	g, f := newGroup(t)
+	write := writer(t, f, 4)
+	asked := make(chan bool)
+	stop := start(t, g, func(ctx context.Context, e Event) error {
+		close(asked)
+		<-ctx.Done()
+		for range 100 { // the first ones may be answered before Run sees it
+			if err := write(ctx, e); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	cmd, out := read(t, f, 1)
+	<-asked
+	stop()
+	check(t, cmd.Wait())
+	if !bytes.Equal(out.Bytes(), bytes.Repeat([]byte{4}, 4096)) {
+		t.Error("other bytes were read than were written")
+	}
+}

@@ -129,6 +129,13 @@ func (s slot) note(f File) {
 	binary.NativeEndian.PutUint64(s[identity+8:], f.Ino)
 }
 
+// identify notes the file of an event that this process has read.
+func (s slot) identify() {
+	if f, err := fileOf(s.fd()); err == nil { // it is open
+		s.note(f)
+	}
+}
+
 // event reads the slot. An event without a range is about the whole file.
 func (s slot) event() Event {
 	e := Event{Len: math.MaxInt64}

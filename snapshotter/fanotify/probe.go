@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"os"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // probeBlock is what the kernel may round ranges to.
@@ -49,7 +51,7 @@ func Probe(folder string) error {
 		return fmt.Errorf("%w: %w", ErrUnsupported, err)
 	}
 	answer := g.reply(s, nil)
-	closeFD(s.fd())
+	_ = unix.Close(s.fd()) // the event's, if it has one
 	if err := <-done; err != nil || answer != nil {
 		return fmt.Errorf("%w: read: %w, answer: %w", ErrUnsupported, err, answer)
 	}
