@@ -13,6 +13,8 @@ import (
 	"github.com/containerd/containerd/v2/pkg/archive"
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-project/shoal/snapshotter/erofs"
 )
 
 // unpackAll unpacks the layers among those of a stack, the highest first, that were left empty because the image above them was mounted.
@@ -43,19 +45,42 @@ func (s *Snapshotter) unpack(ctx context.Context, id string, below []string) err
 		return err
 	}
 	fresh := filepath.Join(s.dir(id), "fs.new")
-	if err := errors.Join(os.RemoveAll(fresh), os.Mkdir(fresh, 0o755)); err != nil {
+	if err := os.RemoveAll(fresh); err != nil { // of a try before this one
+		return err
+	}
+	if err := os.Mkdir(fresh, 0o755); err != nil {
 		return err
 	}
 	if err := s.apply(ctx, n, fresh, below); err != nil {
 		return errors.Join(fmt.Errorf("layer %s of %s: %w", n.Layer.Digest, n.Image, err), os.RemoveAll(fresh))
 	}
-	// Nobody reads fs while there is a note.
-	if err := errors.Join(os.RemoveAll(s.fsPath(id)), os.Rename(fresh, s.fsPath(id)), os.Remove(filepath.Join(s.dir(id), noteName))); err != nil {
-		return err
+	if err := s.swap(id, fresh); err != nil {
+		return errors.Join(fmt.Errorf("layer %s of %s: %w", n.Layer.Digest, n.Image, err), os.RemoveAll(fresh))
 	}
 	s.metrics.layers.WithLabelValues("late").Inc()
 	s.log.Info("layer unpacked after all", "image", n.Image, "layer", n.Layer.Digest)
 	return nil
+}
+
+// swap puts what was unpacked in the place of an empty layer, or of an image that is mounted there still though this host mounts none any more.
+// Containers that stand on that mount keep it. The note goes last: while it is there, nobody takes the folder for the layer's.
+func (s *Snapshotter) swap(id, fresh string) error {
+	mounted, err := s.isMounted(id)
+	if err != nil {
+		return err
+	}
+	if mounted {
+		if err := erofs.Unmount(s.fsPath(id)); err != nil { // it names the folder
+			return fmt.Errorf("an image is mounted in place of it; end what uses the folder: %w", err)
+		}
+	}
+	if err := os.RemoveAll(s.fsPath(id)); err != nil {
+		return err
+	}
+	if err := os.Rename(fresh, s.fsPath(id)); err != nil {
+		return err
+	}
+	return os.Remove(filepath.Join(s.dir(id), noteName))
 }
 
 // apply unpacks a layer into a folder, as the overlay's lower folder.
