@@ -1,8 +1,10 @@
 package lazy
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -85,6 +87,44 @@ func TestRootReadersOutliveTheDaemon(t *testing.T) {
 		d.kill()
 		d = w.daemon(t, Prefetch{None: true})
 	}
+}
+
+// The next daemon has other files under the numbers that its predecessor's readers wait under.
+func TestRootReadersOutliveTheirNumbers(t *testing.T) {
+	needKernel(t)
+	w := newWorld(t, 4<<20)
+	w.pace = time.Second
+	d := w.daemon(t, Prefetch{None: true})
+	done := w.readAll(t)
+	eventually(t, "the daemon owes an answer", func() bool { return w.owes(t) })
+	d.kill()
+	if !w.owes(t) {
+		t.Error("nobody waits any more")
+	}
+	w.pace, w.opened = 0, 100
+	w.daemon(t, Prefetch{None: true})
+	check(t, <-done)
+	w.wantSums(t, "read", w.names("")...)
+}
+
+// owes reports whether there is anything in the log of the group that the keepers have.
+func (w *world) owes(t testing.TB) bool {
+	t.Helper()
+	c, err := keeper.Connect(t.Context(), keeper.Config{Socket: w.keeper().Socket})
+	check(t, err)
+	defer c.Close()
+	files, err := c.Get(keptAs)
+	check(t, err)
+	var owed bool
+	for _, f := range files {
+		if f == files[len(files)-1] {
+			data, err := io.ReadAll(io.NewSectionReader(f, 0, 1<<30))
+			check(t, err)
+			owed = len(bytes.Trim(data, "\x00")) > 0
+		}
+		_ = f.Close() // a copy
+	}
+	return owed
 }
 
 // A daemon that stops in order leaves its readers waiting too, and the next one takes over.

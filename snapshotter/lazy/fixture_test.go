@@ -151,6 +151,7 @@ type world struct {
 	maps   *peer.MapRef
 	fuse   bool
 	quota  int64 // of the store in bytes; 0 is none
+	opened int   // how many descriptors a daemon has from the beginning
 }
 
 const chunkSize = 64 << 10
@@ -410,6 +411,12 @@ func (w *world) daemon(t testing.TB, ahead Prefetch) *daemon {
 	arg, err := json.Marshal(spec{Dir: w.dir, Boot: w.boot, Target: w.target, Pace: w.pace, Ahead: ahead, Maps: w.maps, Fuse: w.fuse})
 	check(t, err)
 	cmd := self(t, "daemon", string(arg))
+	for range w.opened {
+		null, err := os.Open(os.DevNull)
+		check(t, err)
+		defer null.Close()
+		cmd.ExtraFiles = append(cmd.ExtraFiles, null)
+	}
 	stdin, err := cmd.StdinPipe()
 	check(t, err)
 	out, err := cmd.StdoutPipe()

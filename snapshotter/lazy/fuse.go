@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -44,9 +45,10 @@ type Fuse struct {
 
 	mounting sync.Mutex // one mount at a time
 
-	mu     sync.Mutex // guards both
-	mounts map[string]*fuseMount
-	ahead  []*fuseMount // to be fetched ahead
+	mu        sync.Mutex // guards all
+	mounts    map[string]*fuseMount
+	lingering map[*fuseMount]bool // removed by somebody else; other mount namespaces and overlays may have them still
+	ahead     []*fuseMount        // to be fetched ahead
 }
 
 // fuseMount is an image at a target.
@@ -56,6 +58,7 @@ type fuseMount struct {
 	files  *readfs.FS
 	pools  []*readers
 	server *fuse.Server
+	dev    uint64 // of its files
 	cancel context.CancelFunc
 	gone   <-chan struct{}
 }
@@ -67,7 +70,7 @@ func NewFuse(cfg Config) (*Fuse, error) {
 	}
 	log := cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	return &Fuse{log: log, faults: newFaults(log, newMetrics(cfg.Registerer)), wake: make(chan struct{}, 1),
-		mounts: map[string]*fuseMount{}}, nil
+		mounts: map[string]*fuseMount{}, lingering: map[*fuseMount]bool{}}, nil
 }
 
 // Settled does nothing: there is nothing to take over.
@@ -84,6 +87,11 @@ func (d *Fuse) Mount(ctx context.Context, image Image, target string) error {
 	d.mu.Lock()
 	known := d.mounts[target]
 	d.mu.Unlock()
+	if known != nil && !known.isAt(target) {
+		d.log.Warn("lazy mount was removed by somebody else", "image", known.image.Name, "target", target)
+		d.linger(known, target)
+		known = nil
+	}
 	if known != nil {
 		if known.image.Bootstrap != image.Bootstrap {
 			return fmt.Errorf("mount %s: %s has image %s already; unmount it first", image.Name, target, known.image.Name)
@@ -140,7 +148,46 @@ func (d *Fuse) mount(ctx context.Context, image Image, target string) (*fuseMoun
 		m.close()
 		return nil, err
 	}
+	if m.dev, err = deviceOf(target); err != nil {
+		err = errors.Join(err, detach(target))
+		m.close()
+		return nil, err
+	}
 	return m, nil
+}
+
+// isAt reports whether it is what is mounted at the target, and answers there.
+func (m *fuseMount) isAt(target string) bool {
+	var st unix.Statfs_t
+	if err := unix.Statfs(target, &st); err != nil {
+		return false
+	}
+	dev, err := deviceOf(target)
+	return err == nil && dev == m.dev
+}
+
+// deviceOf returns the number of the file system at the target.
+func deviceOf(target string) (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(target, &st); err != nil {
+		return 0, &os.PathError{Op: "stat", Path: target, Err: err}
+	}
+	return uint64(st.Dev), nil
+}
+
+// linger lets go of a mount that is not at its target any more. Who has it still, as a container's overlay, is answered until nobody has.
+func (d *Fuse) linger(m *fuseMount, target string) {
+	d.mu.Lock()
+	delete(d.mounts, target)
+	d.lingering[m] = true
+	d.mu.Unlock()
+	go func() { // ends when no mount namespace has it any more
+		m.server.Wait()
+		m.close()
+		d.mu.Lock()
+		delete(d.lingering, m)
+		d.mu.Unlock()
+	}()
 }
 
 // detachDead removes what earlier processes left at the target. Names and attributes the kernel still knows; this it has to ask.
@@ -278,6 +325,9 @@ func (d *Fuse) Close() error {
 	d.mu.Lock()
 	mounts := d.mounts
 	d.mounts = map[string]*fuseMount{}
+	for m := range d.lingering {
+		m.cancel()
+	}
 	d.mu.Unlock()
 	var errs []error
 	for target, m := range mounts {
