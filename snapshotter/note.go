@@ -78,6 +78,17 @@ func (n note) ref(b blob) mirror.BlobRef {
 	return ref
 }
 
+// discard removes the bootstrap of a note that was not written.
+func (n note) discard() error {
+	if !n.Whole || n.boot == "" {
+		return nil
+	}
+	if err := os.Remove(n.boot); err != nil && !errors.Is(err, fs.ErrNotExist) { // writeNote has moved it
+		return err
+	}
+	return nil
+}
+
 // readNote returns the note of a snapshot's folder; fs.ErrNotExist when it is an ordinary one.
 func (s *Snapshotter) readNote(id string) (note, error) {
 	var n note
@@ -160,11 +171,11 @@ func (s *Snapshotter) recognise(ctx context.Context, parent string, labels map[s
 		return &n, nil
 	}
 	n.Whole = depth == len(img.Layers)-1
-	if n.boot, n.decoded, err = s.bootstrapOf(ctx, img, n.Whole); err != nil || !n.Whole {
-		return &n, err
+	if n.boot, n.decoded, err = s.bootstrapOf(ctx, img, n.Whole); err == nil && n.Whole {
+		n.Blobs, err = devices(n.decoded, img.Nydus)
 	}
-	if n.Blobs, err = devices(n.decoded, img.Nydus); err != nil {
-		return nil, errors.Join(err, os.Remove(n.boot))
+	if err != nil {
+		return nil, errors.Join(err, n.discard())
 	}
 	return &n, nil
 }
@@ -211,10 +222,10 @@ func (s *Snapshotter) adopt(id string, labels map[string]string) (note, error) {
 		return n, fmt.Errorf("image %s: %w", name, err)
 	}
 	if n.Blobs, err = devices(n.decoded, img.Nydus); err != nil {
-		return n, errors.Join(fmt.Errorf("image %s: %w", name, err), os.Remove(n.boot))
+		return n, errors.Join(fmt.Errorf("image %s: %w", name, err), n.discard())
 	}
 	if err := s.writeNote(id, n); err != nil {
-		return n, err
+		return n, errors.Join(err, n.discard())
 	}
 	return n, empty(root)
 }

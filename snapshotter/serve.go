@@ -64,14 +64,23 @@ func (s *Snapshotter) watch(ctx context.Context, socket *Socket, serve func(net.
 			s.log.Warn("socket was lost, and is there again", "address", socket.path)
 			serve(l)
 		}
-		if err := s.usedElsewhere(); err != nil && s.Fault() == nil {
-			s.log.Error("snapshotter does not work", "error", err)
-			s.fault.Store(&err)
-		}
+		s.look()
 	}
 }
 
-// Fault returns what keeps the snapshotter from its work until the next start, or nil.
+// look notes whether the folder of snapshots is there, and says when that changes.
+func (s *Snapshotter) look() {
+	was, now := s.Fault(), s.usedElsewhere()
+	switch {
+	case now != nil && was == nil:
+		s.log.Error("snapshotter does not work", "error", now)
+	case now == nil && was != nil:
+		s.log.Warn("snapshotter works again", "root", s.cfg.Root)
+	}
+	s.fault.Store(&now)
+}
+
+// Fault returns what keeps the snapshotter from its work just now, or nil.
 func (s *Snapshotter) Fault() error {
 	if err := s.fault.Load(); err != nil {
 		return *err

@@ -350,11 +350,11 @@ type placing struct{ key, parent, target string }
 // place makes the snapshot of a layer that is not unpacked. Its error is errdefs.ErrAlreadyExists when it has worked.
 func (s *Snapshotter) place(ctx context.Context, at placing, n note, opts []snapshots.Opt) error {
 	if _, err := s.plain.Prepare(ctx, at.key, at.parent, opts...); err != nil {
-		return err
+		return errors.Join(err, n.discard())
 	}
 	id, err := s.placed(ctx, at, n, opts)
 	if err != nil {
-		return errors.Join(err, s.Remove(context.WithoutCancel(ctx), at.key))
+		return errors.Join(err, n.discard(), s.Remove(context.WithoutCancel(ctx), at.key))
 	}
 	if id != "" && n.Whole {
 		// In vain is no failure yet: who prepares a container tries again, and learns why not.

@@ -459,3 +459,26 @@ func TestRootBootstrapIsDecodedOnceForAMount(t *testing.T) {
 		t.Error("it stays in memory")
 	}
 }
+
+// A snapshot that is not to be had, since its name is taken, leaves no bootstrap behind.
+func TestRootBootstrapsOfFailedSnapshotsGo(t *testing.T) {
+	h := newHost(t)
+	ctx := t.Context()
+	first, last := h.labels(0), h.labels(1)
+	if _, err := h.Prepare(ctx, "extract", "", snapshots.WithLabels(first)); !errdefs.IsAlreadyExists(err) {
+		t.Fatalf("got %v, want a layer that is placed", err)
+	}
+	below := h.target(first[snapshots.LabelSnapshotRef], "")
+	_, err := h.Prepare(ctx, "busy", "")
+	check(t, err)
+	for range 2 {
+		if _, err := h.Prepare(ctx, "busy", below, snapshots.WithLabels(last)); !errdefs.IsAlreadyExists(err) {
+			t.Errorf("got %v, want a name that is taken", err)
+		}
+	}
+	left, err := os.ReadDir(filepath.Join(h.root, bootstrapsName))
+	check(t, err)
+	if len(left) > 0 {
+		t.Errorf("%d bootstraps are left", len(left))
+	}
+}

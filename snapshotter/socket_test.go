@@ -115,7 +115,7 @@ func TestClosingLeavesAnothersSocket(t *testing.T) {
 	}
 }
 
-func TestRootARemovedFolderIsTold(t *testing.T) {
+func TestRootAMovedFolderIsToldUntilItIsBack(t *testing.T) {
 	needRoot(t)
 	root := t.TempDir()
 	dir := filepath.Join(root, "snapshots")
@@ -125,9 +125,13 @@ func TestRootARemovedFolderIsTold(t *testing.T) {
 	socket, err := Listen(t.Context(), filepath.Join(root, "s.sock"))
 	check(t, err)
 	connect(t, s, socket)
-	check(t, os.RemoveAll(dir))
+	check(t, os.Rename(dir, dir+"-away"))
 	eventually(t, "it says so", func() bool {
 		err := s.Fault()
 		return err != nil && strings.Contains(err.Error(), dir)
 	})
+	check(t, os.Rename(dir+"-away", dir))
+	eventually(t, "all is well again", func() bool { return s.Fault() == nil })
+	check(t, os.RemoveAll(dir))
+	eventually(t, "it says so once more", func() bool { return s.Fault() != nil })
 }

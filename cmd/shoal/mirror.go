@@ -35,6 +35,7 @@ const dockerReload = "note: dockerd reads it after: systemctl reload docker."
 var (
 	errFor            = errors.New("--for is containerd, podman or docker")
 	errDockerRegistry = errors.New("--registry: dockerd uses mirrors for docker.io alone; leave it out")
+	errSnapshotter    = errors.New("--snapshotter: only containerd takes a snapshotter; leave it out, or --for")
 	errPodmanRemove   = errors.New("--registry: for podman all are removed at once; to keep some, run configure with these")
 )
 
@@ -83,6 +84,9 @@ func mirrorConfigureCommand() *cli.Command {
 			if err := cfg.Validate(); err != nil {
 				return usageError(err)
 			}
+			if err := checkSnapshotter(ctx); err != nil {
+				return usageError(err)
+			}
 			switch ctx.String("for") {
 			case forPodman:
 				change, err := hosts.PlanContainers(cfg, ctx.String("registries-dir"))
@@ -107,6 +111,20 @@ func mirrorConfigureCommand() *cli.Command {
 			return configureContainerd(ctx, cfg)
 		},
 	})
+}
+
+// checkSnapshotter refuses what containerd could not make use of.
+func checkSnapshotter(ctx *cli.Context) error {
+	for _, name := range []string{"snapshotter", "snapshotter-root"} {
+		path := ctx.String(name)
+		if program := ctx.String("for"); path != "" && (program == forPodman || program == forDocker) {
+			return errSnapshotter
+		}
+		if path != "" && !filepath.IsAbs(path) {
+			return fmt.Errorf("--%s: %q is relative, and containerd runs in another folder; begin it with /", name, path)
+		}
+	}
+	return nil
 }
 
 // configureContainerd writes the hosts.toml files, and tells what containerd's configuration needs besides.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -49,7 +50,9 @@ func optimizeCommand() *cli.Command {
 			}
 			cfg := converter.OptimizeConfig{Image: names[0], Tag: ctx.String("tag"), DryRun: ctx.Bool("dry-run")}
 			switch {
-			case ctx.IsSet("files") == ctx.Bool("recorded"):
+			case ctx.IsSet("files") && ctx.Bool("recorded"):
+				return usageError(errors.New("optimize: --files and --recorded were both given; leave one out"))
+			case !ctx.IsSet("files") && !ctx.Bool("recorded"):
 				return usageError(fmt.Errorf("optimize: name the list of files with --files FILE, or ask the node with --recorded; see %s --help",
 					ctx.Command.HelpName))
 			case ctx.Bool("recorded"):

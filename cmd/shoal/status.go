@@ -63,10 +63,13 @@ func limitsText(s *local.Status) string {
 	return "  limits     " + strings.Join(words, ", ") + "\n"
 }
 
-// snapshotterText tells of the snapshotter in a line; nothing when it does not run.
+// snapshotterText tells of the snapshotter in a line, or why there is none.
 func snapshotterText(s local.SnapshotterStatus) string {
-	if s.Address == "" {
+	if s.Address == "" && s.Off == "" { // an older node does not say
 		return ""
+	}
+	if s.Address == "" {
+		return "  snapshots  none: " + printable(s.Off) + "\n"
 	}
 	text := fmt.Sprintf("  snapshots  %s, driver %s, %s mounted", s.Address, printable(s.Driver), count(s.Mounted, "image"))
 	if s.Off != "" {

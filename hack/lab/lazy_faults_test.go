@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/shoal-project/shoal/hack/lab/cluster"
 	"github.com/shoal-project/shoal/snapshotter/keeper"
 )
@@ -66,6 +68,43 @@ func TestRootReadersOutliveHungKeepersAndATakenSocket(t *testing.T) {
 		return err == nil
 	})
 	l.expect("a container after that", want, l.run(ctx, l.ref, "after", "/etc", "/models"))
+}
+
+// A node that comes back and cannot start its snapshotter lets containers of before read no zeros: they get errors, until the next start can.
+func TestRootReadersOfANodeWithoutSnapshotterGetNoZeros(t *testing.T) {
+	ctx, l := newLazyLab(t, "", cluster.ContainerdConfig{})
+	check(t, l.node.Host().SetLink(ctx, faultLink/4))
+	check(t, l.containerd.Pull(ctx, l.ref))
+	dir := t.TempDir()
+	check(t, os.Mkdir(dir+"/upper", 0o755))
+	check(t, os.Mkdir(dir+"/work", 0o755))
+	check(t, os.Mkdir(dir+"/root", 0o755))
+	root := dir + "/root" // of a container
+	check(t, unix.Mount("overlay", root, "overlay", 0, "lowerdir="+l.mounts()[0]+",upperdir="+dir+"/upper,workdir="+dir+"/work"))
+	t.Cleanup(func() { _ = unix.Unmount(root, unix.MNT_DETACH) })
+	l.node.Kill()
+	check(t, os.Remove(l.socket()))
+	check(t, os.WriteFile(l.socket(), nil, 0o600))
+	check(t, l.node.Start(ctx))
+	const file = "/models/model/weights.bin"
+	if out, err := l.node.Host().Run(ctx, "sha256sum", root+file); err == nil {
+		t.Errorf("without a snapshotter it is read: %s", out)
+	}
+	out, err := l.node.Host().Run(ctx, l.shoal, "status")
+	check(t, err)
+	if !strings.Contains(out, "snapshots  none: ") || !strings.Contains(out, "it is no socket") {
+		t.Errorf("status does not tell why there is no snapshotter:\n%s", out)
+	}
+	l.node.Kill()
+	check(t, os.Remove(l.socket()))
+	l.restart(ctx)
+	want := l.wantFiles()
+	eventually(t, "the image is mounted again", func() bool { return l.status(ctx).Mounted == 1 })
+	out, err = l.node.Host().Run(ctx, "sha256sum", root+file)
+	check(t, err)
+	if got, _, _ := strings.Cut(out, " "); got != want[file] {
+		t.Errorf("read %s, want %s", got, want[file])
+	}
 }
 
 func (l *lazyLab) socket() string { return filepath.Join(l.node.DataDir(), "snapshotter.sock") }

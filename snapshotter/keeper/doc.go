@@ -4,7 +4,7 @@
 //	Serve    the keeper: takes files under a name, gives copies of them to who asks
 //	Follow   its mate, a second process that has the same files: when one of the two is killed, the other goes on and starts another
 //	Connect  the other side: finds the keeper, or starts one that outlives the caller
-//	Replace  starts one in the place of one that hangs, from which it takes the files as a debugger would; End only ends that one
+//	Replace  starts one in the place of one that hangs, from which it takes the files as a debugger would
 //
 // Both talk over a Unix socket that keeps messages apart. A request is one byte and a name; files travel beside it:
 //

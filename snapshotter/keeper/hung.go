@@ -28,7 +28,7 @@ var ErrHung = errors.New("it hangs")
 // the old one has as descriptors of these links, which /proc shows, in this order. The old one need not answer for that, and no moment
 // passes in which nobody holds the files. When it cannot be done the old one stays as it is, and the error names its process.
 func Replace(ctx context.Context, cfg Config, name string, links []string) (*Client, error) {
-	old, err := hungAt(ctx, cfg.Socket)
+	old, err := hungAt(ctx, cfg.Socket, links)
 	if err != nil {
 		return nil, fmt.Errorf("keeper at %s: %w: %w; find it by its socket and let it go on (kill -CONT)", cfg.Socket, ErrHung, err)
 	}
@@ -47,25 +47,6 @@ func Replace(ctx context.Context, cfg Config, name string, links []string) (*Cli
 	return c, nil
 }
 
-// End ends a keeper that hangs, and its mate, with what they have of these links. One that has none is left alone.
-func End(ctx context.Context, socket string, links []string) error {
-	old, err := hungAt(ctx, socket)
-	if err == nil {
-		defer old.close()
-		_, err = old.find(links)
-	}
-	if err == nil {
-		err = old.signal(unix.SIGSTOP)
-	}
-	if err == nil {
-		err = old.end(old.mates(links))
-	}
-	if err != nil {
-		return fmt.Errorf("keeper at %s: %w, and is not ended: %w", socket, ErrHung, err)
-	}
-	return nil
-}
-
 // end kills the process, which is stopped, and its mates first: the last one would start another.
 func (p process) end(mates []process) error {
 	var errs []error
@@ -76,8 +57,8 @@ func (p process) end(mates []process) error {
 	return errors.Join(append(errs, p.signal(unix.SIGKILL))...)
 }
 
-// hungAt returns the process that listens at a socket.
-func hungAt(ctx context.Context, socket string) (process, error) {
+// hungAt returns the process that listens at a socket. When that one has died it is its mate, which has descriptors of these links and does not take the lead.
+func hungAt(ctx context.Context, socket string, links []string) (process, error) {
 	ctx, cancel := context.WithTimeout(ctx, firstWord)
 	defer cancel()
 	conn, err := dial(ctx, socket)
@@ -85,7 +66,17 @@ func hungAt(ctx context.Context, socket string) (process, error) {
 		return process{}, err
 	}
 	defer conn.Close()
-	return listenerOf(conn)
+	p, err := listenerOf(conn)
+	if err == nil {
+		if err = p.signal(0); err == nil {
+			return p, nil
+		}
+		p.close()
+	}
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) { // of old kernels
+		return holderOf(socket, links)
+	}
+	return process{}, err
 }
 
 // replace has a new keeper hold the files of an old one, which stops meanwhile, and returns its mates.
@@ -169,6 +160,22 @@ func (p process) take(links []string) (files []*os.File, err error) {
 
 // find returns the numbers of the process's descriptors of these links.
 func (p process) find(links []string) ([]int, error) {
+	found, err := p.descriptors()
+	if err != nil {
+		return nil, err
+	}
+	out := make([]int, len(links))
+	for i, link := range links {
+		if len(found[link]) != 1 {
+			return nil, fmt.Errorf("it has %d descriptors of %s", len(found[link]), link)
+		}
+		out[i] = found[link][0]
+	}
+	return out, nil
+}
+
+// descriptors returns the numbers of the process's descriptors by their links.
+func (p process) descriptors() (map[string][]int, error) {
 	dir := filepath.Join("/proc", strconv.Itoa(p.pid), "fd")
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -182,14 +189,73 @@ func (p process) find(links []string) ([]int, error) {
 			found[link] = append(found[link], fd)
 		}
 	}
-	out := make([]int, len(links))
-	for i, link := range links {
-		if len(found[link]) != 1 {
-			return nil, fmt.Errorf("it has %d descriptors of %s", len(found[link]), link)
+	return found, nil
+}
+
+// holderOf finds the process that has descriptors of these links and listens at a socket, whoever the kernel says does.
+func holderOf(socket string, links []string) (process, error) {
+	dirs, _ := filepath.Glob("/proc/[0-9]*") // the pattern is right
+	for _, dir := range dirs {
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		if err != nil || pid == os.Getpid() {
+			continue
 		}
-		out[i] = found[link][0]
+		fd, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			continue // it has gone
+		}
+		p := process{pid, fd}
+		if _, err := p.find(links); err == nil && p.listensAt(socket) {
+			return p, nil
+		}
+		p.close()
 	}
-	return out, nil
+	return process{}, errors.New("its leader has died, and its mate is not found")
+}
+
+// listensAt reports whether the process has a descriptor that listens at a socket.
+func (p process) listensAt(socket string) bool {
+	var want unix.Stat_t
+	if err := unix.Stat(socket, &want); err != nil {
+		return false
+	}
+	found, err := p.descriptors()
+	if err != nil {
+		return false
+	}
+	for link, fds := range found {
+		if !strings.HasPrefix(link, "socket:") {
+			continue
+		}
+		for _, theirs := range fds {
+			fd, err := unix.PidfdGetfd(p.fd, theirs, 0)
+			if err != nil {
+				continue // it was closed
+			}
+			at, ok := boundTo(fd)
+			closeFD(fd)
+			if ok && at.Dev == want.Dev && at.Ino == want.Ino {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// siocUnixFile is SIOCUNIXFILE of linux/un.h: it opens the file that a socket is bound to.
+const siocUnixFile = 0x89e0
+
+// boundTo returns the file that a listening socket is bound to.
+func boundTo(fd int) (st unix.Stat_t, ok bool) {
+	if listens, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || listens == 0 {
+		return st, false
+	}
+	file, err := unix.IoctlRetInt(fd, siocUnixFile)
+	if err != nil {
+		return st, false
+	}
+	defer closeFD(file)
+	return st, unix.Fstat(file, &st) == nil
 }
 
 // mates returns the processes that it has started and that have these links too.

@@ -2,48 +2,140 @@ package lazy
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"os"
-	"path/filepath"
+	"io/fs"
+	"slices"
+	"time"
 
-	"github.com/shoal-project/shoal/snapshotter/fanotify"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/shoal-project/shoal/snapshotter/erofs"
 	"github.com/shoal-project/shoal/snapshotter/keeper"
 )
 
-// Abandon lets go of what a Driver of an earlier process has left, for one that has none any more: it detaches its mounts and has the
-// keeper drop the marks. Else readers of these mounts, and this process where it writes to a marked file, would wait for a Driver for good. Where
-// nothing was left it does nothing.
-func Abandon(ctx context.Context, cfg Config) error {
-	d := &Driver{cfg: cfg}
-	var errs []error
-	names, err := filepath.Glob(filepath.Join(d.recordDir(), "*.json"))
-	errs = append(errs, err)
-	for _, name := range names {
-		var r record
-		data, err := os.ReadFile(name)
-		if err == nil {
-			err = json.Unmarshal(data, &r)
-		}
-		if err == nil && isMounted(r.Target) {
-			err = detach(r.Target)
-		}
-		errs = append(errs, err, os.Remove(name))
-	}
-	if cfg.Keeper.Socket == "" {
-		return errors.Join(errs...)
-	}
-	cfg.Keeper.Command = nil // none is started for this
-	k, err := keeper.Connect(ctx, cfg.Keeper)
-	switch {
-	case errors.Is(err, keeper.ErrNone):
-		return errors.Join(errs...)
-	case errors.Is(err, keeper.ErrHung):
-		err = keeper.End(ctx, cfg.Keeper.Socket, fanotify.Links())
-		return errors.Join(append(errs, err)...)
-	}
-	if err != nil {
-		return errors.Join(append(errs, err)...)
-	}
-	return errors.Join(append(errs, k.Drop(keptAs), k.Close())...)
+const (
+	// adoptPause is how long after the marks of an earlier process could not be taken over it is tried again.
+	adoptPause = 10 * time.Second
+	// lookEvery is how often it is looked whether containers still use what was given up.
+	lookEvery = time.Second
+)
+
+// A Leftover is what a Driver of an earlier process has left to one that has none. Run and Close are called once, Close behind Run.
+type Leftover struct {
+	driver  *Driver // which mounts nothing
+	records []record
+	known   bool // the records say all of what is mounted
 }
+
+// Abandon gives up what a Driver of an earlier process has mounted: it detaches the mounts. Containers that stand on them keep them; Run sees to
+// those, and has to be called even where the error tells that something stays mounted. Where nothing was left both do nothing.
+func Abandon(cfg Config) (*Leftover, error) {
+	d := newDriver(cfg)
+	d.metrics = newMetrics(nil)
+	d.faults = newFaults(d.log, d.metrics)
+	l := &Leftover{driver: d}
+	var err error
+	l.records, err = readRecords(d.recordDir())
+	l.known = err == nil && len(l.records) > 0
+	errs := []error{err}
+	for _, r := range l.records {
+		if isMounted(r.Target) {
+			errs = append(errs, detach(r.Target))
+		}
+		l.known = l.known && len(r.Supers) > 0
+		if len(r.alive()) > 0 {
+			d.log.Error("image is in use and not looked after any more: its containers read what is in memory, the rest fails; restart them",
+				"image", r.Image, "target", r.Target)
+		}
+	}
+	return l, errors.Join(errs...)
+}
+
+// Run has all reads fail that would have to wait for a Driver, since what has not come would be read as zeros, until ctx ends or nothing is mounted
+// anywhere any more. Then the keeper is let go. Reads and writes of this process itself go on.
+func (l *Leftover) Run(ctx context.Context) error {
+	d := l.driver
+	if !l.adopt(ctx) {
+		return nil
+	}
+	d.settle() // nobody will claim anything
+	tasks, over := errgroup.WithContext(ctx)
+	over, stop := context.WithCancel(over)
+	defer stop()
+	tasks.Go(func() error { return d.group.Run(over, d.handle) })
+	tasks.Go(func() error { return d.keep(over) })
+	unused := false
+	tasks.Go(func() error {
+		unused = l.unused(over)
+		stop()
+		return nil
+	})
+	if err := tasks.Wait(); err != nil || !unused {
+		return err
+	}
+	errs := []error{d.kept.Drop(keptAs), l.Close()}
+	for _, r := range l.records {
+		errs = append(errs, removeRecord(d.recordDir(), r.Target))
+	}
+	if err := errors.Join(errs...); err != nil {
+		d.log.Warn("what an earlier process has left is not cleared", "error", err)
+	}
+	return nil
+}
+
+// adopt takes the marks over from the keeper, and reports whether it had any. It tries until it can.
+func (l *Leftover) adopt(ctx context.Context) bool {
+	d := l.driver
+	for said := ""; ; {
+		if d.cfg.Keeper.Socket == "" || !keeper.Running(ctx, d.cfg.Keeper.Socket) {
+			return false
+		}
+		err := d.inherit(ctx)
+		if err == nil && !d.inherited {
+			err = d.closeGroup()
+		}
+		if err == nil || ctx.Err() != nil {
+			return err == nil && d.inherited
+		}
+		if err.Error() != said {
+			said = err.Error()
+			d.log.Error("marks of an earlier process are not taken over: who reads what has not come waits", "error", err)
+		}
+		if errors.Is(err, fs.ErrPermission) {
+			return false
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(adoptPause):
+		}
+	}
+}
+
+// unused waits until nothing that was left is mounted, and reports false when ctx ends before.
+func (l *Leftover) unused(ctx context.Context) bool {
+	ticker := time.NewTicker(lookEvery)
+	defer ticker.Stop()
+	for {
+		if !l.alive() {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-ticker.C:
+		}
+	}
+}
+
+// alive reports whether anything that was left may be mounted anywhere.
+func (l *Leftover) alive() bool {
+	if l.known {
+		return slices.ContainsFunc(l.records, record.inUse)
+	}
+	supers, err := erofs.Supers() // any may be
+	return err != nil || len(supers) > 0
+}
+
+// Close gives up descriptors. What is not cleared stays with the keeper.
+func (l *Leftover) Close() error { return l.driver.closeGroup() }

@@ -2,9 +2,11 @@ package lazy
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -323,17 +325,20 @@ func TestRootUnclaimedMountsKeepTheirMarks(t *testing.T) {
 // Keepers that hang when a daemon starts are replaced by others, and nobody reads a zero meanwhile.
 func TestRootHungKeepersAreReplaced(t *testing.T) {
 	needKernel(t)
-	for _, hung := range []string{"leader", "both"} {
+	for _, hung := range []string{"leader", "both", "mate of a dead leader"} {
 		t.Run(hung, func(t *testing.T) {
 			w := newWorld(t, 3<<20)
 			d := w.daemon(t, Prefetch{None: true})
 			before := w.pair(t)
 			d.kill()
-			for i, pid := range before {
-				if i == 0 || hung == "both" {
-					check(t, syscall.Kill(pid, syscall.SIGSTOP))
-				}
+			if hung != "leader" {
+				check(t, syscall.Kill(before[1], syscall.SIGSTOP))
 			}
+			signal := syscall.SIGSTOP
+			if hung == "mate of a dead leader" {
+				signal = syscall.SIGKILL
+			}
+			check(t, syscall.Kill(before[0], signal))
 			done := w.readAll(t)
 			w.daemon(t, Prefetch{})
 			check(t, <-done)
@@ -345,4 +350,136 @@ func TestRootHungKeepersAreReplaced(t *testing.T) {
 			w.pair(t)
 		})
 	}
+}
+
+// container stands on the target as a container does: on an overlay, which holds the mount when it is gone from the target.
+func (w *world) container(t testing.TB) (merged string) {
+	t.Helper()
+	merged = filepath.Join(w.dir, "merged")
+	upper, work := merged+"-upper", merged+"-work"
+	for _, dir := range []string{merged, upper, work} {
+		check(t, os.Mkdir(dir, 0o755))
+	}
+	check(t, unix.Mount("overlay", merged, "overlay", 0, "lowerdir="+w.target+",upperdir="+upper+",workdir="+work))
+	t.Cleanup(func() { _ = unix.Unmount(merged, unix.MNT_DETACH) })
+	return merged
+}
+
+// at is the same image, read elsewhere.
+func (w *world) at(target string) *world {
+	other := *w
+	other.target = target
+	return &other
+}
+
+// left has a daemon mount the image, a container stand on it, and the daemon die.
+func (w *world) left(t testing.TB) (merged string) {
+	t.Helper()
+	d := w.daemon(t, Prefetch{None: true})
+	merged = w.container(t)
+	d.kill()
+	return merged
+}
+
+// A start that cannot write records, as on a full disk, takes over what is mounted, or mounts anew, and nobody reads a zero.
+func TestRootRecordsThatCannotBeWritten(t *testing.T) {
+	needKernel(t)
+	for _, what := range []string{"taken over", "mounted anew"} {
+		t.Run(what, func(t *testing.T) {
+			w := newWorld(t, 3<<20)
+			merged := w.left(t)
+			n, err := w.start(t.Context(), w.keeper(), os.Stderr)
+			check(t, err)
+			t.Cleanup(func() { _ = n.stop() })
+			dir := n.driver.recordDir()
+			check(t, unix.Mount(dir, dir, "", unix.MS_BIND, ""))
+			t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+			check(t, unix.Mount("", dir, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+			image := w.image(n, Prefetch{None: true})
+			if what == "taken over" {
+				check(t, n.Mount(t.Context(), image, w.target))
+				w.wantSums(t, "read", "models/model.bin")
+			} else {
+				image.Bootstrap += "-other"
+				check(t, os.Link(w.boot, image.Bootstrap))
+				if err := n.Mount(t.Context(), image, w.target); !errors.Is(err, unix.EROFS) {
+					t.Errorf("got %v, want %v", err, unix.EROFS)
+				}
+			}
+			w.at(merged).wantSums(t, "read", "models/model.bin", "fw3/lib0.so")
+			check(t, unix.Unmount(dir, unix.MNT_DETACH))
+			check(t, n.Mount(t.Context(), image, w.target))
+			check(t, n.Unmount(t.Context(), w.target))
+			w.at(merged).wantSums(t, "read", w.names("")...)
+		})
+	}
+}
+
+// abandon gives up what was left, and runs what sees to it until the test ends; done is closed when it has returned.
+func (w *world) abandon(t testing.TB) (stop func(), done <-chan struct{}) {
+	t.Helper()
+	l, err := Abandon(Config{Dir: filepath.Join(w.dir, "lazy"), Keeper: w.keeper(), Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+	check(t, err)
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	ended := make(chan struct{})
+	go func() { // ends with stop
+		defer close(ended)
+		if err := errors.Join(l.Run(ctx), l.Close()); err != nil {
+			t.Error(err)
+		}
+	}()
+	stop = func() { cancel(); <-ended }
+	t.Cleanup(stop)
+	return stop, ended
+}
+
+// Where nothing mounts any more, containers get errors for what has not come, and no zeros, until the last has gone.
+func TestRootAbandonedMountsShowNoZeros(t *testing.T) {
+	needKernel(t)
+	w := newWorld(t, 3<<20)
+	merged := w.left(t)
+	waiting := self(t, "read", filepath.Join(merged, "models/model.bin"))
+	check(t, waiting.Start())
+	eventually(t, "the reader waits", func() bool { return waits(waiting.Process.Pid) })
+	_, done := w.abandon(t)
+	if err := waiting.Wait(); err == nil {
+		t.Error("who waited has read what nobody has fetched")
+	}
+	if isMounted(w.target) {
+		t.Error("it is at the target still")
+	}
+	for _, name := range []string{"models/model.bin", "fw3/lib0.so"} {
+		if out, err := self(t, "read", filepath.Join(merged, name)).Output(); err == nil {
+			t.Errorf("%s is read: %s", name, out)
+		}
+	}
+	// This process goes on with the file.
+	own, err := os.OpenFile(filepath.Join(w.dir, "store", "sha256-"+w.model().Encoded(), "data"), os.O_RDWR, 0)
+	check(t, err)
+	_, err = own.ReadAt(make([]byte, 4096), 0)
+	check(t, errors.Join(err, own.Close()))
+	check(t, unix.Unmount(merged, 0))
+	select {
+	case <-done:
+	case <-time.After(time.Minute):
+		t.Fatal("it goes on without containers")
+	}
+	eventually(t, "keepers have gone", func() bool { return len(w.keepers()) == 0 })
+}
+
+// Who mounts again after a start that did not, answers the containers of before.
+func TestRootAbandonedMountsAreServedAgain(t *testing.T) {
+	needKernel(t)
+	w := newWorld(t, 3<<20)
+	merged := w.left(t)
+	stop, _ := w.abandon(t)
+	stop()
+	n, err := w.start(t.Context(), w.keeper(), os.Stderr)
+	check(t, err)
+	t.Cleanup(func() { _ = n.stop() })
+	check(t, n.Mount(t.Context(), w.image(n, Prefetch{None: true}), w.target))
+	n.Settled()
+	w.at(merged).wantSums(t, "read", "models/model.bin")
+	check(t, n.Unmount(t.Context(), w.target))
+	w.at(merged).wantSums(t, "read", w.names("")...)
 }

@@ -38,6 +38,10 @@
 // record names another group. It marks the files anew, which holds the readers of old mounts too from then on, has the kernel forget what it has
 // read of them, mounts afresh for those who come later, and says in the log that the containers of that time have to be restarted.
 //
+// A process that mounts nothing where an earlier one did calls Abandon: it takes the group over and has those reads fail, until nothing is mounted
+// anywhere. A mark goes only when its device is complete or nothing that has it is mounted. So records tell of mounts until they are gone everywhere,
+// not only at their targets.
+//
 // After a restart the devices that were complete stay unmarked; the others are verified again as they are read, and as a whole when they are fetched.
 //
 // # What it does not do

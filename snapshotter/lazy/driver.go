@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -77,11 +78,7 @@ type Driver struct {
 // New returns a driver, with the marks of an earlier process if the keeper has them. It starts nothing but a keeper: reads of mounts
 // wait until Run runs. The error is fanotify.ErrUnsupported where kernel or file system cannot do it.
 func New(ctx context.Context, cfg Config) (*Driver, error) {
-	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
-	cfg.Readahead = cmp.Or(cfg.Readahead, 4<<20)
-	d := &Driver{cfg: cfg, log: cfg.Log, wake: make(chan struct{}, 1), settled: make(chan struct{}), mounts: map[string]*mount{},
-		devices: map[fanotify.File]*device{}, claimed: make(chan struct{})}
-	d.settle = sync.OnceFunc(func() { close(d.settled) })
+	d := newDriver(cfg)
 	for _, dir := range []string{d.recordDir(), d.expandedDir()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("lazy mounts: %w", err)
@@ -96,42 +93,79 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 	return d, nil
 }
 
+// newDriver returns a driver without a group.
+func newDriver(cfg Config) *Driver {
+	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
+	cfg.Readahead = cmp.Or(cfg.Readahead, 4<<20)
+	d := &Driver{cfg: cfg, log: cfg.Log, wake: make(chan struct{}, 1), settled: make(chan struct{}), mounts: map[string]*mount{},
+		devices: map[fanotify.File]*device{}, claimed: make(chan struct{})}
+	d.settle = sync.OnceFunc(func() { close(d.settled) })
+	return d
+}
+
 func (d *Driver) recordDir() string   { return filepath.Join(d.cfg.Dir, "mounts") }
 func (d *Driver) expandedDir() string { return filepath.Join(d.cfg.Dir, "expanded") }
 
 // openGroup takes the group over from the keeper, or makes one and has it kept.
 func (d *Driver) openGroup(ctx context.Context) error {
-	var files []*os.File
 	var err error
 	if d.cfg.Keeper.Socket != "" {
-		if d.kept, err = connect(ctx, d.cfg.Keeper); err != nil {
-			return err
-		}
-		if files, err = d.kept.Get(keptAs); err != nil {
-			return errors.Join(err, d.kept.Close())
-		}
+		err = d.inherit(ctx)
 	}
-	if d.inherited = len(files) > 0; d.inherited {
-		d.group, err = fanotify.Adopt(files) // which has shown that it works here
-	} else if err = fanotify.Probe(d.cfg.Dir); err == nil {
-		d.group, err = fanotify.New()
-		if err == nil {
-			err = d.entrust()
-		}
+	if err == nil && !d.inherited { // else it has been shown that it works here
+		err = d.makeGroup()
 	}
 	if err == nil {
 		d.groupID, err = d.group.ID()
 	}
-	if err == nil {
-		return nil
+	if err != nil {
+		return errors.Join(err, d.closeGroup())
 	}
+	return nil
+}
+
+// inherit connects to the keeper, and takes over the group that it has, if any.
+func (d *Driver) inherit(ctx context.Context) error {
+	kept, err := connect(ctx, d.cfg.Keeper)
+	if err != nil {
+		return err
+	}
+	files, err := kept.Get(keptAs)
+	if err == nil && len(files) > 0 {
+		d.group, err = fanotify.Adopt(files)
+	}
+	if err != nil {
+		d.group = nil
+		return errors.Join(err, kept.Close())
+	}
+	d.kept, d.inherited = kept, len(files) > 0
+	return nil
+}
+
+// makeGroup makes a group and has it kept.
+func (d *Driver) makeGroup() error {
+	if err := fanotify.Probe(d.cfg.Dir); err != nil {
+		return err
+	}
+	group, err := fanotify.New()
+	if err != nil {
+		return err
+	}
+	d.group = group
+	return d.entrust()
+}
+
+// closeGroup gives up the group and the connection to the keeper, which holds on what it has.
+func (d *Driver) closeGroup() error {
+	var errs []error
 	if d.group != nil {
-		err = errors.Join(err, d.group.Close())
+		errs = append(errs, d.group.Close())
 	}
 	if d.kept != nil {
-		err = errors.Join(err, d.kept.Close())
+		errs = append(errs, d.kept.Close())
 	}
-	return err
+	d.group, d.kept = nil, nil
+	return errors.Join(errs...)
 }
 
 // connect returns a connection to a keeper that answers, in place of one that hangs.
@@ -172,19 +206,13 @@ func (d *Driver) Close() error {
 	for _, m := range mounts {
 		d.release(m, false)
 	}
-	if d.group != nil {
-		errs = append(errs, d.group.Close())
-	}
-	if d.kept != nil {
-		errs = append(errs, d.kept.Close())
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, d.closeGroup())...)
 }
 
 // nothingLeft reports whether no mount of an earlier process can be left that nobody has claimed, here or in another namespace.
 func (d *Driver) nothingLeft() bool {
-	records, err := os.ReadDir(d.recordDir())
-	if err != nil || len(records) > 0 {
+	records, err := readRecords(d.recordDir())
+	if err != nil || slices.ContainsFunc(records, record.inUse) {
 		return false
 	}
 	supers, err := erofs.Supers()
@@ -267,5 +295,8 @@ func (d *Driver) Settled() {
 	d.settle()
 	if err := d.shelf.sweep(); err != nil {
 		d.log.Warn("expanded blobs are not swept", "error", err)
+	}
+	if err := sweepRecords(d.recordDir()); err != nil {
+		d.log.Warn("records of mounts are not swept", "error", err)
 	}
 }

@@ -87,7 +87,7 @@ func (d *Driver) Mount(ctx context.Context, image Image, target string) error {
 		return fmt.Errorf("mount %s: %w", image.Name, err)
 	}
 	if err := d.attach(m); err != nil {
-		d.release(m, true)
+		d.drop(m)
 		return fmt.Errorf("mount %s: %w", image.Name, err)
 	}
 	d.enqueue(m, steps)
@@ -108,6 +108,17 @@ func (d *Driver) mounted(image Image, target string) (bool, error) {
 		return false, fmt.Errorf("mount %s: %s has image %s already; unmount it first", image.Name, target, m.image.Name)
 	}
 	return m != nil, nil
+}
+
+// drop gives a mount up that did not come to be. What there was before it may be in use: its readers are held on.
+func (d *Driver) drop(m *mount) {
+	if !isMounted(m.target) && !m.alive() {
+		d.release(m, true)
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.linger(m)
 }
 
 // linger ends a mount here; other mount namespaces may have it still. mu is held.
@@ -205,15 +216,19 @@ func (d *Driver) enter(m *mount) error {
 	return nil
 }
 
-// attach has the kernel mount it, or takes over what an earlier process mounted.
+// attach has the kernel mount it, or takes over what an earlier process mounted. Whatever was mounted there before may be in use still.
 func (d *Driver) attach(m *mount) error {
 	was, now := readRecord(d.recordDir(), m.target), d.recordOf(m)
+	m.supers = was.alive()
 	if isMounted(m.target) {
 		if was.Group == now.Group && slices.Equal(was.Devices, now.Devices) && was.Bootstrap == now.Bootstrap {
-			m.supers, m.direct = was.Supers, was.Direct
+			m.direct = was.Direct
 			d.log.Info("lazy mount taken over", "image", m.image.Name, "target", m.target)
 			d.renew(m)
-			return d.recordOf(m).write(d.recordDir())
+			if err := d.recordOf(m).write(d.recordDir()); err != nil {
+				d.log.Warn("record is not kept", "error", err) // the one that is there will do
+			}
+			return nil
 		}
 		if err := d.discard(m, was); err != nil {
 			return err
@@ -231,6 +246,12 @@ func (d *Driver) attach(m *mount) error {
 // discard removes a mount that lost its marks, because this daemon and its keeper were both gone, or whose files are others now. What it has in
 // memory is forgotten, for those who keep it in use.
 func (d *Driver) discard(m *mount, was record) error {
+	if len(m.supers) == 0 { // one of all there are; it counts as mounted for as long as they are
+		var err error
+		if m.supers, err = erofs.Supers(); err != nil {
+			return err
+		}
+	}
 	if was.Group == d.groupID {
 		d.log.Warn("lazy mount has other files now, its containers have to be restarted", "image", m.image.Name, "target", m.target)
 	} else if was.Group != (fanotify.File{}) {
@@ -312,9 +333,6 @@ func (d *Driver) Unmount(_ context.Context, target string) error {
 	if err := erofs.Unmount(target); err != nil && !errors.Is(err, unix.ENOENT) {
 		return err
 	}
-	if err := removeRecord(d.recordDir(), target); err != nil {
-		return err
-	}
 	d.mu.Lock()
 	m := d.mounts[target]
 	if m != nil {
@@ -322,7 +340,15 @@ func (d *Driver) Unmount(_ context.Context, target string) error {
 	}
 	d.mu.Unlock()
 	d.releaseDead()
-	return nil
+	return d.forget(target)
+}
+
+// forget removes the record of a target where nothing is mounted, unless what was is in use elsewhere: the next process has to know.
+func (d *Driver) forget(target string) error {
+	if readRecord(d.recordDir(), target).inUse() {
+		return nil
+	}
+	return removeRecord(d.recordDir(), target)
 }
 
 // releaseDead releases what was unmounted here and is mounted nowhere else.
@@ -339,6 +365,9 @@ func (d *Driver) releaseDead() {
 	d.mu.Unlock()
 	for _, m := range dead {
 		d.release(m, true)
+		if err := d.forget(m.target); err != nil {
+			d.log.Warn("record stays of what was unmounted", "target", m.target, "error", err)
+		}
 	}
 }
 

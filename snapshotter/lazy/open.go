@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"log/slog"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/shoal-project/shoal/snapshotter/fanotify"
 )
 
@@ -45,14 +47,33 @@ func Open(ctx context.Context, kind Kind, cfg Config) (Mounter, Kind, error) {
 		cfg.Log.Info("images are mounted by FUSE", "reason", err)
 		fallthrough
 	case FUSE:
-		if err := Abandon(ctx, cfg); err != nil {
-			cfg.Log.Warn("mounts of an earlier process may stay", "error", err)
-		}
 		d, err := NewFuse(cfg)
 		if err != nil {
 			return nil, "", err
 		}
-		return d, FUSE, nil
+		left, err := Abandon(cfg)
+		if err != nil {
+			cfg.Log.Warn("mounts of an earlier process may stay", "error", err)
+		}
+		return &successor{d, left}, FUSE, nil
 	}
 	return nil, "", fmt.Errorf("driver %q of lazy mounts: want %s, %s or %s", kind, Auto, EROFS, FUSE)
 }
+
+// A successor mounts by FUSE where an earlier process did by EROFS.
+type successor struct {
+	*Fuse
+
+	left *Leftover
+}
+
+// Run implements Mounter.
+func (s *successor) Run(ctx context.Context) error {
+	tasks, ctx := errgroup.WithContext(ctx)
+	tasks.Go(func() error { return s.Fuse.Run(ctx) })
+	tasks.Go(func() error { return s.left.Run(ctx) })
+	return tasks.Wait()
+}
+
+// Close implements Mounter.
+func (s *successor) Close() error { return errors.Join(s.Fuse.Close(), s.left.Close()) }

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/google/renameio/v2"
 
@@ -31,6 +32,14 @@ type record struct {
 	// Group tells the group that has the marks from others.
 	Group fanotify.File `json:"group"`
 }
+
+// alive returns what it was mounted as that is mounted yet, in whatever namespace.
+func (r record) alive() []erofs.Super {
+	return slices.DeleteFunc(slices.Clone(r.Supers), func(s erofs.Super) bool { return !s.Alive() })
+}
+
+// inUse reports whether it may be mounted anywhere.
+func (r record) inUse() bool { return isMounted(r.Target) || len(r.alive()) > 0 }
 
 func recordName(folder, target string) string {
 	sum := sha256.Sum256([]byte(target))
@@ -63,4 +72,35 @@ func removeRecord(folder, target string) error {
 		return err
 	}
 	return nil
+}
+
+// readRecords returns all records that can be read, and an error when there are others.
+func readRecords(folder string) (records []record, err error) {
+	names, err := filepath.Glob(filepath.Join(folder, "*.json"))
+	errs := []error{err}
+	for _, name := range names {
+		var r record
+		data, err := os.ReadFile(name)
+		if err == nil {
+			err = json.Unmarshal(data, &r)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("record %s: %w", name, err))
+			continue
+		}
+		records = append(records, r)
+	}
+	return records, errors.Join(errs...)
+}
+
+// sweepRecords removes the records of what is mounted nowhere: nothing is taken over by them.
+func sweepRecords(folder string) error {
+	records, err := readRecords(folder)
+	errs := []error{err}
+	for _, r := range records {
+		if !r.inUse() {
+			errs = append(errs, removeRecord(folder, r.Target))
+		}
+	}
+	return errors.Join(errs...)
 }

@@ -52,6 +52,11 @@ func (s Snapshotter) validate() error {
 	if !slices.Contains([]string{"auto", "erofs", "fuse"}, s.Driver) {
 		return fmt.Errorf("snapshotter.driver: %q is not auto, erofs or fuse", s.Driver)
 	}
+	for _, p := range [][2]string{{"root", s.Root}, {"address", s.Address}} {
+		if p[1] != "" && !filepath.IsAbs(p[1]) {
+			return fmt.Errorf("snapshotter.%s: %q is relative, and containerd runs in another folder; begin it with /", p[0], p[1])
+		}
+	}
 	return nil
 }
 

@@ -28,6 +28,8 @@ func TestSnapshotterFaultsNameTheKey(t *testing.T) {
 		"snapshotter.enabled": {Enabled: "yes"},
 		"snapshotter.driver":  {Enabled: SnapshotterOn, Driver: "nydusd"},
 		"snapshotter.mount":   {Enabled: SnapshotterOn, Mount: []string{"a["}},
+		"snapshotter.root":    {Enabled: SnapshotterOn, Driver: "auto", Root: "relative"},
+		"snapshotter.address": {Enabled: SnapshotterOn, Driver: "auto", Address: "rel.sock"},
 	} {
 		if err := s.validate(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: %v, want an error that names %s", s, err, want)

@@ -19,7 +19,8 @@ import (
 type snapshots struct {
 	*snapshotter.Snapshotter
 
-	mounter  *mounter // nil when this host cannot mount images
+	mounter  *mounter       // nil when this host cannot mount images
+	left     *lazy.Leftover // of an earlier process that could; else nil
 	listener *snapshotter.Socket
 	address  string
 	// mountsNone: no repository is named whose images are mounted.
@@ -34,7 +35,7 @@ var errSnapshotterRoot = errors.New("mounting needs root")
 func (n *node) openSnapshots(ctx context.Context, images images) error {
 	if n.cfg.Snapshotter.Enabled == config.SnapshotterOff {
 		n.snapshots.off = "turned off"
-		n.abandonMounts(ctx)
+		n.abandonMounts()
 		return nil
 	}
 	err := n.tryOpenSnapshots(ctx, images)
@@ -47,22 +48,16 @@ func (n *node) openSnapshots(ctx context.Context, images images) error {
 	}
 	n.snapshots = snapshots{off: err.Error()}
 	n.log.Info("no snapshotter here", "error", err)
-	n.abandonMounts(ctx)
+	n.abandonMounts()
 	return nil
 }
 
-// abandonMounts lets go of what an earlier process has mounted, since this one will not: its own writes to the blobs would wait for a driver.
-func (n *node) abandonMounts(ctx context.Context) {
-	if err := lazy.Abandon(ctx, n.lazyConfig()); err != nil {
+// abandonMounts gives up what an earlier process has mounted, since this one will not serve it.
+func (n *node) abandonMounts() {
+	var err error
+	if n.snapshots.left, err = lazy.Abandon(n.lazyConfig()); err != nil {
 		n.log.Warn("mounts of an earlier process may stay", "error", err)
 	}
-}
-
-// lazyConfig says where the driver's things are.
-func (n *node) lazyConfig() lazy.Config {
-	dir := filepath.Join(n.cfg.DataDir, "lazy")
-	return lazy.Config{Dir: dir, Room: n.store, Log: n.component("lazy"), Registerer: n.admin.registry,
-		Keeper: keeper.Config{Socket: filepath.Join(dir, "keeper.sock"), Log: n.component("keeper")}}
 }
 
 func (n *node) tryOpenSnapshots(ctx context.Context, images images) error {
@@ -83,7 +78,7 @@ func (n *node) tryOpenSnapshots(ctx context.Context, images images) error {
 		s.off = "images are unpacked: " + err.Error()
 		n.log.Warn("images are unpacked, not mounted", "error", err)
 		if !errors.Is(err, keeper.ErrHung) { // while that one has them, readers of the mounts wait
-			n.abandonMounts(ctx)
+			n.abandonMounts()
 		}
 	}
 	s.listener, err = snapshotter.Listen(ctx, address)
@@ -98,17 +93,23 @@ func (n *node) tryOpenSnapshots(ctx context.Context, images images) error {
 	return err
 }
 
+// lazyConfig says where the driver's things are.
+func (n *node) lazyConfig() lazy.Config {
+	dir := filepath.Join(n.cfg.DataDir, "lazy")
+	self, err := os.Executable()
+	if err != nil {
+		self = os.Args[0]
+	}
+	return lazy.Config{Dir: dir, Room: n.store, Log: n.component("lazy"), Registerer: n.admin.registry,
+		Keeper: keeper.Config{Socket: filepath.Join(dir, "keeper.sock"), Command: []string{self, "keeper"}, Log: n.component("keeper")}}
+}
+
 // openMounter returns what mounts images. The error says why this host cannot.
 func (n *node) openMounter(ctx context.Context, images images) (*mounter, error) {
 	cfg := n.lazyConfig()
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, err
 	}
-	self, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
-	cfg.Keeper.Command = []string{self, "keeper"}
 	m, err := newMounter(ctx, lazy.Kind(n.cfg.Snapshotter.Driver), cfg, images)
 	if err == nil {
 		m.prefetch = n.cfg.Snapshotter.Prefetch
@@ -126,10 +127,13 @@ func (s *snapshots) run(ctx context.Context) error {
 
 // runMounter answers readers of mounts until ctx ends.
 func (s *snapshots) runMounter(ctx context.Context) error {
-	if s.mounter == nil {
-		return nil
+	switch {
+	case s.mounter != nil:
+		return s.mounter.run(ctx)
+	case s.left != nil:
+		return s.left.Run(ctx)
 	}
-	return s.mounter.run(ctx)
+	return nil
 }
 
 // restoreEvery is how long after images could not be mounted that had been before the start it is tried again.
@@ -166,6 +170,9 @@ func (s *snapshots) close() {
 	}
 	if s.mounter != nil {
 		s.mounter.close()
+	}
+	if s.left != nil {
+		_ = s.left.Close() // the keeper holds what counts
 	}
 }
 
