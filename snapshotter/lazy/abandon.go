@@ -44,7 +44,7 @@ func Abandon(cfg Config) (*Leftover, error) {
 		}
 		l.known = l.known && len(r.Supers) > 0
 		if len(r.alive()) > 0 {
-			d.log.Error("image is in use and not looked after any more: its containers read what is in memory, the rest fails; restart them",
+			d.log.Error("image is in use and not looked after any more: what its containers read of incomplete blobs fails; restart them",
 				"image", r.Image, "target", r.Target)
 		}
 	}
@@ -56,6 +56,7 @@ func Abandon(cfg Config) (*Leftover, error) {
 func (l *Leftover) Run(ctx context.Context) error {
 	d := l.driver
 	if !l.adopt(ctx) {
+		l.lost(ctx)
 		return nil
 	}
 	d.settle() // nobody will claim anything
@@ -81,6 +82,16 @@ func (l *Leftover) Run(ctx context.Context) error {
 		d.log.Warn("what an earlier process has left is not cleared", "error", err)
 	}
 	return nil
+}
+
+// lost says what nobody holds readers of.
+func (l *Leftover) lost(ctx context.Context) {
+	for _, r := range l.records {
+		if len(r.alive()) > 0 && ctx.Err() == nil {
+			l.driver.log.Error("image is in use and its readers are not held: what has not come is read as zeros; restart its containers",
+				"image", r.Image, "target", r.Target)
+		}
+	}
 }
 
 // adopt takes the marks over from the keeper, and reports whether it had any. It tries until it can.

@@ -46,6 +46,9 @@ func placesIn(path string) func() (*places, error) {
 
 // alive reports whether it is mounted anywhere.
 func (m *mount) alive() bool {
+	if len(m.supers) == 0 { // it is not known what the kernel calls it
+		return isMounted(m.target)
+	}
 	return slices.ContainsFunc(m.supers, erofs.Super.Alive)
 }
 
@@ -112,13 +115,22 @@ func (d *Driver) mounted(image Image, target string) (bool, error) {
 
 // drop gives a mount up that did not come to be. What there was before it may be in use: its readers are held on.
 func (d *Driver) drop(m *mount) {
-	if !isMounted(m.target) && !m.alive() {
+	if !m.alive() {
 		d.release(m, true)
 		return
 	}
+	m.supers = slices.DeleteFunc(m.supers, func(s erofs.Super) bool { return !s.Alive() })
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.linger(m)
+	held := slices.ContainsFunc(d.lingering, func(l *mount) bool { // by a try before
+		return l.target == m.target && slices.Equal(l.devices, m.devices) && slices.Equal(l.supers, m.supers)
+	})
+	if !held {
+		d.linger(m)
+	}
+	d.mu.Unlock()
+	if held {
+		d.release(m, false)
+	}
 }
 
 // linger ends a mount here; other mount namespaces may have it still. mu is held.
@@ -221,6 +233,9 @@ func (d *Driver) attach(m *mount) error {
 	was, now := readRecord(d.recordDir(), m.target), d.recordOf(m)
 	m.supers = was.alive()
 	if isMounted(m.target) {
+		if len(m.supers) == 0 { // one of all there are; it counts as mounted for as long as they are
+			m.supers, _ = erofs.Supers() // none known: as long as something is at the target
+		}
 		if was.Group == now.Group && slices.Equal(was.Devices, now.Devices) && was.Bootstrap == now.Bootstrap {
 			m.direct = was.Direct
 			d.log.Info("lazy mount taken over", "image", m.image.Name, "target", m.target)
@@ -246,12 +261,6 @@ func (d *Driver) attach(m *mount) error {
 // discard removes a mount that lost its marks, because this daemon and its keeper were both gone, or whose files are others now. What it has in
 // memory is forgotten, for those who keep it in use.
 func (d *Driver) discard(m *mount, was record) error {
-	if len(m.supers) == 0 { // one of all there are; it counts as mounted for as long as they are
-		var err error
-		if m.supers, err = erofs.Supers(); err != nil {
-			return err
-		}
-	}
 	if was.Group == d.groupID {
 		d.log.Warn("lazy mount has other files now, its containers have to be restarted", "image", m.image.Name, "target", m.target)
 	} else if was.Group != (fanotify.File{}) {
