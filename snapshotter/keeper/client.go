@@ -52,9 +52,32 @@ type reply struct {
 	fds  []int
 }
 
+// errGone means that the keeper has gone, or this connection to it.
+var errGone = errors.New("keeper has gone")
+
+const (
+	// goneTries is how often a keeper is asked that goes while it is asked, and gonePause what is waited in between.
+	goneTries = 10
+	gonePause = 100 * time.Millisecond
+)
+
 // Connect returns a connection to the keeper at cfg.Socket. If nobody listens there, it starts one in a session of its own. One that does not
 // answer within some seconds is ErrHung. ctx bounds Connect only.
 func Connect(ctx context.Context, cfg Config) (*Client, error) {
+	for try := 1; ; try++ {
+		c, err := connectOnce(ctx, cfg)
+		if !errors.Is(err, errGone) || try == goneTries {
+			return c, err
+		}
+		select { // it was dying: its mate takes its place, or the next try starts another pair
+		case <-time.After(gonePause):
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+func connectOnce(ctx context.Context, cfg Config) (*Client, error) {
 	bound, cancel := context.WithTimeout(ctx, firstWord) // a full queue makes callers wait
 	defer cancel()
 	conn, err := dial(bound, cfg.Socket)
@@ -296,7 +319,7 @@ func (c *Client) askWithin(within time.Duration, op byte, name string, fds []int
 		closeAll(r.fds)
 		return "", nil, fmt.Errorf("keeper: %s", r.text[1:])
 	case <-c.gone:
-		return "", nil, errors.New("keeper has gone")
+		return "", nil, errGone
 	case <-timer.C:
 		_ = c.conn.Close() // a late answer would be taken for that of the next question
 		return "", nil, fmt.Errorf("%w: no answer within %v", ErrHung, within)
