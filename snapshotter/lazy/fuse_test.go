@@ -52,7 +52,7 @@ func TestRootFuseMountsAnewWhatSomebodyElseUnmounted(t *testing.T) {
 	if got, want := read(), fmt.Sprintf("%x", sha256.Sum256(w.files[name])); got != want {
 		t.Errorf("who had it open reads %s, want %s", got, want)
 	}
-	d := n.Mounter.(*Fuse)
+	d := n.Mounter.(*successor).Fuse
 	eventually(t, "the old mount is given up", func() bool {
 		d.mu.Lock()
 		defer d.mu.Unlock()
