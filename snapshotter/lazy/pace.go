@@ -8,8 +8,8 @@ import (
 
 const (
 	// lead is how long before the steps under way are done, at the rate at which they go, the next one begins: blobs come in the order in which they are
-	// wanted, and the link does not wait for the last bytes of one.
-	lead = time.Second
+	// wanted, and no link waits for the last bytes of one, which the seed has sent long before all nodes have them.
+	lead = 2500 * time.Millisecond
 	// leastLead is how many bytes they lack then at the least.
 	leastLead = 4 << 20
 	// stalled is how long nothing comes before the next step begins in spite of that, and maxStalled how many are under way at the most then.
@@ -39,7 +39,7 @@ func newPace(clock func() time.Time) *pace {
 
 // wait blocks until the next step may begin. It reports false when ctx has ended.
 func (p *pace) wait(ctx context.Context) bool {
-	ticker := time.NewTicker(lead / 4)
+	ticker := time.NewTicker(lead / 10)
 	defer ticker.Stop()
 	for !p.ready() {
 		select {
@@ -57,7 +57,7 @@ func (p *pace) ready() bool {
 	now := p.clock()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if passed := now.Sub(p.from); passed >= lead/2 {
+	if passed := now.Sub(p.from); passed >= lead/5 {
 		p.rate = (p.rate + float64(p.came)/passed.Seconds()) / 2
 		p.came, p.from = 0, now
 	}

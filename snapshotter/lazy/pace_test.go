@@ -19,8 +19,8 @@ func TestNextStepBeginsWhenTheOthersAreAlmostDone(t *testing.T) {
 		first(done)
 		now = now.Add(100 * time.Millisecond)
 	}
-	if done < 85*mib || done > 95*mib {
-		t.Errorf("the next one begins at %d of 100 MiB, want it a second before the end", done/mib)
+	if done < 70*mib || done > 80*mib {
+		t.Errorf("the next one begins at %d of 100 MiB, want it 2.5 s before the end", done/mib)
 	}
 	p.begin(100 * mib)
 	if p.ready() {
