@@ -65,21 +65,21 @@ func (g *gate) open(now time.Time) bool {
 	return true
 }
 
-func (g *gate) closed(now time.Time) bool {
+func (g *gate) closed(now time.Time) bool { return g.opening(now) != nil }
+
+// opening returns what is closed when the gate opens; nil while it is open.
+func (g *gate) opening(now time.Time) <-chan struct{} {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.account(now)
-	return g.n > 0 && !g.strain
+	if g.account(now); g.strain {
+		return nil
+	}
+	return g.free
 }
 
 // pass waits until the gate is open, for gatePause at the most.
 func (g *gate) pass(ctx context.Context) {
-	if !g.closed(time.Now()) {
-		return
-	}
-	g.mu.Lock()
-	free := g.free
-	g.mu.Unlock()
+	free := g.opening(time.Now())
 	if free == nil {
 		return
 	}

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/google/renameio/v2"
 	"github.com/opencontainers/go-digest"
@@ -25,10 +26,13 @@ const partialPrefix = ".partial-"
 
 // Layout is an OCI image layout: a folder with blobs by digest, and index.json, which holds the tags as annotations. Several
 // processes may write to one at once.
-type Layout struct{ folder string }
+type Layout struct {
+	folder string
+	swept  sync.Once
+}
 
 // NewLayout returns the layout in the folder. Nothing is read or made before the first call of a method.
-func NewLayout(folder string) *Layout { return &Layout{folder} }
+func NewLayout(folder string) *Layout { return &Layout{folder: folder} }
 
 func (l *Layout) blobPath(d digest.Digest) string {
 	return filepath.Join(l.folder, ocispec.ImageBlobsDir, d.Algorithm().String(), d.Encoded())
@@ -264,7 +268,7 @@ func (l *Layout) create(algorithm digest.Algorithm) (*partial, error) {
 		return nil, err
 	}
 	folder := filepath.Dir(l.blobPath(digest.NewDigestFromEncoded(algorithm, "x")))
-	sweep(folder)
+	l.swept.Do(l.sweep)
 	for {
 		file, err := os.CreateTemp(folder, partialPrefix)
 		if err == nil && unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil && isNamed(file) {
@@ -288,8 +292,8 @@ func isNamed(file *os.File) bool {
 }
 
 // sweep removes what processes that were killed have left of blobs on their way. Who writes one has it locked.
-func sweep(folder string) {
-	left, _ := filepath.Glob(filepath.Join(folder, partialPrefix+"*")) // the pattern is none of ours if the folder's name spoils it
+func (l *Layout) sweep() {
+	left, _ := filepath.Glob(filepath.Join(l.folder, ocispec.ImageBlobsDir, "*", partialPrefix+"*")) // the pattern is none of ours if the folder's name spoils it
 	for _, name := range left {
 		file, err := os.OpenFile(name, os.O_RDWR, 0)
 		if err != nil {

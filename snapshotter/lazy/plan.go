@@ -40,15 +40,15 @@ func planWhole(img *bootstrap.Image) []step {
 			}
 		}
 	}
-	root := []*bootstrap.Inode{img.Root}
-	if !slices.ContainsFunc(filesOf(img.Prefetch), isProgram) {
-		for _, n := range filesOf(root) {
+	table, all := filesOf(img.Prefetch), filesOf([]*bootstrap.Inode{img.Root})
+	if !slices.ContainsFunc(table, isProgram) {
+		for _, n := range all {
 			if isProgram(n) {
 				visit(n)
 			}
 		}
 	}
-	for _, n := range filesOf(slices.Concat(img.Prefetch, root)) {
+	for _, n := range slices.Concat(table, all) {
 		visit(n)
 	}
 	return out
