@@ -339,14 +339,15 @@ func (t *task) fetch(ctx context.Context, off, length int64, o origin) (io.ReadC
 	if o.err != nil {
 		return nil, o.err
 	}
-	body, err := newSteady(ctx, func(ctx context.Context, at, left int64) (io.ReadCloser, error) {
+	body := newSteady(ctx, func(ctx context.Context, at, left int64) (io.ReadCloser, error) {
 		if w := o.blob.Web; at > off && w != nil && w.Confirm && !w.Validator.Resumable() {
 			// Nothing says that this would be the rest of what has come.
 			return nil, fmt.Errorf("broke off at byte %d, and cannot be gone on with: %w", at, source.ErrRangeIgnored)
 		}
 		return t.peer.source.Fetch(ctx, o.blob, at, left, o.authorization)
 	}, off, length)
-	if err != nil {
+	body.again = func(reason string) { t.peer.metrics.askedAgain.WithLabelValues(reason).Inc() }
+	if err := body.reopen(); err != nil {
 		return nil, err
 	}
 	chain := t.peer.cfg.Limits.FromOrigin()

@@ -12,6 +12,7 @@ type metrics struct {
 	selfReads, sessionsLost    prometheus.Counter
 	tasks                      prometheus.Gauge
 	requestFailures            *prometheus.CounterVec
+	askedAgain                 *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -32,5 +33,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		tasks: f.NewGauge(prometheus.GaugeOpts{Name: "shoal_peer_tasks", Help: "Live tasks."}),
 		requestFailures: f.NewCounterVec(prometheus.CounterOpts{Name: "shoal_peer_request_failures_total",
 			Help: "Requests to parents that failed, by class."}, []string{"class"}),
+		askedAgain: f.NewCounterVec(prometheus.CounterOpts{Name: "shoal_peer_origin_asked_again_total",
+			Help: "Ranges asked of an origin once more, by reason: no answer within a second (late), or a failure in passing (failed). Each may cost what the origin had sent ahead."},
+			[]string{"reason"}),
 	}
 }

@@ -35,14 +35,14 @@ type steady struct {
 	off, left int64
 	pause     time.Duration // the first
 	hedge     time.Duration
+	again     func(reason string) // told of each question after the first: late or failed
 	body      io.ReadCloser // nil when it has to be opened
 	failures  int           // since the last byte
 }
 
-// newSteady opens the range.
-func newSteady(ctx context.Context, open openRange, off, length int64) (*steady, error) {
-	s := &steady{ctx: ctx, open: open, off: off, left: length, pause: firstPause, hedge: hedgeAfter}
-	return s, s.reopen()
+// newSteady makes a steady for the range; reopen opens it.
+func newSteady(ctx context.Context, open openRange, off, length int64) *steady {
+	return &steady{ctx: ctx, open: open, off: off, left: length, pause: firstPause, hedge: hedgeAfter, again: func(string) {}}
 }
 
 // Read implements io.Reader.
@@ -112,6 +112,7 @@ func (s *steady) failed(err error) error {
 	defer timer.Stop()
 	select {
 	case <-timer.C:
+		s.again("failed")
 		return nil
 	case <-s.ctx.Done():
 		return fmt.Errorf("%w: %w", context.Cause(s.ctx), err)
@@ -146,6 +147,7 @@ func (s *steady) hedged() (io.ReadCloser, error) {
 		select {
 		case <-ticker.C:
 			if len(cancels) <= hedges {
+				s.again("late")
 				ask()
 				waiting++
 			}

@@ -93,7 +93,10 @@ func TestSteadyReadsThroughFailuresInPassing(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := &rangeServer{data: bytes.Repeat([]byte("0123456789"), 20), answers: test.answers}
-			r := &steady{ctx: t.Context(), open: s.open, off: 10, left: 100, pause: time.Microsecond, hedge: 100 * time.Millisecond}
+			r := newSteady(t.Context(), s.open, 10, 100)
+			r.pause, r.hedge = time.Microsecond, 100*time.Millisecond
+			again := 0
+			r.again = func(string) { again++ }
 			got, err := io.ReadAll(r)
 			if !errors.Is(err, test.want) || test.want == nil && err != nil {
 				t.Fatalf("error %v, want %v", err, test.want)
@@ -103,6 +106,9 @@ func TestSteadyReadsThroughFailuresInPassing(t *testing.T) {
 			}
 			if !slices.Equal(s.asked, test.asked) {
 				t.Errorf("asked at %v, want %v", s.asked, test.asked)
+			}
+			if want := len(test.asked) - 1; again != want {
+				t.Errorf("told of %d questions after the first, want %d", again, want)
 			}
 			if err := r.Close(); err != nil {
 				t.Error(err)
@@ -115,7 +121,8 @@ func TestSteadyEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	s := &rangeServer{data: make([]byte, 100), answers: slices.Repeat([]func(context.Context, io.Reader) (io.Reader, error){hang}, 9)}
 	time.AfterFunc(20*time.Millisecond, cancel)
-	r := &steady{ctx: ctx, open: s.open, left: 100, pause: time.Microsecond, hedge: 5 * time.Millisecond}
+	r := newSteady(ctx, s.open, 0, 100)
+	r.pause, r.hedge = time.Microsecond, 5*time.Millisecond
 	if _, err := io.ReadAll(r); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v, want that of the context", err)
 	}

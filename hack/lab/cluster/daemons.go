@@ -234,15 +234,20 @@ func (n *Node) Read(ctx context.Context) (map[string]int64, error) {
 	if err != nil {
 		return nil, err
 	}
-	read := map[string]int64{}
-	for _, origin := range []string{"cache", "local", "peer", "source"} {
-		read[origin] = int64(m.Sum("shoal_peer_read_bytes_total", `origin="`+origin+`"`))
-	}
-	return read, nil
+	return m.Read(), nil
 }
 
 // Metrics are the samples of a scrape: NAME{LABELS} and value.
 type Metrics map[string]float64
+
+// Read is what became available to readers of a node, in bytes by origin.
+func (m Metrics) Read() map[string]int64 {
+	read := map[string]int64{}
+	for _, origin := range []string{"cache", "local", "peer", "source"} {
+		read[origin] = int64(m.Sum("shoal_peer_read_bytes_total", `origin="`+origin+`"`))
+	}
+	return read
+}
 
 // Sum adds up the samples of a metric whose labels hold all of the given pairs, each written as label="value".
 func (m Metrics) Sum(name string, labels ...string) float64 {
