@@ -34,7 +34,8 @@ type Config struct {
 	Token string
 	// Networks say where hosts stand that do not say so themselves.
 	Networks policy.Networks
-	// HostSilence is how long a host may say nothing before it counts as dead. Default 2 s.
+	// HostSilence is how long a host may say nothing before it counts as dead. Default 1.25 s: two beats that did not come. Time
+	// that the server itself was not given by its machine does not count.
 	HostSilence time.Duration
 	// Log is where sessions are reported; nil discards.
 	Log *slog.Logger
@@ -54,6 +55,7 @@ type Server struct {
 	machine  *scheduler.Machine
 	sessions map[string]*session           // by session id
 	byHost   map[scheduler.HostID]*session // the newest session of each host
+	ticked   time.Time                     // the last tick
 }
 
 type session struct {
@@ -61,13 +63,13 @@ type session struct {
 	host     scheduler.HostID
 	addr     string
 	commands *api.Queue
-	heard    time.Time
+	silent   time.Duration // since it was heard last, in ticks
 	ended    bool
 }
 
 // New returns a server with an empty state.
 func New(cfg Config) *Server {
-	cfg.HostSilence = cmp.Or(cfg.HostSilence, 2*time.Second)
+	cfg.HostSilence = cmp.Or(cfg.HostSilence, 5*api.Beat/2)
 	if cfg.Tracer == nil {
 		cfg.Tracer = noop.Tracer{}
 	}
@@ -105,9 +107,11 @@ func (s *Server) Run(ctx context.Context) error {
 func (s *Server) tick(now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	passed := min(now.Sub(s.ticked), 2*scheduler.NextTick) // a tick that came late says nothing of the hosts
+	s.ticked = now
 	for _, ses := range s.sessions {
-		if now.Sub(ses.heard) > s.cfg.HostSilence {
-			s.log.Warn("host silent", "host", ses.host, "for", now.Sub(ses.heard))
+		if ses.silent += passed; ses.silent > s.cfg.HostSilence {
+			s.log.Warn("host silent", "host", ses.host, "for", ses.silent)
 			s.dropLocked(now, ses)
 		}
 	}
@@ -138,7 +142,6 @@ func (s *Server) Open(_ context.Context, h api.Host) (string, *api.Queue, func()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
-	ses.heard = now
 	if old := s.byHost[ses.host]; old != nil {
 		if old.addr != h.Addr {
 			s.log.Warn("a host with the same name replaces another; give each node a name of its own", "host", h.ID,
@@ -188,7 +191,8 @@ func (s *Server) Events(id string, events []api.Event) error {
 	if ses == nil {
 		return api.ErrNoSession
 	}
-	ses.heard = time.Now()
+	ses.silent = 0
+	now := time.Now()
 	for i, ev := range events {
 		e, ok := toEvent(ses.host, ev)
 		if !ok {
@@ -196,7 +200,7 @@ func (s *Server) Events(id string, events []api.Event) error {
 		}
 		s.metrics.events.Inc()
 		end := s.traceJoin(ses, ev)
-		s.stepLocked(ses.heard, e)
+		s.stepLocked(now, e)
 		end()
 	}
 	return nil

@@ -115,11 +115,18 @@ func TestSilentHostLosesItsSession(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.tick(time.Now())
+	now := time.Now()
+	s.tick(now)
 	if said, ended := commands.Take(); len(said) != 1 || said[0].Seeds == nil || ended {
 		t.Errorf("said %v, ended %v; want the list of seeds", said, ended)
 	}
-	s.tick(time.Now().Add(2 * time.Second))
+	s.tick(now.Add(time.Minute))
+	if _, ended := commands.Take(); ended {
+		t.Error("a minute without a tick was taken for one in which the host was silent")
+	}
+	for i := range 10 {
+		s.tick(now.Add(time.Minute + time.Duration(i)*scheduler.NextTick))
+	}
 	if _, ended := commands.Take(); !ended {
 		t.Error("the session of a silent host is still open")
 	}
