@@ -42,7 +42,7 @@ func TestTheLabSupervisesAsTheUnitSays(t *testing.T) {
 	}
 	s := cluster.UnitSupervision()
 	for _, line := range []string{
-		fmt.Sprintf("WatchdogSec=%.0f", s.Watchdog.Seconds()), fmt.Sprintf("TimeoutAbortSec=%dms", s.Abort.Milliseconds()),
+		fmt.Sprintf("WatchdogSec=%dms", s.Watchdog.Milliseconds()), fmt.Sprintf("TimeoutAbortSec=%dms", s.Abort.Milliseconds()),
 		fmt.Sprintf("RestartSec=%.0f", s.Restart.Seconds()), "Restart=always",
 	} {
 		if !strings.Contains(string(unit), line+"\n") {

@@ -23,7 +23,7 @@ type Supervision struct {
 
 // UnitSupervision is what deploy/systemd/shoal-node.service says.
 func UnitSupervision() Supervision {
-	return Supervision{Watchdog: 3 * time.Second, Abort: 500 * time.Millisecond, Restart: time.Second}
+	return Supervision{Watchdog: 2500 * time.Millisecond, Abort: 250 * time.Millisecond, Restart: time.Second}
 }
 
 // A watchdog ends a process that no longer says that it lives.
