@@ -229,6 +229,9 @@ func (c *Client) listen() {
 	}
 }
 
+// Check asks for a sign of life. A keeper that gives none within some seconds is ErrHung, and this connection to it is given up: Gone.
+func (c *Client) Check() error { return c.greet(firstWord) }
+
 // Gone returns a channel that is closed when the keeper has gone, or this connection to it.
 func (c *Client) Gone() <-chan struct{} { return c.gone }
 

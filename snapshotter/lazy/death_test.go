@@ -352,6 +352,27 @@ func TestRootHungKeepersAreReplaced(t *testing.T) {
 	}
 }
 
+// Keepers that begin to hang under a daemon are replaced too, before they are needed.
+func TestRootKeepersThatBeginToHangAreReplaced(t *testing.T) {
+	needKernel(t)
+	w := newWorld(t, 3<<20)
+	d := w.daemon(t, Prefetch{None: true})
+	hung := w.pair(t)
+	for _, pid := range hung {
+		check(t, syscall.Kill(pid, syscall.SIGSTOP))
+	}
+	eventually(t, "others have the group", func() bool {
+		now := w.keepers()
+		return len(now) > 0 && !slices.Contains(now, hung[0]) && !slices.Contains(now, hung[1])
+	})
+	w.pair(t)
+	d.kill()
+	done := w.readAll(t)
+	w.daemon(t, Prefetch{})
+	check(t, <-done)
+	w.wantSums(t, "read", w.names("")...)
+}
+
 // container stands on the target as a container does: on an overlay, which holds the mount when it is gone from the target.
 func (w *world) container(t testing.TB) (merged string) {
 	t.Helper()

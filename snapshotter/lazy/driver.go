@@ -29,6 +29,8 @@ const (
 	sweepEvery = 10 * time.Second
 	// keeperPause is how long after a keeper could not be started it is tried again.
 	keeperPause = time.Second
+	// keeperEvery is how often a keeper is asked whether it lives: one that hangs would be found when it is needed.
+	keeperEvery = 3 * time.Second
 )
 
 // Config configures a Driver.
@@ -230,18 +232,24 @@ func (d *Driver) Run(ctx context.Context) error {
 	return tasks.Wait()
 }
 
-// keep starts a new keeper when the old one has gone. The group lives on meanwhile, in this process alone.
+// keep starts a new keeper when the old one has gone or hangs. The group lives on meanwhile, in this process alone.
 func (d *Driver) keep(ctx context.Context) error {
 	if d.kept == nil {
 		return nil
 	}
+	ticker := time.NewTicker(keeperEvery)
+	defer ticker.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-d.kept.Gone():
+		case <-ticker.C:
+			if d.kept.Check() == nil {
+				continue
+			}
 		}
-		d.log.Warn("keeper has gone, starting another one", "socket", d.cfg.Keeper.Socket)
+		d.log.Warn("keeper has gone or hangs, starting another one", "socket", d.cfg.Keeper.Socket)
 		for {
 			err := d.replaceKeeper(ctx)
 			if err == nil {
