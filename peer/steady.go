@@ -36,8 +36,8 @@ type steady struct {
 	pause     time.Duration // the first
 	hedge     time.Duration
 	again     func(reason string) // told of each question after the first: late or failed
-	body      io.ReadCloser // nil when it has to be opened
-	failures  int           // since the last byte
+	body      io.ReadCloser       // nil when it has to be opened
+	failures  int                 // since the last byte
 }
 
 // newSteady makes a steady for the range; reopen opens it.

@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"bytes"
+	"cmp"
 	"maps"
 	"slices"
 	"time"
@@ -143,9 +144,24 @@ func (m *Machine) settle(now time.Time, t *task) {
 				return false
 			}
 		}
+		m.stride(now, t, l)
 		return true
 	})
 	m.settleCrossings(now, t)
+}
+
+// stride sets how long the next lease of a host is, by how long it took over the one that has ended.
+func (m *Machine) stride(now time.Time, t *task, l *lease) {
+	h, bytes := l.to.host, int64(l.run.End-l.run.First)*t.PieceSize
+	if l.demanded || t.whole() {
+		return
+	}
+	switch took, length := now.Sub(l.given), cmp.Or(h.lease, m.cfg.LeaseBytes); {
+	case took < m.cfg.LeaseTime/2 && bytes > length/2: // a shorter one says little
+		h.lease = min(2*length, m.cfg.LeaseMost)
+	case took > 2*m.cfg.LeaseTime:
+		h.lease = max(length/2, m.cfg.LeaseBytes)
+	}
 }
 
 func (m *Machine) dropLeases(t *task, drop func(*lease) bool) {
@@ -180,7 +196,7 @@ func (m *Machine) grant(now time.Time, t *task) {
 		if to == nil {
 			return
 		}
-		m.giveLease(now, t, to, Lease{Run: run})
+		m.giveLease(now, t, to, Lease{Run: m.extend(t, to.host, run)})
 	}
 }
 
@@ -208,18 +224,17 @@ func (m *Machine) giveLease(now time.Time, t *task, to *member, l Lease) {
 
 // takeLease notes that a member reads a run, and tells it its share of the origin's rate, before the lease itself.
 func (m *Machine) takeLease(now time.Time, t *task, to *member, run Run) {
-	t.leases = append(t.leases, &lease{to: to, run: run, heard: now})
+	t.leases = append(t.leases, &lease{to: to, run: run, given: now, heard: now})
 	for i := run.First; i < run.End; i++ {
 		t.leased.Set(uint(i))
 	}
 	m.firstShare(now, to.host)
 }
 
-// idleRun returns the first run of pieces that nobody holds and nobody reads, as long as one lease may be. A sequential
+// idleRun returns the first run of pieces that nobody holds and nobody reads, of Config.LeaseBytes at the most. A sequential
 // task is read as a whole and only once at a time, until that was done; what is lost after that is read like any other.
 func (m *Machine) idleRun(t *task) (Run, bool) {
-	idle := func(i int) bool { return t.holders[i] == 0 && !t.leased.Test(uint(i)) }
-	for t.cursor < t.Pieces && !idle(t.cursor) {
+	for t.cursor < t.Pieces && !t.idle(t.cursor) {
 		t.cursor++
 	}
 	if t.cursor == t.Pieces {
@@ -228,11 +243,27 @@ func (m *Machine) idleRun(t *task) (Run, bool) {
 	if t.whole() {
 		return Run{0, t.Pieces}, t.bulk() == 0
 	}
-	end, most := t.cursor, max(int(m.cfg.LeaseBytes/max(t.PieceSize, 1)), 1)
-	for end < t.Pieces && end-t.cursor < most && idle(end) {
+	return t.idleFrom(t.cursor, m.cfg.LeaseBytes), true
+}
+
+// extend returns the run as long as a lease of the host may be.
+func (m *Machine) extend(t *task, h *host, run Run) Run {
+	if h.lease <= m.cfg.LeaseBytes || t.whole() {
+		return run
+	}
+	return t.idleFrom(run.First, h.lease)
+}
+
+// idle reports whether nobody holds a piece and nobody reads it.
+func (t *task) idle(i int) bool { return t.holders[i] == 0 && !t.leased.Test(uint(i)) }
+
+// idleFrom returns the run of idle pieces from first on, of that many bytes at the most, and of one piece at least.
+func (t *task) idleFrom(first int, bytes int64) Run {
+	end, most := first, max(int(bytes/max(t.PieceSize, 1)), 1)
+	for end < t.Pieces && end-first < most && t.idle(end) {
 		end++
 	}
-	return Run{t.cursor, end}, true
+	return Run{first, end}
 }
 
 // chooseReader picks the host that reads next: a seed, whether or not it is a member yet, else a member. What is demanded waits for no

@@ -55,8 +55,13 @@ type Config struct {
 	Crossings int
 	// CrossingBytes is how many bytes may be on their way, if that is more: of small pieces more than Crossings. Default 16 MiB.
 	CrossingBytes int64
-	// LeaseBytes is the length of one lease in bytes, rounded to at least one piece. Default 4 MiB.
+	// LeaseBytes is the length of one lease in bytes, rounded to at least one piece, of a host that was not seen to read quickly. Default 4 MiB.
 	LeaseBytes int64
+	// LeaseTime is how long a lease should take: hosts that need less than half of it get longer ones, up to LeaseMost bytes. The words
+	// between two leases take some tens of milliseconds. Default 150 ms.
+	LeaseTime time.Duration
+	// LeaseMost is the length of the longest lease in bytes. Default 64 MiB.
+	LeaseMost int64
 	// LeasesPerHost is how many leases of one task one host may have at a time. Default 2.
 	LeasesPerHost int
 	// Leases is how many leases of one task there may be at a time, as far as every seed may have one. More share the origin's rate, and
@@ -81,6 +86,8 @@ func (c Config) withDefaults() Config {
 	c.Crossings = cmp.Or(c.Crossings, 16)
 	c.CrossingBytes = cmp.Or(c.CrossingBytes, 16<<20)
 	c.LeaseBytes = cmp.Or(c.LeaseBytes, 4<<20)
+	c.LeaseTime = cmp.Or(c.LeaseTime, 150*time.Millisecond)
+	c.LeaseMost = cmp.Or(c.LeaseMost, 64<<20)
 	c.LeasesPerHost = cmp.Or(c.LeasesPerHost, 2)
 	c.Leases = cmp.Or(c.Leases, 8)
 	c.LeaseSilence = cmp.Or(c.LeaseSilence, 3*time.Second)
@@ -115,6 +122,7 @@ type host struct {
 	tasks map[TaskID]*member
 	read  time.Time                // when it was last seen with a lease
 	share int64                    // of Config.OriginRate, as it was told; 0 when it was not
+	lease int64                    // bytes of its next lease; 0 means Config.LeaseBytes
 	trips map[string]time.Duration // that it measured or is to; nil when it has its place
 }
 
@@ -161,6 +169,7 @@ type member struct {
 type lease struct {
 	to    *member
 	run   Run
+	given time.Time
 	heard time.Time // of the last sign of progress
 	// demanded leases are beside those that read the blob as a whole, and do not count among them.
 	demanded bool

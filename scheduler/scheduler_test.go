@@ -79,6 +79,35 @@ func join(id string, task Task, have ...Run) TaskJoined {
 	return TaskJoined{Host: HostID(id), Task: task, Have: have, Wants: true}
 }
 
+// Who reads quickly gets longer leases, up to a bound, and shorter ones when it does not any more.
+func TestLeasesTakeAboutAsLong(t *testing.T) {
+	c := newCluster(t)
+	c.do(hostJoins("seed", true, ""), hostJoins("n1", false, ""))
+	c.do(join("n1", blob(600)))
+	took := 10 * time.Millisecond
+	for i := 0; i < len(c.leases["seed"]) && i < 100; i++ {
+		if i == 12 {
+			took = time.Second
+		}
+		c.after(took, Progress{Host: "seed", Task: "blob", Gained: []Run{c.leases["seed"][i]}})
+	}
+	var got []int
+	read := 0
+	for _, run := range c.leases["seed"] {
+		if run.First != read {
+			t.Fatalf("lease %v after %d pieces", run, read)
+		}
+		read = run.End
+		got = append(got, run.End-run.First)
+	}
+	if want := []int{4, 4, 8, 8, 16, 16, 32, 32, 64, 64, 64, 64, 64, 64, 32, 16, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4}; !slices.Equal(got, want) {
+		t.Errorf("leases of %v pieces, want %v", got, want)
+	}
+	if read != 600 {
+		t.Errorf("%d pieces are leased", read)
+	}
+}
+
 func TestOneSeedGetsEveryPieceOnceAndInOrder(t *testing.T) {
 	c := newCluster(t)
 	c.do(hostJoins("seed", true, ""), hostJoins("n1", false, ""), hostJoins("n2", false, ""))
@@ -87,7 +116,7 @@ func TestOneSeedGetsEveryPieceOnceAndInOrder(t *testing.T) {
 		t.Fatalf("first leases: want 2 outstanding, got %v", c.leases["seed"])
 	}
 	for i := 0; i < len(c.leases["seed"]) && i < 100; i++ {
-		c.do(Progress{Host: "seed", Task: "blob", Gained: []Run{c.leases["seed"][i]}})
+		c.after(100*time.Millisecond, Progress{Host: "seed", Task: "blob", Gained: []Run{c.leases["seed"][i]}})
 	}
 	want := []Run{{0, 4}, {4, 8}, {8, 12}, {12, 16}, {16, 20}}
 	if d := cmp.Diff(want, c.leases["seed"]); d != "" {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -18,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/shoal-project/shoal/hack/shards"
 )
 
 // contestant is one way to read or pack the model.
@@ -85,7 +86,7 @@ func (c *contestant) run(ctx context.Context, in inputs, cold bool) error {
 			return err
 		}
 	}
-	if err := warm(in.out("warm"), in.size); err != nil {
+	if err := shards.Touch(in.out("warm"), in.size+in.size/4); err != nil {
 		return err
 	}
 	start := time.Now()
@@ -108,22 +109,6 @@ func (c *contestant) run(ctx context.Context, in inputs, cold bool) error {
 		c.rss = max(c.rss, usage.Maxrss<<10)
 	}
 	return nil
-}
-
-// warm touches as much memory as a run's output fills, and frees it again. In a virtual machine the first use of a page may cost a
-// fault in the hypervisor, far more than the write itself, and whether it does depends on who ran before.
-func warm(path string, size int64) error {
-	file, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	buf := make([]byte, 1<<20)
-	for written := int64(0); written < size+size/4; written += int64(len(buf)) {
-		if _, err := file.Write(buf); err != nil {
-			return errors.Join(err, file.Close(), os.Remove(path))
-		}
-	}
-	return errors.Join(file.Close(), os.Remove(path))
 }
 
 // hashAll reads every shard once and hashes it, as many at once as there are processors.

@@ -63,6 +63,7 @@ type Driver struct {
 	inherited bool
 	kept      *keeper.Client // nil without a keeper; replaced by keep only
 	wake      chan struct{}  // there are jobs
+	fuller    chan struct{}  // a device has become whole
 	settled   chan struct{}
 	settle    func()
 
@@ -99,7 +100,7 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 func newDriver(cfg Config) *Driver {
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	cfg.Readahead = cmp.Or(cfg.Readahead, 4<<20)
-	d := &Driver{cfg: cfg, log: cfg.Log, wake: make(chan struct{}, 1), settled: make(chan struct{}), mounts: map[string]*mount{},
+	d := &Driver{cfg: cfg, log: cfg.Log, wake: make(chan struct{}, 1), fuller: make(chan struct{}, 1), settled: make(chan struct{}), mounts: map[string]*mount{},
 		devices: map[fanotify.File]*device{}, claimed: make(chan struct{})}
 	d.settle = sync.OnceFunc(func() { close(d.settled) })
 	return d
@@ -275,8 +276,9 @@ func (d *Driver) replaceKeeper(ctx context.Context) error {
 	return d.entrust()
 }
 
-// sweep lets go of what was unmounted when nothing has it mounted any more, and settles when nobody does.
+// sweep lets go of what was unmounted when nothing has it mounted any more, keeps records, and settles when nobody does.
 func (d *Driver) sweep(ctx context.Context) error {
+	defer d.keepRecords(ctx)
 	ticker := time.NewTicker(sweepEvery)
 	defer ticker.Stop()
 	late := time.NewTimer(settleAfter)
@@ -287,6 +289,8 @@ func (d *Driver) sweep(ctx context.Context) error {
 			return nil
 		case <-late.C:
 			d.Settled()
+		case <-d.fuller:
+			d.keepRecords(ctx)
 		case <-ticker.C:
 			d.mounting.Lock() // what is released must not be marked anew meanwhile
 			d.releaseDead()

@@ -28,6 +28,8 @@ type mount struct {
 	gone    chan struct{}           // closed when it is unmounted
 	places  func() (*places, error) // read from the bootstrap when they are first asked for
 
+	fuller bool // a device has become whole since its record was written; guarded by Driver.mu
+
 	// Guarded by Driver.mounting:
 	supers []erofs.Super // what the kernel calls it, and what it was mounted as before; containers may use those still
 	direct bool          // it is read past the page cache

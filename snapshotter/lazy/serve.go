@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"time"
 
@@ -102,10 +103,45 @@ func (d *Driver) finish(dev *device) {
 		d.log.Warn("mark stays on a complete file", "error", err)
 	}
 	d.mu.Lock()
-	users := append([]*mount(nil), dev.users...)
+	for _, m := range dev.users {
+		m.fuller = true
+	}
 	d.mu.Unlock()
-	for _, m := range users {
+	select {
+	case d.fuller <- struct{}{}:
+	default:
+	}
+}
+
+// keepRecords writes down which mounts have more devices that need no marks, and has the kernel read what is complete from the disk. Readers do not wait
+// for that: a record comes to the disk behind all that was written before it, which may be the whole image.
+func (d *Driver) keepRecords(ctx context.Context) {
+	d.mu.Lock()
+	var fuller []*mount
+	for _, m := range d.mounts {
+		if m.fuller {
+			m.fuller = false
+			fuller = append(fuller, m)
+		}
+	}
+	d.mu.Unlock()
+	for _, m := range fuller {
+		if m.whole() {
+			m.sync(ctx, d.log)
+		}
 		d.keepRecord(m)
+	}
+}
+
+// sync waits until all of a mount's bytes are on the disk, where reads past the page cache would make readers wait for it.
+func (m *mount) sync(ctx context.Context, log *slog.Logger) {
+	for _, dev := range m.devices {
+		if ctx.Err() != nil {
+			return // there is no time for it
+		}
+		if err := dev.file.Sync(); err != nil {
+			log.Warn("blob is not brought to the disk", "file", dev.file.Name(), "error", err)
+		}
 	}
 }
 
