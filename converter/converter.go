@@ -65,19 +65,20 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// Stage is one of the two kinds of work that take time.
+// Stage is one of the kinds of work that take time, and go on at once.
 type Stage int
 
 // The stages.
 const (
-	Read Stage = iota // base layers and model files, hashed
+	Read Stage = iota // model files, hashed; of other commands than convert, whatever is read
+	Base              // layers of the base image, or of the one that is converted
 	Push              // blobs, uploaded or found at the target
 )
 
 // Progress is told what Convert does. Its methods are called concurrently.
 type Progress interface {
-	// Step announces what begins, in a few words.
-	Step(text string)
+	// Step announces what begins in a stage, in a few words.
+	Step(s Stage, text string)
 	// Plan adds n bytes to what a stage has to do.
 	Plan(s Stage, n int64)
 	// Done adds n bytes to what a stage has done; n is negative when an upload starts over.
@@ -238,9 +239,9 @@ func (c *Config) target() (repository.Reference, error) {
 
 type silent struct{}
 
-func (silent) Step(string)       {}
-func (silent) Plan(Stage, int64) {}
-func (silent) Done(Stage, int64) {}
+func (silent) Step(Stage, string) {}
+func (silent) Plan(Stage, int64)  {}
+func (silent) Done(Stage, int64)  {}
 
 // conversion is one Convert under way.
 type conversion struct {
@@ -314,7 +315,7 @@ func (c *conversion) openModel(ctx context.Context) error {
 	if cfg.Image != "" {
 		return nil
 	}
-	cfg.Progress.Step("open " + cfg.Model)
+	cfg.Progress.Step(Read, "open "+cfg.Model)
 	m, err := source.Open(ctx, cfg.Model, cfg.Source)
 	if err != nil {
 		return sourceError(err)
@@ -347,7 +348,7 @@ func (c *conversion) openBases(ctx context.Context) ([]*platform, error) {
 	if c.model == nil {
 		flag, ref = "--image", c.cfg.Image
 	}
-	c.cfg.Progress.Step("open " + ref)
+	c.cfg.Progress.Step(Base, "open "+ref)
 	images, tag, err := c.places.images(flag, ref)
 	if err != nil {
 		return nil, err
@@ -380,7 +381,7 @@ func (c *conversion) read(ctx context.Context, platforms []*platform) error {
 	c.fail = cancel
 	for _, p := range platforms {
 		for _, l := range p.base.Manifest.Layers {
-			c.cfg.Progress.Plan(Read, l.Size)
+			c.cfg.Progress.Plan(Base, l.Size)
 		}
 	}
 	var reading errgroup.Group
@@ -399,6 +400,7 @@ func (c *conversion) read(ctx context.Context, platforms []*platform) error {
 		start(func() error { return c.readModel(ctx) })
 	}
 	err := reading.Wait()
+	c.cfg.Progress.Step(Push, "push blobs")
 	for _, p := range platforms {
 		if err == nil {
 			err = c.failing(p.addModel(c.layers))

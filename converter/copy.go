@@ -66,7 +66,7 @@ func Copy(ctx context.Context, cfg CopyConfig) (*CopyResult, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg.Progress.Step("read manifests of " + cfg.Source)
+	cfg.Progress.Step(Push, "read manifests of "+cfg.Source)
 	if c.graph, err = readGraph(ctx, c.from, cfg.Source, c.source.Name(), !cfg.NoReferrers); err != nil {
 		return nil, err
 	}
@@ -80,7 +80,7 @@ func Copy(ctx context.Context, cfg CopyConfig) (*CopyResult, error) {
 	if cfg.DryRun {
 		return &c.result, nil
 	}
-	cfg.Progress.Step("write manifests")
+	cfg.Progress.Step(Push, "write manifests")
 	if err := c.copyManifests(ctx); err != nil {
 		return nil, err
 	}
@@ -152,7 +152,7 @@ func (c *copier) copyBlobs(ctx context.Context) error {
 	group, gctx := errgroup.WithContext(ctx)
 	group.SetLimit(c.cfg.Uploads)
 	if c.cfg.DryRun {
-		c.cfg.Progress.Step("ask what is there")
+		c.cfg.Progress.Step(Push, "ask what is there")
 		group.SetLimit(asked)
 	} else {
 		c.cfg.Progress.Plan(Push, c.graph.size)
@@ -217,7 +217,7 @@ func (c *copier) sourceHas(ctx context.Context, d ocispec.Descriptor) error {
 }
 
 func (c *copier) copyBlob(ctx context.Context, d ocispec.Descriptor) (repository.Outcome, error) {
-	c.cfg.Progress.Step("copy " + d.Digest.String())
+	c.cfg.Progress.Step(Push, "copy "+d.Digest.String())
 	outcome, err := c.to.Push(ctx, repository.Blob{
 		Descriptor: d, From: c.mount,
 		Progress: func(n int64) { c.cfg.Progress.Done(Push, n) },

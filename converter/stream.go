@@ -99,7 +99,7 @@ func (s *streamer) take(ctx context.Context, f *source.File, content io.Reader) 
 	s.c.files++
 	s.c.bytes += e.Size
 	s.c.cfg.Progress.Plan(Read, e.Size)
-	s.c.cfg.Progress.Step("read " + f.Path)
+	s.c.cfg.Progress.Step(Read, "read "+f.Path)
 	if s.large++; s.large > ownLayers {
 		return s.share(ctx, e, content)
 	}

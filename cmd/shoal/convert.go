@@ -91,10 +91,10 @@ func convertAction(ctx *cli.Context) error {
 		return err
 	}
 	start := time.Now()
-	var end func()
-	cfg.Progress, cfg.Logger, end = startProgress(ctx)
+	shown := startProgress(ctx)
+	cfg.Progress, cfg.Logger, cfg.Access.Waiting, cfg.Source.Waiting = shown.Progress, shown.warn, shown.wait, shown.wait
 	result, err := converter.Convert(ctx.Context, cfg)
-	end()
+	shown.end()
 	if err != nil {
 		return convertError(ctx.Context, "convert", err)
 	}

@@ -80,7 +80,7 @@ func TestNamesCannotWriteToTheTerminal(t *testing.T) {
 	}
 	var out bytes.Buffer
 	p := newProgress(&out)
-	p.Step("hash a\nb")
+	p.Step(converter.Read, "hash a\nb")
 	if err := printResult(&out, &converter.Result{ModelPath: "/models/a\nb", Layers: []converter.Layer{{Of: "a\x1bb"}}}, 0); err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -28,6 +29,9 @@ type Config struct {
 	Retry     Retry
 	UserAgent string
 	Logger    *slog.Logger // nil discards
+	// Waiting, if not nil, is told why there is a pause, in a few words, and how long it is, before each one. It may be called
+	// concurrently.
+	Waiting func(why string, pause time.Duration)
 }
 
 // Registry is one repository of a registry.
@@ -56,6 +60,9 @@ func NewRegistry(repo name.Repository, cfg Config) *Registry {
 		cfg.UserAgent = "shoal"
 	}
 	cfg.Retry = cfg.Retry.withDefaults()
+	if cfg.Waiting != nil {
+		cfg.Retry.waiting = func(err error, pause time.Duration) { cfg.Waiting(repo.RegistryStr()+" "+reason(err), pause) }
+	}
 	return &Registry{repo: repo, cfg: cfg, opening: semaphore.NewWeighted(1)}
 }
 

@@ -21,6 +21,7 @@ var errStalled = errors.New("it was silent for too long")
 // transient is an error after which it helps to ask again.
 type transient struct {
 	err   error
+	why   string        // in a few words, for those who wait
 	after time.Duration // that the service asks to wait
 }
 
@@ -50,7 +51,11 @@ func (s *session) pause(ctx context.Context, n int, err error) error {
 	case t.after > maxAsked:
 		return fmt.Errorf("%w; it asks to wait for %s, run again then", t.err, t.after)
 	}
-	timer := time.NewTimer(s.delay(n, t.after))
+	delay := s.delay(n, t.after)
+	if s.Waiting != nil {
+		s.Waiting(t.why, delay)
+	}
+	timer := time.NewTimer(delay)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
@@ -101,7 +106,7 @@ func (w *watch) stop() {
 // verdict tells a request that was ended for its silence from one that the caller ended.
 func (w *watch) verdict(err error) error {
 	if err != nil && errors.Is(context.Cause(w.ctx), errStalled) {
-		return &transient{err: classify(ErrService, "%w: %w", errStalled, err)}
+		return &transient{err: classify(ErrService, "%w: %w", errStalled, err), why: "the source is silent"}
 	}
 	return err
 }
@@ -264,7 +269,10 @@ func (r *resumer) Read(p []byte) (int, error) {
 			return n, io.EOF
 		}
 		r.hangUp()
-		err = &transient{err: classify(ErrService, "%s: its connection was cut at byte %d: %w", r.name, r.want.from, err)}
+		err = &transient{
+			err: classify(ErrService, "%s: its connection was cut at byte %d: %w", r.name, r.want.from, err),
+			why: fmt.Sprintf("%s: its connection was cut at byte %d", r.name, r.want.from),
+		}
 		if err = r.again(err); err != nil || n > 0 {
 			return n, err
 		}
