@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/opencontainers/go-digest"
@@ -153,11 +154,7 @@ func (c *Config) Validate() error {
 			faults = append(faults, fmt.Errorf("--platform %q: want os/architecture, such as linux/amd64", p))
 		}
 	}
-	for _, kv := range c.Env {
-		if name, _, ok := strings.Cut(kv, "="); !ok || name == "" {
-			faults = append(faults, fmt.Errorf("--env %q: want NAME=VALUE", kv))
-		}
-	}
+	faults = append(faults, c.checkSettings()...)
 	if _, ok := compressors[c.Compressor]; !ok {
 		faults = append(faults, fmt.Errorf("--compressor %q: want zstd, lz4_block or none", c.Compressor))
 	}
@@ -170,6 +167,29 @@ func (c *Config) Validate() error {
 		return nil
 	}
 	return &classified{ErrConfig, errors.Join(faults...)}
+}
+
+// checkSettings reports what no image configuration should hold.
+func (c *Config) checkSettings() []error {
+	var faults []error
+	odd := func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) }
+	for _, kv := range c.Env {
+		if name, value, ok := strings.Cut(kv, "="); !ok || name == "" || strings.ContainsFunc(name, odd) || strings.ContainsRune(value, 0) {
+			faults = append(faults, fmt.Errorf("--env %q: want NAME=VALUE, without spaces in the name", kv))
+		}
+	}
+	user, group, hasGroup := strings.Cut(c.User, ":")
+	if c.User != "" && (user == "" || hasGroup && group == "" || strings.Contains(group, ":") || strings.ContainsFunc(c.User, odd)) {
+		faults = append(faults, fmt.Errorf("--user %q: want USER or USER:GROUP, without spaces, such as 1000:1000", c.User))
+	}
+	for flag, pairs := range map[string]map[string]string{"--label": c.Labels, "--annotation": c.Annotations} {
+		for name := range pairs {
+			if name == "" || strings.ContainsFunc(name, odd) {
+				faults = append(faults, fmt.Errorf("%s %q: want NAME=VALUE, without spaces in the name", flag, name+"="+pairs[name]))
+			}
+		}
+	}
+	return faults
 }
 
 func appendFault(faults []error, err error) []error {
