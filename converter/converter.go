@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"path"
 	"strings"
 	"unicode"
@@ -302,11 +301,13 @@ func Convert(ctx context.Context, cfg Config) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.temp, err = os.MkdirTemp(cfg.TempDir, "shoal-convert-"); err != nil {
+	temp, err := newTempFolder(cfg.TempDir)
+	if err != nil {
 		return nil, fmt.Errorf("temporary folder: %w; set TMPDIR to a folder that can be written", err)
 	}
+	c.temp = temp.path
 	defer func() {
-		if err := os.RemoveAll(c.temp); err != nil {
+		if err := temp.remove(); err != nil {
 			cfg.Logger.WarnContext(ctx, "temporary folder stays", "error", err)
 		}
 	}()

@@ -111,7 +111,7 @@ func openForDiff(ctx context.Context, places *places, name string, progress Prog
 	if err != nil {
 		return nil, "", err
 	}
-	progress.Step(Read, "read manifests of " + name)
+	progress.Step(Read, "read manifests of "+name)
 	img, err := openImage(ctx, places.at(ref), name, ref.Name())
 	if err != nil {
 		return nil, "", err

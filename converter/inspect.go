@@ -205,7 +205,7 @@ type openedVariant struct {
 func openVariants(ctx context.Context, img *converted, progress Progress) ([]*openedVariant, error) {
 	var out []*openedVariant
 	for _, v := range img.variants {
-		progress.Step(Read, "read bootstrap of " + v.platform)
+		progress.Step(Read, "read bootstrap of "+v.platform)
 		o := &openedVariant{convertedVariant: v, img: img, shared: map[digest.Digest]bool{}, inBlob: map[digest.Digest][]string{}}
 		if v.plain != nil {
 			config, err := img.config(ctx, v.plain.manifest.Config)
