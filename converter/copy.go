@@ -188,7 +188,7 @@ func (c *copier) copyBlobs(ctx context.Context) error {
 
 // foresee says what would become of a blob, and that the source has it.
 func (c *copier) foresee(ctx context.Context, d ocispec.Descriptor) (repository.Outcome, error) {
-	found, err := c.to.Has(ctx, d.Digest)
+	found, err := c.to.Has(ctx, d)
 	if err != nil {
 		return "", c.pushError("ask for blob "+d.Digest.String(), err)
 	}

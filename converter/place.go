@@ -31,9 +31,9 @@ type place interface {
 // store is a place that can also be asked what it has, and what refers to it. Registries and layouts are both.
 type store interface {
 	place
-	// Stat returns the size of a blob, -1 if it is not said; Has reports whether it is there.
+	// Stat returns the size of a blob, -1 if it is not said; Has reports whether it is there whole.
 	Stat(ctx context.Context, d digest.Digest) (int64, error)
-	Has(ctx context.Context, d digest.Digest) (bool, error)
+	Has(ctx context.Context, d ocispec.Descriptor) (bool, error)
 	// Referrers lists the manifests that name d as their subject; Refer adds one.
 	Referrers(ctx context.Context, d digest.Digest) ([]ocispec.Descriptor, error)
 	Refer(ctx context.Context, subject digest.Digest, desc ocispec.Descriptor, raw []byte) error

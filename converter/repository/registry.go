@@ -221,13 +221,13 @@ func describe(ref, mediaType string, raw []byte) (ocispec.Descriptor, error) {
 	return desc, nil
 }
 
-// Has reports whether the blob is there.
-func (r *Registry) Has(ctx context.Context, d digest.Digest) (bool, error) {
+// Has reports whether the blob is there. The registry is believed: it compared the digest when the blob was uploaded.
+func (r *Registry) Has(ctx context.Context, d ocispec.Descriptor) (bool, error) {
 	client, err := r.session(ctx, reading)
 	if err != nil {
 		return false, err
 	}
-	return r.has(ctx, client, d, -1)
+	return r.has(ctx, client, d.Digest, d.Size)
 }
 
 // has reports whether the blob is there, of so many bytes, unless size is below zero. Who says that it is there with another size does not have it:
