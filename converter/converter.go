@@ -293,6 +293,11 @@ func Convert(ctx context.Context, cfg Config) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	if cfg.DryRun {
+		if err := foresee(ctx, c.places.at(c.target), c.target, cfg.Progress); err != nil {
+			return nil, err
+		}
+	}
 	defer c.closeModel()
 	if err := c.openModel(ctx); err != nil {
 		return nil, err

@@ -73,6 +73,11 @@ func Copy(ctx context.Context, cfg CopyConfig) (*CopyResult, error) {
 	if d := c.target.Digest; d != "" && d != c.graph.root.Digest {
 		return nil, classify(ErrConfig, "target %s: the source has the digest %s", cfg.Target, c.graph.root.Digest)
 	}
+	if cfg.DryRun {
+		if err := foresee(ctx, c.to, c.target, cfg.Progress); err != nil {
+			return nil, err
+		}
+	}
 	c.describe()
 	if err := c.copyBlobs(ctx); err != nil {
 		return nil, err

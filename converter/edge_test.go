@@ -19,7 +19,7 @@ func dryRun(t *testing.T, base string) converter.Config {
 	model := filepath.Join(t.TempDir(), "m")
 	check(t, os.Mkdir(model, 0o755))
 	check(t, os.WriteFile(filepath.Join(model, "w"), []byte("x"), 0o600))
-	return converter.Config{Model: model, Base: base, Target: "example.com/ml/m:v1", DryRun: true}
+	return converter.Config{Model: model, Base: base, Target: nowhere(t), DryRun: true}
 }
 
 func TestModelDoesNotChangeTheBase(t *testing.T) {

@@ -101,7 +101,7 @@ func (o *optimizer) run(ctx context.Context) error {
 	}
 	o.result.Digest = digest.FromBytes(raw)
 	if o.cfg.DryRun {
-		return nil
+		return foresee(ctx, o.img.place, o.target, o.cfg.Progress)
 	}
 	o.cfg.Progress.Step(Push, "write the tag "+o.cfg.Tag)
 	if err := o.img.place.PutManifest(ctx, o.cfg.Tag, index.MediaType, raw); err != nil {

@@ -26,6 +26,17 @@ type place interface {
 	sink
 	Manifest(ctx context.Context, ref string) (ocispec.Descriptor, []byte, error)
 	Blob(ctx context.Context, d ocispec.Descriptor, offset int64) (io.ReadCloser, error)
+	// Writable asks whether blobs may be written, with nothing written.
+	Writable(ctx context.Context) error
+}
+
+// foresee asks a target, for a dry run, what can be asked with nothing written.
+func foresee(ctx context.Context, at place, target repository.Reference, progress Progress) error {
+	progress.Step(Push, "ask "+target.String())
+	if err := at.Writable(ctx); err != nil {
+		return targetError(target, "write", err)
+	}
+	return nil
 }
 
 // store is a place that can also be asked what it has, and what refers to it. Registries and layouts are both.

@@ -70,7 +70,7 @@ func convertCommand() *cli.Command {
 		&cli.StringFlag{Name: "compressor", Value: "zstd", Usage: "`HOW` the base's files are packed in the Nydus variant: zstd, lz4_block or none"},
 		&cli.BoolFlag{Name: "modelpack", Usage: "add the model alone as a ModelPack artifact, with the same layers"},
 		&cli.IntFlag{Name: "uploads", Value: 3, Usage: "upload `N` blobs at once"},
-		&cli.BoolFlag{Name: "dry-run", Usage: "compute everything, write nothing"},
+		&cli.BoolFlag{Name: "dry-run", Usage: "compute everything, ask whether the target may be written, write nothing"},
 	}
 	return command(&cli.Command{
 		Name:        "convert",
