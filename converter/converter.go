@@ -386,6 +386,10 @@ func (c *conversion) openBases(ctx context.Context) ([]*platform, error) {
 	c.images, c.others = images, others
 	var out []*platform
 	for _, base := range bases {
+		if c.model == nil && len(base.Manifest.Layers) == 0 {
+			return nil, classify(ErrSource, "image %s has no layers for %s, so there is nothing to mount; to put a model into it give it as --base, with --model",
+				ref, base.Platform)
+		}
 		p := newPlatform(c, base, ref)
 		if registry, ok := images.(*repository.Registry); ok {
 			from := registry.Repository()

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -167,6 +168,24 @@ func wantError(t *testing.T, err, class error, text string) {
 	t.Helper()
 	if !errors.Is(err, class) || !strings.Contains(fmt.Sprint(err), text) || strings.Contains(fmt.Sprint(err), "\n") {
 		t.Errorf("want one line of class %q with %q, got: %v", class, text, err)
+	}
+	wantNamedOnce(t, err)
+}
+
+// wantNamedOnce refuses an error that names a file twice, be it by another way to it.
+func wantNamedOnce(t *testing.T, err error) {
+	t.Helper()
+	seen := map[string]bool{}
+	for part := range strings.SplitSeq(fmt.Sprint(err), ": ") {
+		words := strings.Fields(part)
+		if len(words) == 0 || !strings.Contains(words[len(words)-1], ".") {
+			continue
+		}
+		name := path.Base(strings.Trim(words[len(words)-1], `"`))
+		if seen[name] {
+			t.Errorf("%s is named twice: %v", name, err)
+		}
+		seen[name] = true
 	}
 }
 
