@@ -178,7 +178,7 @@ func wantNamedOnce(t *testing.T, err error) {
 	seen := map[string]bool{}
 	for part := range strings.SplitSeq(fmt.Sprint(err), ": ") {
 		words := strings.Fields(part)
-		if len(words) == 0 || !strings.Contains(words[len(words)-1], ".") {
+		if len(words) == 0 || !strings.Contains(words[len(words)-1], ".") || strings.Contains(words[len(words)-1], ":") {
 			continue
 		}
 		name := path.Base(strings.Trim(words[len(words)-1], `"`))
