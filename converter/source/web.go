@@ -76,9 +76,10 @@ func (w *webFile) get(ctx context.Context, want span, tag string) (*part, error)
 		}
 		p.size = size
 	case want.from > 0 && (tag == "" || p.tag == tag): // it has no ranges, so what was read comes again
-		if _, err := io.CopyN(io.Discard, resp.Body, want.from); err != nil {
+		p.rangeless = true
+		if n, err := io.CopyN(io.Discard, resp.Body, want.from); err != nil {
 			resp.Body.Close()
-			return nil, &transient{err: classify(ErrService, "%s: its connection was cut: %w", w.what, err), why: w.what + ": its connection was cut"}
+			return nil, cutAt(w.what, n, true, err)
 		}
 	}
 	if want.whole() && w.sums != nil {
