@@ -77,8 +77,10 @@ const (
 
 // Progress is told what Convert does. Its methods are called concurrently.
 type Progress interface {
-	// Step announces what begins in a stage, in a few words.
+	// Step announces what begins in a stage, in a few words; what was announced before goes on at once, or is over.
 	Step(s Stage, text string)
+	// Ended says that a step is over which others may outlast.
+	Ended(s Stage, text string)
 	// Plan adds n bytes to what a stage has to do.
 	Plan(s Stage, n int64)
 	// Done adds n bytes to what a stage has done; n is negative when an upload starts over.
@@ -258,9 +260,10 @@ func (c *Config) target() (repository.Reference, error) {
 
 type silent struct{}
 
-func (silent) Step(Stage, string) {}
-func (silent) Plan(Stage, int64)  {}
-func (silent) Done(Stage, int64)  {}
+func (silent) Step(Stage, string)  {}
+func (silent) Ended(Stage, string) {}
+func (silent) Plan(Stage, int64)   {}
+func (silent) Done(Stage, int64)   {}
 
 // conversion is one Convert under way.
 type conversion struct {

@@ -234,6 +234,8 @@ type recorder struct {
 	last       string
 }
 
+func (r *recorder) Ended(converter.Stage, string) {}
+
 func (r *recorder) Step(_ converter.Stage, text string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -223,6 +223,7 @@ func (c *copier) sourceHas(ctx context.Context, d ocispec.Descriptor) error {
 
 func (c *copier) copyBlob(ctx context.Context, d ocispec.Descriptor) (repository.Outcome, error) {
 	c.cfg.Progress.Step(Push, "copy "+d.Digest.String())
+	defer c.cfg.Progress.Ended(Push, "copy "+d.Digest.String())
 	outcome, err := c.to.Push(ctx, repository.Blob{
 		Descriptor: d, From: c.mount,
 		Progress: func(n int64) { c.cfg.Progress.Done(Push, n) },

@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -25,6 +26,8 @@ const (
 	inLog      = 5 * time.Second
 	// rateWindow is how far back the rate looks: long enough to be calm, short enough to be of now.
 	rateWindow = 5 * time.Second
+	// maxSteps is how many steps of a stage are remembered.
+	maxSteps = 64
 )
 
 // progress shows what takes time: a bar that changes on a terminal, a line every few seconds elsewhere. It is safe for concurrent
@@ -46,8 +49,8 @@ type progress struct {
 
 // progressState is what is to be shown.
 type progressState struct {
-	steps      stages[string]
-	step       string // the last one
+	steps      stages[[]string] // that have begun and are not known to be over, the last one last
+	step       string           // the last one of all
 	plan, done stages[int64]
 	rate       float64 // bytes a second
 	wait       waiting
@@ -131,7 +134,17 @@ func (p *progress) Step(s converter.Stage, text string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.state.step = printable(text)
-	p.state.steps[s] = p.state.step
+	steps := append(p.state.steps[s], p.state.step)
+	p.state.steps[s] = steps[max(0, len(steps)-maxSteps):]
+}
+
+// Ended forgets a step.
+func (p *progress) Ended(s converter.Stage, text string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if i := slices.Index(p.state.steps[s], printable(text)); i >= 0 {
+		p.state.steps[s] = slices.Delete(p.state.steps[s], i, i+1)
+	}
 }
 
 // Wait says why nothing moves for a while. In a log that is a line of its own, but for what waits for the same meanwhile.
@@ -218,9 +231,9 @@ func (s *progressState) label(now time.Time) string {
 		return s.wait.text(now)
 	}
 	label, most := s.step, int64(0)
-	for stage, step := range s.steps {
-		if left := s.plan[stage] - s.done[stage]; step != "" && left > most {
-			label, most = step, left
+	for stage, steps := range s.steps {
+		if left := s.plan[stage] - s.done[stage]; len(steps) > 0 && left > most {
+			label, most = steps[len(steps)-1], left
 		}
 	}
 	return label

@@ -101,7 +101,7 @@ func TestLogHasALineEveryFewSeconds(t *testing.T) {
 func TestBaseAndModelAreBothTold(t *testing.T) {
 	now := time.Unix(0, 0)
 	state := progressState{plan: stages[int64]{4 << 30, 300 << 20}, done: stages[int64]{1 << 30, 290 << 20}, rate: 100 << 20}
-	state.steps = stages[string]{"hash weights", "read base layer 2 of 3", ""}
+	state.steps = stages[[]string]{{"hash weights"}, {"read base layer 2 of 3"}}
 	state.step = "read base layer 2 of 3"
 	if want, got := "model 1.0 GiB of 4.0 GiB, base 290.0 MiB of 300.0 MiB, 29%, 100.0 MiB/s, 30s left: hash weights", state.line(now); got != want {
 		t.Errorf("want %q\ngot  %q", want, got)
@@ -117,6 +117,27 @@ func TestBaseAndModelAreBothTold(t *testing.T) {
 	state.step = "write manifests"
 	if got := state.line(now); !strings.HasSuffix(got, ": write manifests") {
 		t.Error(got)
+	}
+}
+
+// Of what goes on at once, that which is over is not told any more.
+func TestStepThatEndedIsNotShown(t *testing.T) {
+	p := newProgress(&bytes.Buffer{})
+	p.Plan(converter.Read, 100)
+	for _, step := range []string{"open x", "hash weights\n", "hash small files"} {
+		p.Step(converter.Read, step)
+	}
+	p.Ended(converter.Read, "hash small files")
+	if got := p.state.label(time.Now()); got != "hash weights\\n" {
+		t.Errorf("got %q", got)
+	}
+	p.Ended(converter.Read, "hash weights\n")
+	p.Ended(converter.Read, "hash weights\n")
+	for range 100 {
+		p.Step(converter.Read, "again")
+	}
+	if n := len(p.state.steps[converter.Read]); n > maxSteps {
+		t.Errorf("%d steps are remembered", n)
 	}
 }
 
