@@ -56,7 +56,7 @@ func Check(ctx context.Context, cfg CheckConfig) (*CheckResult, error) {
 		cfg.Parallel = 4
 	}
 	places := newPlaces(cfg.Access)
-	ref, err := places.parse("image", cfg.Image)
+	ref, err := places.parseImage("image", cfg.Image)
 	if err != nil {
 		return nil, err
 	}

@@ -112,14 +112,11 @@ func newCopier(cfg *CopyConfig) (*copier, error) {
 	places := newPlaces(cfg.Access)
 	c := &copier{cfg: cfg}
 	var err error
-	if c.source, err = places.parse("source", cfg.Source); err != nil {
+	if c.source, err = places.parseImage("source", cfg.Source); err != nil {
 		return nil, err
 	}
 	if c.target, err = places.parse("target", cfg.Target); err != nil {
 		return nil, err
-	}
-	if !c.source.IsLayout() && c.source.Name() == "" {
-		return nil, classify(ErrConfig, "source %s has no tag; add one, such as %s:v1", cfg.Source, cfg.Source)
 	}
 	if c.target.IsLayout() && c.target.Name() == "" {
 		c.target.Tag = c.source.Tag

@@ -107,7 +107,7 @@ func Diff(ctx context.Context, cfg DiffConfig) (*DiffResult, error) {
 }
 
 func openForDiff(ctx context.Context, places *places, name string, progress Progress) ([]*openedVariant, digest.Digest, error) {
-	ref, err := places.parse("image", name)
+	ref, err := places.parseImage("image", name)
 	if err != nil {
 		return nil, "", err
 	}

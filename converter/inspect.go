@@ -126,7 +126,7 @@ func Inspect(ctx context.Context, cfg InspectConfig) (*Inspection, error) {
 		cfg.Progress = silent{}
 	}
 	places := newPlaces(cfg.Access)
-	ref, err := places.parse("image", cfg.Image)
+	ref, err := places.parseImage("image", cfg.Image)
 	if err != nil {
 		return nil, err
 	}

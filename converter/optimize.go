@@ -52,7 +52,7 @@ func Optimize(ctx context.Context, cfg OptimizeConfig) (*OptimizeResult, error) 
 		cfg.Progress = silent{}
 	}
 	places := newPlaces(cfg.Access)
-	ref, err := places.parse("image", cfg.Image)
+	ref, err := places.parseImage("image", cfg.Image)
 	if err != nil {
 		return nil, err
 	}

@@ -91,6 +91,15 @@ func (p *places) parse(what, ref string) (repository.Reference, error) {
 	return r, nil
 }
 
+// parseImage reads the reference of an image that is there: in a registry it has a tag or a digest.
+func (p *places) parseImage(what, ref string) (repository.Reference, error) {
+	r, err := p.parse(what, ref)
+	if err == nil && !r.IsLayout() && r.Name() == "" {
+		err = classify(ErrConfig, "%s %s has no tag; add one, such as %s:v1", what, ref, ref)
+	}
+	return r, err
+}
+
 func (p *places) at(ref repository.Reference) store {
 	if ref.IsLayout() {
 		return repository.NewLayout(ref.Folder)

@@ -29,7 +29,7 @@ func (c *conversion) openPrevious(ctx context.Context, platforms []*platform) er
 		return nil
 	}
 	c.cfg.Progress.Step(Base, "open "+c.cfg.Previous)
-	ref, err := c.places.parse("--previous", c.cfg.Previous)
+	ref, err := c.places.parseImage("--previous", c.cfg.Previous)
 	if err != nil {
 		return err
 	}
