@@ -34,7 +34,7 @@ type place interface {
 func foresee(ctx context.Context, at place, target repository.Reference, progress Progress) error {
 	progress.Step(Push, "ask "+target.String())
 	if err := at.Writable(ctx); err != nil {
-		return targetError(target, "write", err)
+		return targetError(target, "write the image", err)
 	}
 	return nil
 }
@@ -82,13 +82,21 @@ func newPlaces(access Access) *places {
 // parse reads a reference; the error is of class ErrConfig and says which flag it is of.
 func (p *places) parse(what, ref string) (repository.Reference, error) {
 	r, err := repository.ParseReference(ref, p.access.nameOptions()...)
-	if err != nil {
+	if path := strings.HasPrefix(ref, "./") || strings.HasPrefix(ref, "../"); err != nil || path || isURL(ref) {
 		if advice := source.Advice(ref); advice != "" {
 			return r, classify(ErrConfig, "%s %s: %s", what, ref, advice)
 		}
+	}
+	if err != nil {
 		return r, classify(ErrConfig, "%s: %w", what, err)
 	}
 	return r, nil
+}
+
+// isURL tells oci://REGISTRY/NAME, as models are written, from a layout.
+func isURL(ref string) bool {
+	rest, ok := strings.CutPrefix(ref, "oci://")
+	return ok && !strings.HasPrefix(rest, "/")
 }
 
 // parseImage reads the reference of an image that is there: in a registry it has a tag or a digest.

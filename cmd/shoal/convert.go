@@ -144,7 +144,7 @@ func keyValues(ctx *cli.Context, flag string) (map[string]string, error) {
 	var out map[string]string
 	for _, kv := range ctx.StringSlice(flag) {
 		name, value, ok := strings.Cut(kv, "=")
-		if !ok || name == "" {
+		if !ok {
 			return nil, fmt.Errorf("--%s %q: want NAME=VALUE", flag, kv)
 		}
 		if out == nil {

@@ -28,6 +28,7 @@ func TestConvertExitCodes(t *testing.T) {
 		{"user with a space", []string{"--user", "a b"}, exitUsage, `--user "a b": want USER or USER:GROUP`},
 		{"user of two lines", []string{"--user", "a\nb"}, exitUsage, `--user "a\nb"`},
 		{"user without a name", []string{"--user", ":1"}, exitUsage, `--user ":1"`},
+		{"several odd ones", []string{"--user", "a b", "--label", "=x"}, exitUsage, "want USER or USER:GROUP, without spaces, such as 1000:1000\n--label \"=x\""},
 		{"group without a name", []string{"--user", "1:"}, exitUsage, `--user "1:"`},
 		{"variable without a name", []string{"--env", "=x"}, exitUsage, `--env "=x": want NAME=VALUE`},
 		{"variable with a space", []string{"--env", "A B=x"}, exitUsage, `--env "A B=x"`},
