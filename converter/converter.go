@@ -51,7 +51,7 @@ type Config struct {
 	ModelPack bool
 	// AnyFormat takes model files whose header contradicts them.
 	AnyFormat bool
-	// DryRun computes everything and writes nothing.
+	// DryRun computes everything, asks the target whether it may be written, and writes nothing.
 	DryRun bool
 
 	// TempDir is where the Nydus blobs of base layers are held until they are uploaded, at most Uploads+1 of them; default:

@@ -18,7 +18,7 @@ type CopyConfig struct {
 	Target string // the same, with a tag; a layout may take over the source's
 	// NoReferrers leaves out what refers to the image: signatures, attestations.
 	NoReferrers bool
-	// DryRun asks what is there and writes nothing.
+	// DryRun asks what is there and whether the target may be written, and writes nothing.
 	DryRun   bool
 	Uploads  int // how many blobs are copied at once; default 4
 	Access   Access
