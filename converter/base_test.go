@@ -50,7 +50,7 @@ func TestHostileBaseLayers(t *testing.T) {
 		{"endless name", tarOf(t, file(strings.Repeat("n", 300), "")), "too long"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			cfg := config(t, "example.com/ml/tiny:v1")
+			cfg := config(t, nowhere(t))
 			cfg.DryRun = true
 			cfg.Base = writeLayout(t, baseImage(t, linuxAMD64(), tc.tar))
 			_, err := converter.Convert(t.Context(), cfg)
@@ -67,7 +67,7 @@ func TestHostileBaseLayers(t *testing.T) {
 
 func TestHostileLinkParentsStayInTheImage(t *testing.T) {
 	outside := t.TempDir()
-	cfg := config(t, "example.com/ml/tiny:v1")
+	cfg := config(t, nowhere(t))
 	cfg.DryRun = true
 	cfg.Base = writeLayout(t, baseImage(t, linuxAMD64(), tarOf(t, link(tar.TypeSymlink, "out", outside), file("out/x", "x"),
 		file(outside+"/y", "y"))))
@@ -103,7 +103,7 @@ func TestCompressionsOfBaseLayers(t *testing.T) {
 		{"docker's gzip", gzipped(t, plain), types.DockerLayer, ocispec.MediaTypeImageLayerGzip},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			cfg := config(t, "example.com/ml/tiny:v1")
+			cfg := config(t, nowhere(t))
 			cfg.DryRun = true
 			cfg.Base = writeLayout(t, rawImage(t, tc.raw, tc.mediaType))
 			_, err := converter.Convert(t.Context(), cfg)
@@ -115,7 +115,7 @@ func TestCompressionsOfBaseLayers(t *testing.T) {
 			}
 		})
 	}
-	cfg := config(t, "example.com/ml/tiny:v1")
+	cfg := config(t, nowhere(t))
 	cfg.Base = writeLayout(t, rawImage(t, plain, "application/vnd.example"))
 	_, err = converter.Convert(t.Context(), cfg)
 	wantError(t, err, converter.ErrSource, "application/vnd.example")
@@ -145,7 +145,7 @@ func TestCorruptBaseLayerIsFound(t *testing.T) {
 			if raw = tc.spoil(raw); raw != nil {
 				check(t, os.WriteFile(path, raw, 0o600))
 			}
-			cfg := config(t, "example.com/ml/tiny:v1")
+			cfg := config(t, nowhere(t))
 			cfg.Base, cfg.DryRun = base, true
 			_, err = converter.Convert(t.Context(), cfg)
 			wantError(t, err, tc.class, tc.want)
@@ -180,7 +180,7 @@ func TestImageHasThePlatformsOfItsBase(t *testing.T) {
 		_, err = converter.Check(t.Context(), converter.CheckConfig{Image: cfg.Target})
 		check(t, err)
 	}
-	cfg := config(t, "example.com/ml/tiny:v1")
+	cfg := config(t, nowhere(t))
 	cfg.Base, cfg.Platforms, cfg.DryRun = base, []string{"linux/s390x"}, true
 	_, err := converter.Convert(t.Context(), cfg)
 	wantError(t, err, converter.ErrSource, "there are linux/arm64, linux/amd64")

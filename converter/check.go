@@ -56,12 +56,12 @@ func Check(ctx context.Context, cfg CheckConfig) (*CheckResult, error) {
 		cfg.Parallel = 4
 	}
 	places := newPlaces(cfg.Access)
-	ref, err := places.parse("image", cfg.Image)
+	ref, err := places.parseImage("image", cfg.Image)
 	if err != nil {
 		return nil, err
 	}
 	at := places.at(ref)
-	cfg.Progress.Step("read manifests")
+	cfg.Progress.Step(Read, "read manifests")
 	img, err := openConverted(ctx, at, cfg.Image, ref.Name())
 	if err != nil {
 		return nil, err
@@ -136,7 +136,7 @@ func (c *checker) note(d ocispec.Descriptor) (*checkedBlob, error) {
 func (c *checker) metadata(ctx context.Context) error {
 	c.result.Manifests = 1
 	for _, v := range c.image.variants {
-		c.cfg.Progress.Step("check manifests and bootstrap of " + v.platform)
+		c.cfg.Progress.Step(Read, "check manifests and bootstrap of "+v.platform)
 		checked, err := c.variant(ctx, v)
 		if err != nil {
 			return err
@@ -347,7 +347,7 @@ func sameChunk(a, b *bootstrap.Chunk) bool {
 
 // present asks for every blob that was not read, several at once.
 func (c *checker) present(ctx context.Context) error {
-	c.cfg.Progress.Step(fmt.Sprintf("ask for %d blobs", len(c.order)))
+	c.cfg.Progress.Step(Read, fmt.Sprintf("ask for %d blobs", len(c.order)))
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(asked)
 	for _, b := range c.order {

@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"path"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/opencontainers/go-digest"
@@ -51,7 +51,7 @@ type Config struct {
 	ModelPack bool
 	// AnyFormat takes model files whose header contradicts them.
 	AnyFormat bool
-	// DryRun computes everything and writes nothing.
+	// DryRun computes everything, asks the target whether it may be written, and writes nothing.
 	DryRun bool
 
 	// TempDir is where the Nydus blobs of base layers are held until they are uploaded, at most Uploads+1 of them; default:
@@ -65,19 +65,22 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// Stage is one of the two kinds of work that take time.
+// Stage is one of the kinds of work that take time, and go on at once.
 type Stage int
 
 // The stages.
 const (
-	Read Stage = iota // base layers and model files, hashed
+	Read Stage = iota // model files, hashed; of other commands than convert, whatever is read
+	Base              // layers of the base image, or of the one that is converted
 	Push              // blobs, uploaded or found at the target
 )
 
 // Progress is told what Convert does. Its methods are called concurrently.
 type Progress interface {
-	// Step announces what begins, in a few words.
-	Step(text string)
+	// Step announces what begins in a stage, in a few words; what was announced before goes on at once, or is over.
+	Step(s Stage, text string)
+	// Ended says that a step is over which others may outlast.
+	Ended(s Stage, text string)
 	// Plan adds n bytes to what a stage has to do.
 	Plan(s Stage, n int64)
 	// Done adds n bytes to what a stage has done; n is negative when an upload starts over.
@@ -152,11 +155,7 @@ func (c *Config) Validate() error {
 			faults = append(faults, fmt.Errorf("--platform %q: want os/architecture, such as linux/amd64", p))
 		}
 	}
-	for _, kv := range c.Env {
-		if name, _, ok := strings.Cut(kv, "="); !ok || name == "" {
-			faults = append(faults, fmt.Errorf("--env %q: want NAME=VALUE", kv))
-		}
-	}
+	faults = append(faults, c.checkSettings()...)
 	if _, ok := compressors[c.Compressor]; !ok {
 		faults = append(faults, fmt.Errorf("--compressor %q: want zstd, lz4_block or none", c.Compressor))
 	}
@@ -169,6 +168,29 @@ func (c *Config) Validate() error {
 		return nil
 	}
 	return &classified{ErrConfig, errors.Join(faults...)}
+}
+
+// checkSettings reports what no image configuration should hold.
+func (c *Config) checkSettings() []error {
+	var faults []error
+	odd := func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) }
+	for _, kv := range c.Env {
+		if name, value, ok := strings.Cut(kv, "="); !ok || name == "" || strings.ContainsFunc(name, odd) || strings.ContainsRune(value, 0) {
+			faults = append(faults, fmt.Errorf("--env %q: want NAME=VALUE, without spaces in the name", kv))
+		}
+	}
+	user, group, hasGroup := strings.Cut(c.User, ":")
+	if c.User != "" && (user == "" || hasGroup && group == "" || strings.Contains(group, ":") || strings.ContainsFunc(c.User, odd)) {
+		faults = append(faults, fmt.Errorf("--user %q: want USER or USER:GROUP, without spaces, such as 1000:1000", c.User))
+	}
+	for flag, pairs := range map[string]map[string]string{"--label": c.Labels, "--annotation": c.Annotations} {
+		for name := range pairs {
+			if name == "" || strings.ContainsFunc(name, odd) {
+				faults = append(faults, fmt.Errorf("%s %q: want NAME=VALUE, without spaces in the name", flag, name+"="+pairs[name]))
+			}
+		}
+	}
+	return faults
 }
 
 func appendFault(faults []error, err error) []error {
@@ -238,9 +260,10 @@ func (c *Config) target() (repository.Reference, error) {
 
 type silent struct{}
 
-func (silent) Step(string)       {}
-func (silent) Plan(Stage, int64) {}
-func (silent) Done(Stage, int64) {}
+func (silent) Step(Stage, string)  {}
+func (silent) Ended(Stage, string) {}
+func (silent) Plan(Stage, int64)   {}
+func (silent) Done(Stage, int64)   {}
 
 // conversion is one Convert under way.
 type conversion struct {
@@ -273,6 +296,11 @@ func Convert(ctx context.Context, cfg Config) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	if cfg.DryRun {
+		if err := foresee(ctx, c.places.at(c.target), c.target, cfg.Progress); err != nil {
+			return nil, err
+		}
+	}
 	defer c.closeModel()
 	if err := c.openModel(ctx); err != nil {
 		return nil, err
@@ -281,11 +309,13 @@ func Convert(ctx context.Context, cfg Config) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.temp, err = os.MkdirTemp(cfg.TempDir, "shoal-convert-"); err != nil {
+	temp, err := newTempFolder(cfg.TempDir)
+	if err != nil {
 		return nil, fmt.Errorf("temporary folder: %w; set TMPDIR to a folder that can be written", err)
 	}
+	c.temp = temp.path
 	defer func() {
-		if err := os.RemoveAll(c.temp); err != nil {
+		if err := temp.remove(); err != nil {
 			cfg.Logger.WarnContext(ctx, "temporary folder stays", "error", err)
 		}
 	}()
@@ -314,7 +344,7 @@ func (c *conversion) openModel(ctx context.Context) error {
 	if cfg.Image != "" {
 		return nil
 	}
-	cfg.Progress.Step("open " + cfg.Model)
+	cfg.Progress.Step(Read, "open "+cfg.Model)
 	m, err := source.Open(ctx, cfg.Model, cfg.Source)
 	if err != nil {
 		return sourceError(err)
@@ -347,7 +377,7 @@ func (c *conversion) openBases(ctx context.Context) ([]*platform, error) {
 	if c.model == nil {
 		flag, ref = "--image", c.cfg.Image
 	}
-	c.cfg.Progress.Step("open " + ref)
+	c.cfg.Progress.Step(Base, "open "+ref)
 	images, tag, err := c.places.images(flag, ref)
 	if err != nil {
 		return nil, err
@@ -359,6 +389,10 @@ func (c *conversion) openBases(ctx context.Context) ([]*platform, error) {
 	c.images, c.others = images, others
 	var out []*platform
 	for _, base := range bases {
+		if c.model == nil && len(base.Manifest.Layers) == 0 {
+			return nil, classify(ErrSource, "image %s has no layers for %s, so there is nothing to mount; to put a model into it give it as --base, with --model",
+				ref, base.Platform)
+		}
 		p := newPlatform(c, base, ref)
 		if registry, ok := images.(*repository.Registry); ok {
 			from := registry.Repository()
@@ -380,7 +414,7 @@ func (c *conversion) read(ctx context.Context, platforms []*platform) error {
 	c.fail = cancel
 	for _, p := range platforms {
 		for _, l := range p.base.Manifest.Layers {
-			c.cfg.Progress.Plan(Read, l.Size)
+			c.cfg.Progress.Plan(Base, l.Size)
 		}
 	}
 	var reading errgroup.Group
@@ -399,6 +433,7 @@ func (c *conversion) read(ctx context.Context, platforms []*platform) error {
 		start(func() error { return c.readModel(ctx) })
 	}
 	err := reading.Wait()
+	c.cfg.Progress.Step(Push, "push blobs")
 	for _, p := range platforms {
 		if err == nil {
 			err = c.failing(p.addModel(c.layers))

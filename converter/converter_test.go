@@ -10,7 +10,9 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -65,10 +67,14 @@ func config(t testing.TB, target string) converter.Config {
 	}
 }
 
+// nowhere is a target for dry runs, which ask it whether it could be written.
+func nowhere(t testing.TB) string { t.Helper(); return "oci:" + t.TempDir() + "/out:v1" }
+
 func TestEqualContentGivesEqualDigests(t *testing.T) {
+	target := nowhere(t)
 	convert := func(model string) *converter.Result {
 		r, err := converter.Convert(t.Context(), converter.Config{
-			Model: model, Base: writeLayout(t, smallBase(t)), Target: "example.com/ml/tiny:v1", DryRun: true,
+			Model: model, Base: writeLayout(t, smallBase(t)), Target: target, DryRun: true,
 		})
 		check(t, err)
 		return r
@@ -95,7 +101,7 @@ func TestModelLayersDoNotDependOnTheBase(t *testing.T) {
 	model := writeModel(t, time.Now(), 0o644)
 	modelLayers := func(base v1.Image) []converter.Layer {
 		r, err := converter.Convert(t.Context(), converter.Config{
-			Model: model, Base: writeLayout(t, base), Target: "example.com/ml/tiny:v1", DryRun: true,
+			Model: model, Base: writeLayout(t, base), Target: nowhere(t), DryRun: true,
 		})
 		check(t, err)
 		var out []converter.Layer
@@ -163,6 +169,24 @@ func wantError(t *testing.T, err, class error, text string) {
 	if !errors.Is(err, class) || !strings.Contains(fmt.Sprint(err), text) || strings.Contains(fmt.Sprint(err), "\n") {
 		t.Errorf("want one line of class %q with %q, got: %v", class, text, err)
 	}
+	wantNamedOnce(t, err)
+}
+
+// wantNamedOnce refuses an error that names a file twice, be it by another way to it.
+func wantNamedOnce(t *testing.T, err error) {
+	t.Helper()
+	seen := map[string]bool{}
+	for part := range strings.SplitSeq(fmt.Sprint(err), ": ") {
+		words := strings.Fields(part)
+		if len(words) == 0 || !strings.Contains(words[len(words)-1], ".") || strings.Contains(words[len(words)-1], ":") {
+			continue
+		}
+		name := path.Base(strings.Trim(words[len(words)-1], `"`))
+		if seen[name] {
+			t.Errorf("%s is named twice: %v", name, err)
+		}
+		seen[name] = true
+	}
 }
 
 // TestFileChangedBetweenThePasses changes the model's large file when its upload begins.
@@ -206,11 +230,17 @@ func TestFileChangedBetweenThePasses(t *testing.T) {
 // recorder counts what was done.
 type recorder struct {
 	mu         sync.Mutex
-	plan, done [2]int64
+	plan, done [3]int64
 	last       string
 }
 
-func (r *recorder) Step(text string) { r.mu.Lock(); defer r.mu.Unlock(); r.last = text }
+func (r *recorder) Ended(converter.Stage, string) {}
+
+func (r *recorder) Step(_ converter.Stage, text string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.last = text
+}
 
 func (r *recorder) Plan(s converter.Stage, n int64) {
 	r.mu.Lock()
@@ -237,7 +267,7 @@ func TestProgressReachesThePlan(t *testing.T) {
 	cfg.Progress = rec
 	_, err := converter.Convert(t.Context(), cfg)
 	check(t, err)
-	if rec.plan != rec.done || rec.plan[0] == 0 || rec.plan[1] == 0 {
+	if rec.plan != rec.done || slices.Contains(rec.plan[:], 0) {
 		t.Errorf("planned %v, done %v", rec.plan, rec.done)
 	}
 }
@@ -271,7 +301,7 @@ func TestUnusableSources(t *testing.T) {
 		{"odd variable", func(t *testing.T, c *converter.Config) { c.Env = []string{"X"} }, converter.ErrConfig, "NAME=VALUE"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			cfg := config(t, "127.0.0.1:1/ml/tiny:v1")
+			cfg := config(t, nowhere(t))
 			cfg.DryRun = true
 			tc.change(t, &cfg)
 			_, err := converter.Convert(t.Context(), cfg)
@@ -290,7 +320,7 @@ func TestAllFaultsOfTheConfigurationAtOnce(t *testing.T) {
 }
 
 func TestManyLargeFilesShareLayers(t *testing.T) {
-	cfg := config(t, "example.com/ml/many:v1")
+	cfg := config(t, nowhere(t))
 	cfg.DryRun = true
 	for i := range 100 {
 		check(t, os.WriteFile(filepath.Join(cfg.Model, fmt.Sprintf("shard-%03d", i)), make([]byte, 1<<20+i), 0o644))
@@ -309,13 +339,13 @@ func TestManyLargeFilesShareLayers(t *testing.T) {
 }
 
 func TestResultIsStableJSON(t *testing.T) {
-	cfg := config(t, "example.com/ml/tiny:v1")
+	cfg := config(t, nowhere(t))
 	cfg.DryRun = true
 	r, err := converter.Convert(t.Context(), cfg)
 	check(t, err)
 	raw, err := json.Marshal(r)
 	check(t, err)
-	for _, key := range []string{`"target":"example.com/ml/tiny:v1"`, `"digest":"sha256:`, `"plain":`, `"nydus":`, `"model_files":9`, `"pushed":false`, `"kind":"bootstrap"`} {
+	for _, key := range []string{`"target":"oci:`, `"digest":"sha256:`, `"plain":`, `"nydus":`, `"model_files":9`, `"pushed":false`, `"kind":"bootstrap"`} {
 		if !strings.Contains(string(raw), key) {
 			t.Errorf("%s is not in %s", key, raw)
 		}

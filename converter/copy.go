@@ -18,7 +18,7 @@ type CopyConfig struct {
 	Target string // the same, with a tag; a layout may take over the source's
 	// NoReferrers leaves out what refers to the image: signatures, attestations.
 	NoReferrers bool
-	// DryRun asks what is there and writes nothing.
+	// DryRun asks what is there and whether the target may be written, and writes nothing.
 	DryRun   bool
 	Uploads  int // how many blobs are copied at once; default 4
 	Access   Access
@@ -66,12 +66,17 @@ func Copy(ctx context.Context, cfg CopyConfig) (*CopyResult, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg.Progress.Step("read manifests of " + cfg.Source)
+	cfg.Progress.Step(Push, "read manifests of "+cfg.Source)
 	if c.graph, err = readGraph(ctx, c.from, cfg.Source, c.source.Name(), !cfg.NoReferrers); err != nil {
 		return nil, err
 	}
 	if d := c.target.Digest; d != "" && d != c.graph.root.Digest {
 		return nil, classify(ErrConfig, "target %s: the source has the digest %s", cfg.Target, c.graph.root.Digest)
+	}
+	if cfg.DryRun {
+		if err := foresee(ctx, c.to, c.target, cfg.Progress); err != nil {
+			return nil, err
+		}
 	}
 	c.describe()
 	if err := c.copyBlobs(ctx); err != nil {
@@ -80,7 +85,7 @@ func Copy(ctx context.Context, cfg CopyConfig) (*CopyResult, error) {
 	if cfg.DryRun {
 		return &c.result, nil
 	}
-	cfg.Progress.Step("write manifests")
+	cfg.Progress.Step(Push, "write manifests")
 	if err := c.copyManifests(ctx); err != nil {
 		return nil, err
 	}
@@ -107,14 +112,11 @@ func newCopier(cfg *CopyConfig) (*copier, error) {
 	places := newPlaces(cfg.Access)
 	c := &copier{cfg: cfg}
 	var err error
-	if c.source, err = places.parse("source", cfg.Source); err != nil {
+	if c.source, err = places.parseImage("source", cfg.Source); err != nil {
 		return nil, err
 	}
 	if c.target, err = places.parse("target", cfg.Target); err != nil {
 		return nil, err
-	}
-	if !c.source.IsLayout() && c.source.Name() == "" {
-		return nil, classify(ErrConfig, "source %s has no tag; add one, such as %s:v1", cfg.Source, cfg.Source)
 	}
 	if c.target.IsLayout() && c.target.Name() == "" {
 		c.target.Tag = c.source.Tag
@@ -152,7 +154,7 @@ func (c *copier) copyBlobs(ctx context.Context) error {
 	group, gctx := errgroup.WithContext(ctx)
 	group.SetLimit(c.cfg.Uploads)
 	if c.cfg.DryRun {
-		c.cfg.Progress.Step("ask what is there")
+		c.cfg.Progress.Step(Push, "ask what is there")
 		group.SetLimit(asked)
 	} else {
 		c.cfg.Progress.Plan(Push, c.graph.size)
@@ -188,7 +190,7 @@ func (c *copier) copyBlobs(ctx context.Context) error {
 
 // foresee says what would become of a blob, and that the source has it.
 func (c *copier) foresee(ctx context.Context, d ocispec.Descriptor) (repository.Outcome, error) {
-	found, err := c.to.Has(ctx, d.Digest)
+	found, err := c.to.Has(ctx, d)
 	if err != nil {
 		return "", c.pushError("ask for blob "+d.Digest.String(), err)
 	}
@@ -217,7 +219,8 @@ func (c *copier) sourceHas(ctx context.Context, d ocispec.Descriptor) error {
 }
 
 func (c *copier) copyBlob(ctx context.Context, d ocispec.Descriptor) (repository.Outcome, error) {
-	c.cfg.Progress.Step("copy " + d.Digest.String())
+	c.cfg.Progress.Step(Push, "copy "+d.Digest.String())
+	defer c.cfg.Progress.Ended(Push, "copy "+d.Digest.String())
 	outcome, err := c.to.Push(ctx, repository.Blob{
 		Descriptor: d, From: c.mount,
 		Progress: func(n int64) { c.cfg.Progress.Done(Push, n) },

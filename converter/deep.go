@@ -109,7 +109,7 @@ func (c *checker) deep(ctx context.Context) error {
 		return err
 	}
 	for _, v := range c.variants {
-		c.cfg.Progress.Step("compare the trees of " + v.platform)
+		c.cfg.Progress.Step(Read, "compare the trees of "+v.platform)
 		if err := c.compareTrees(ctx, v); err != nil {
 			return err
 		}
@@ -127,7 +127,7 @@ type deepRead struct {
 
 func (d *deepRead) run(ctx context.Context) error {
 	b, image := d.blob, d.c.image
-	d.c.cfg.Progress.Step("read " + b.Digest.String())
+	d.c.cfg.Progress.Step(Read, "read "+b.Digest.String())
 	r, err := image.place.Blob(ctx, b.Descriptor, 0)
 	if err != nil {
 		return image.blobError(b.Descriptor, err)

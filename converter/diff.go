@@ -107,11 +107,11 @@ func Diff(ctx context.Context, cfg DiffConfig) (*DiffResult, error) {
 }
 
 func openForDiff(ctx context.Context, places *places, name string, progress Progress) ([]*openedVariant, digest.Digest, error) {
-	ref, err := places.parse("image", name)
+	ref, err := places.parseImage("image", name)
 	if err != nil {
 		return nil, "", err
 	}
-	progress.Step("read manifests of " + name)
+	progress.Step(Read, "read manifests of "+name)
 	img, err := openImage(ctx, places.at(ref), name, ref.Name())
 	if err != nil {
 		return nil, "", err

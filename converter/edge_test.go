@@ -19,7 +19,7 @@ func dryRun(t *testing.T, base string) converter.Config {
 	model := filepath.Join(t.TempDir(), "m")
 	check(t, os.Mkdir(model, 0o755))
 	check(t, os.WriteFile(filepath.Join(model, "w"), []byte("x"), 0o600))
-	return converter.Config{Model: model, Base: base, Target: "example.com/ml/m:v1", DryRun: true}
+	return converter.Config{Model: model, Base: base, Target: nowhere(t), DryRun: true}
 }
 
 func TestModelDoesNotChangeTheBase(t *testing.T) {
@@ -62,6 +62,9 @@ func TestSettingsThatCannotBe(t *testing.T) {
 		{"path of a folder whose name is no text", func(c *converter.Config) { c.ModelPath = "/models/\xff" }, "--model-path"},
 		{"platform", func(c *converter.Config) { c.Platforms = []string{"linux"} }, "os/architecture"},
 		{"target without a registry", func(c *converter.Config) { c.Target = "m:v1" }, "REGISTRY/NAME:TAG"},
+		{"target that is a path", func(c *converter.Config) { c.Target = "./out:v1" }, "write oci:./out:v1"},
+		{"base that is a path", func(c *converter.Config) { c.Base = "../base" }, "write oci:../base"},
+		{"base with the scheme of models", func(c *converter.Config) { c.Base = "oci://r.example.com/base:v1" }, "leave out oci:// for a registry"},
 		{"target with a scheme", func(c *converter.Config) { c.Target = "http://r.example.com/m:v1" }, "leave out http://"},
 		{"target that is a host", func(c *converter.Config) { c.Target = "127.0.0.1:5000" }, "REGISTRY/NAME:TAG"},
 		{"target in upper case", func(c *converter.Config) { c.Target = "r.example.com/M:v1" }, "abcdef"},

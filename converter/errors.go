@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/url"
 	"slices"
 	"syscall"
 
@@ -64,7 +65,7 @@ func modelError(ctx context.Context, err error) error {
 	if _, ok := errors.AsType[*classified](err); ok || errors.Is(err, errTemp) || errors.Is(err, repository.ErrLost) {
 		return err
 	}
-	err = sourceError(fmt.Errorf("model: %w", err))
+	err = sourceError(err)
 	if _, ok := errors.AsType[*classified](err); ok {
 		return err
 	}
@@ -139,6 +140,9 @@ func registryError(doing, ref string, err error) error {
 	}
 	if dns, ok := errors.AsType[*net.DNSError](err); ok {
 		return classify(ErrRegistry, "%s: %s cannot be resolved: %w", doing, host, dns)
+	}
+	if urlErr, ok := errors.AsType[*url.Error](err); ok {
+		err = urlErr.Err // its text repeats the URL, which may hold a secret
 	}
 	return classify(ErrRegistry, "%s: %s: %w; run again, what is uploaded is kept", doing, host, err)
 }

@@ -53,6 +53,14 @@ func TestSourceThatDiesMidway(t *testing.T) {
 			_, _ = w.Write(make([]byte, 1000))
 			panic(http.ErrAbortHandler)
 		}, converter.ErrRegistry, ".bin"},
+		"cut in its midst": {func(_ *httptest.Server, w http.ResponseWriter, r *http.Request) bool {
+			if !stored(r) {
+				return false
+			}
+			_, _ = w.Write(make([]byte, 1000))
+			_ = http.NewResponseController(w).Flush()
+			panic(http.ErrAbortHandler)
+		}, converter.ErrRegistry, "its connection was cut at byte"},
 		"a later file is gone": {func(_ *httptest.Server, w http.ResponseWriter, r *http.Request) bool {
 			if strings.HasSuffix(r.URL.Path, "vocab.txt") {
 				http.NotFound(w, r)
@@ -87,6 +95,9 @@ func TestSourceThatDiesMidway(t *testing.T) {
 			cfg := faultyHub(t, tc.fault)
 			_, err := converter.Convert(t.Context(), cfg)
 			wantError(t, err, tc.class, tc.want)
+			if errors.Is(err, layer.ErrChanged) || errors.Is(err, source.ErrChanged) {
+				t.Errorf("told as a change: %v", err)
+			}
 			wantNothingLeft(t, cfg)
 		})
 	}

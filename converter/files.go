@@ -99,7 +99,7 @@ func (v *openedVariant) files(ctx context.Context, progress Progress) (*bootstra
 	var total atomic.Int64
 	var entries [][]layerEntry
 	for i, d := range layers {
-		progress.Step(fmt.Sprintf("read layer %d of %d", i+1, len(layers)))
+		progress.Step(Read, fmt.Sprintf("read layer %d of %d", i+1, len(layers)))
 		list, err := v.img.listLayer(ctx, d, &total, progress)
 		if err != nil {
 			return nil, nil, err

@@ -22,7 +22,7 @@ const (
 
 // finish writes what names the layers: bootstraps, configurations, manifests and, last of all, the tag.
 func (c *conversion) finish(ctx context.Context, platforms []*platform) (*Result, error) {
-	c.cfg.Progress.Step("write manifests")
+	c.cfg.Progress.Step(Push, "write manifests")
 	result := &Result{
 		Target: c.target.String(), ModelPath: c.cfg.ModelPath, ModelFiles: c.files, ModelBytes: c.bytes, Pushed: !c.cfg.DryRun,
 	}

@@ -51,7 +51,7 @@ func (p *platform) readBase(ctx context.Context) error {
 
 func (p *platform) frameworkLayer(ctx context.Context, i int) error {
 	desc := p.base.Manifest.Layers[i]
-	p.c.cfg.Progress.Step(fmt.Sprintf("read base layer %d of %d, %s", i+1, len(p.base.Manifest.Layers), p.base.Platform))
+	p.c.cfg.Progress.Step(Base, fmt.Sprintf("read base layer %d of %d, %s", i+1, len(p.base.Manifest.Layers), p.base.Platform))
 	mediaType, err := source.LayerMediaType(desc.MediaType)
 	if err != nil {
 		return &classified{ErrSource, err}
@@ -345,7 +345,7 @@ func (p *platform) openLayer(ctx context.Context, desc ocispec.Descriptor) (*bas
 		return nil, err
 	}
 	l := &baseLayer{source: raw, sum: sha256.New(), diff: sha256.New(), chunks: chunkmap.NewCutter()}
-	counted := &readCounter{ctx: ctx, r: io.LimitReader(raw, desc.Size+1), progress: p.c.cfg.Progress}
+	counted := &readCounter{ctx: ctx, r: io.LimitReader(raw, desc.Size+1), progress: p.c.cfg.Progress, stage: Base}
 	l.compressed = bufio.NewReaderSize(io.TeeReader(counted, io.MultiWriter(l.sum, l.chunks)), 1<<20)
 	plain, err := l.decompress()
 	if err != nil {
@@ -432,6 +432,7 @@ type readCounter struct {
 	ctx      context.Context
 	r        io.Reader
 	progress Progress
+	stage    Stage
 }
 
 func (r *readCounter) Read(p []byte) (int, error) {
@@ -439,7 +440,7 @@ func (r *readCounter) Read(p []byte) (int, error) {
 		return 0, &wayError{err}
 	}
 	n, err := r.r.Read(p)
-	r.progress.Done(Read, int64(n))
+	r.progress.Done(r.stage, int64(n))
 	if err != nil && !errors.Is(err, io.EOF) {
 		err = &wayError{err}
 	}

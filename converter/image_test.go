@@ -128,6 +128,20 @@ func tagOf(ref string) (name.Tag, error) { return name.NewTag(ref) }
 
 // An image that was converted before gets a new Nydus variant in place of the old one. Its weights are not stored a second time, and
 // what loads first stays first.
+// An image without layers has nothing to mount. As a base it is good: a model is all that the image holds.
+func TestImageWithoutLayers(t *testing.T) {
+	base := writeLayout(t, baseImage(t, linuxAMD64()))
+	_, err := converter.Convert(t.Context(), converter.Config{Image: base, Target: nowhere(t)})
+	wantError(t, err, converter.ErrSource, "has no layers for linux/amd64")
+	cfg := config(t, nowhere(t))
+	cfg.Base = base
+	_, err = converter.Convert(t.Context(), cfg)
+	check(t, err)
+	_, err = converter.Check(t.Context(), converter.CheckConfig{Image: cfg.Target, Deep: true})
+	check(t, err)
+	wantModel(t, cfg.Target, sums(t, cfg.Model))
+}
+
 func TestConvertedImageIsConvertedAgain(t *testing.T) {
 	dir := writeModel(t, time.Now(), 0o644)
 	for name, first := range map[string]string{"layout": "oci:" + t.TempDir() + "/out:v1", "registry": registryWith(t, nil) + "/ml/tiny:v1"} {

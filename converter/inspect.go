@@ -126,11 +126,11 @@ func Inspect(ctx context.Context, cfg InspectConfig) (*Inspection, error) {
 		cfg.Progress = silent{}
 	}
 	places := newPlaces(cfg.Access)
-	ref, err := places.parse("image", cfg.Image)
+	ref, err := places.parseImage("image", cfg.Image)
 	if err != nil {
 		return nil, err
 	}
-	cfg.Progress.Step("read manifests")
+	cfg.Progress.Step(Read, "read manifests")
 	at := places.at(ref)
 	img, err := openImage(ctx, at, cfg.Image, ref.Name())
 	if err != nil {
@@ -205,7 +205,7 @@ type openedVariant struct {
 func openVariants(ctx context.Context, img *converted, progress Progress) ([]*openedVariant, error) {
 	var out []*openedVariant
 	for _, v := range img.variants {
-		progress.Step("read bootstrap of " + v.platform)
+		progress.Step(Read, "read bootstrap of "+v.platform)
 		o := &openedVariant{convertedVariant: v, img: img, shared: map[digest.Digest]bool{}, inBlob: map[digest.Digest][]string{}}
 		if v.plain != nil {
 			config, err := img.config(ctx, v.plain.manifest.Config)

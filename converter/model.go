@@ -176,7 +176,8 @@ func newParents(name string, seen map[string]bool) []layer.Entry {
 // hashed first and read again for what the registry has not got; everywhere else they are read once, on their way.
 func (c *conversion) modelLayer(ctx context.Context, p part) (*modelLayer, error) {
 	if c.asks && c.model.Local {
-		c.cfg.Progress.Step("hash " + p.of)
+		c.cfg.Progress.Step(Read, "hash "+p.of)
+		defer c.cfg.Progress.Ended(Read, "hash "+p.of)
 		m, err := c.write(ctx, p, io.Discard)
 		if err != nil {
 			return nil, err
@@ -189,8 +190,9 @@ func (c *conversion) modelLayer(ctx context.Context, p part) (*modelLayer, error
 
 // streamPart brings a layer to the target while it is made, and begins anew if the registry lost it.
 func (c *conversion) streamPart(ctx context.Context, p part) (*modelLayer, error) {
+	c.cfg.Progress.Step(Read, "read "+p.of)
+	defer c.cfg.Progress.Ended(Read, "read "+p.of)
 	for try := 1; ; try++ {
-		c.cfg.Progress.Step("read " + p.of)
 		m, err := c.stream(ctx, func(w io.Writer) (*modelLayer, error) { return c.write(ctx, p, w) })
 		if err == nil || try == streamTries || !errors.Is(err, repository.ErrLost) {
 			return m, err

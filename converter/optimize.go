@@ -52,7 +52,7 @@ func Optimize(ctx context.Context, cfg OptimizeConfig) (*OptimizeResult, error) 
 		cfg.Progress = silent{}
 	}
 	places := newPlaces(cfg.Access)
-	ref, err := places.parse("image", cfg.Image)
+	ref, err := places.parseImage("image", cfg.Image)
 	if err != nil {
 		return nil, err
 	}
@@ -65,7 +65,7 @@ func Optimize(ctx context.Context, cfg OptimizeConfig) (*OptimizeResult, error) 
 	if len(cfg.Files) == 0 {
 		return nil, classify(ErrConfig, "no files are named; list the paths that the image's program reads, in their order")
 	}
-	cfg.Progress.Step("read " + cfg.Image)
+	cfg.Progress.Step(Read, "read "+cfg.Image)
 	img, err := openConverted(ctx, places.at(ref), cfg.Image, ref.Name())
 	if err != nil {
 		return nil, err
@@ -101,9 +101,9 @@ func (o *optimizer) run(ctx context.Context) error {
 	}
 	o.result.Digest = digest.FromBytes(raw)
 	if o.cfg.DryRun {
-		return nil
+		return foresee(ctx, o.img.place, o.target, o.cfg.Progress)
 	}
-	o.cfg.Progress.Step("write the tag " + o.cfg.Tag)
+	o.cfg.Progress.Step(Push, "write the tag "+o.cfg.Tag)
 	if err := o.img.place.PutManifest(ctx, o.cfg.Tag, index.MediaType, raw); err != nil {
 		return targetError(o.target, "push the tag "+o.cfg.Tag, err)
 	}
@@ -135,7 +135,7 @@ func (o *optimizer) variant(ctx context.Context, v *convertedVariant) (d ocispec
 	if o.cfg.DryRun {
 		return d, nil
 	}
-	o.cfg.Progress.Step("write the bootstrap of " + v.platform)
+	o.cfg.Progress.Step(Push, "write the bootstrap of "+v.platform)
 	for _, b := range []repository.Blob{rawBlob(boot.Descriptor, raw), rawBlob(m.Config, config)} {
 		if _, err := o.img.place.Push(ctx, b); err != nil {
 			return d, targetError(o.target, "push blob "+b.Digest.String(), err)

@@ -26,14 +26,25 @@ type place interface {
 	sink
 	Manifest(ctx context.Context, ref string) (ocispec.Descriptor, []byte, error)
 	Blob(ctx context.Context, d ocispec.Descriptor, offset int64) (io.ReadCloser, error)
+	// Writable asks whether blobs may be written, with nothing written.
+	Writable(ctx context.Context) error
+}
+
+// foresee asks a target, for a dry run, what can be asked with nothing written.
+func foresee(ctx context.Context, at place, target repository.Reference, progress Progress) error {
+	progress.Step(Push, "ask "+target.String())
+	if err := at.Writable(ctx); err != nil {
+		return targetError(target, "write the image", err)
+	}
+	return nil
 }
 
 // store is a place that can also be asked what it has, and what refers to it. Registries and layouts are both.
 type store interface {
 	place
-	// Stat returns the size of a blob, -1 if it is not said; Has reports whether it is there.
+	// Stat returns the size of a blob, -1 if it is not said; Has reports whether it is there whole.
 	Stat(ctx context.Context, d digest.Digest) (int64, error)
-	Has(ctx context.Context, d digest.Digest) (bool, error)
+	Has(ctx context.Context, d ocispec.Descriptor) (bool, error)
 	// Referrers lists the manifests that name d as their subject; Refer adds one.
 	Referrers(ctx context.Context, d digest.Digest) ([]ocispec.Descriptor, error)
 	Refer(ctx context.Context, subject digest.Digest, desc ocispec.Descriptor, raw []byte) error
@@ -71,13 +82,30 @@ func newPlaces(access Access) *places {
 // parse reads a reference; the error is of class ErrConfig and says which flag it is of.
 func (p *places) parse(what, ref string) (repository.Reference, error) {
 	r, err := repository.ParseReference(ref, p.access.nameOptions()...)
-	if err != nil {
+	if path := strings.HasPrefix(ref, "./") || strings.HasPrefix(ref, "../"); err != nil || path || isURL(ref) {
 		if advice := source.Advice(ref); advice != "" {
 			return r, classify(ErrConfig, "%s %s: %s", what, ref, advice)
 		}
+	}
+	if err != nil {
 		return r, classify(ErrConfig, "%s: %w", what, err)
 	}
 	return r, nil
+}
+
+// isURL tells oci://REGISTRY/NAME, as models are written, from a layout.
+func isURL(ref string) bool {
+	rest, ok := strings.CutPrefix(ref, "oci://")
+	return ok && !strings.HasPrefix(rest, "/")
+}
+
+// parseImage reads the reference of an image that is there: in a registry it has a tag or a digest.
+func (p *places) parseImage(what, ref string) (repository.Reference, error) {
+	r, err := p.parse(what, ref)
+	if err == nil && !r.IsLayout() && r.Name() == "" {
+		err = classify(ErrConfig, "%s %s has no tag; add one, such as %s:v1", what, ref, ref)
+	}
+	return r, err
 }
 
 func (p *places) at(ref repository.Reference) store {

@@ -28,8 +28,8 @@ func (c *conversion) openPrevious(ctx context.Context, platforms []*platform) er
 	if c.cfg.Previous == "" {
 		return nil
 	}
-	c.cfg.Progress.Step("open " + c.cfg.Previous)
-	ref, err := c.places.parse("--previous", c.cfg.Previous)
+	c.cfg.Progress.Step(Base, "open "+c.cfg.Previous)
+	ref, err := c.places.parseImage("--previous", c.cfg.Previous)
 	if err != nil {
 		return err
 	}

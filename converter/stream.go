@@ -99,7 +99,7 @@ func (s *streamer) take(ctx context.Context, f *source.File, content io.Reader) 
 	s.c.files++
 	s.c.bytes += e.Size
 	s.c.cfg.Progress.Plan(Read, e.Size)
-	s.c.cfg.Progress.Step("read " + f.Path)
+	s.c.cfg.Progress.Step(Read, "read "+f.Path)
 	if s.large++; s.large > ownLayers {
 		return s.share(ctx, e, content)
 	}
@@ -248,13 +248,13 @@ type spool struct {
 func (s *spool) add(e *layer.Entry, content io.Reader) error {
 	raw := make([]byte, e.Size) // below largeFile, whatever the archive says
 	if _, err := io.ReadFull(content, raw); err != nil {
-		return fmt.Errorf("%s: %w", e.Name, err)
+		return err
 	}
-	if n, err := io.Copy(io.Discard, content); err != nil || n > 0 { // a source that verifies a file says so at its end
-		if err == nil {
-			err = layer.ErrChanged
-		}
-		return fmt.Errorf("%s: %w", e.Name, err)
+	switch n, err := io.Copy(io.Discard, content); { // a source that verifies a file says so at its end
+	case err != nil:
+		return err
+	case n > 0:
+		return fmt.Errorf("%s: %w", e.Name, layer.ErrChanged)
 	}
 	if s.held+e.Size <= spoolMemory {
 		s.held += e.Size

@@ -105,7 +105,7 @@ func TestConnectionCutAnywhereIsOutlived(t *testing.T) {
 	model, base := writeModel(t, time.Now(), 0o644), writeLayout(t, smallBase(t))
 	archive := filepath.Join(t.TempDir(), "tiny.tar")
 	check(t, os.WriteFile(archive, tarFolder(t, model, "--sort=name"), 0o600))
-	dry, err := converter.Convert(t.Context(), converter.Config{Model: model, Base: base, Target: "r.example.com/a:v1", DryRun: true})
+	dry, err := converter.Convert(t.Context(), converter.Config{Model: model, Base: base, Target: nowhere(t), DryRun: true})
 	check(t, err)
 	for _, kind := range []struct {
 		name  string

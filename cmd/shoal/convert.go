@@ -70,7 +70,7 @@ func convertCommand() *cli.Command {
 		&cli.StringFlag{Name: "compressor", Value: "zstd", Usage: "`HOW` the base's files are packed in the Nydus variant: zstd, lz4_block or none"},
 		&cli.BoolFlag{Name: "modelpack", Usage: "add the model alone as a ModelPack artifact, with the same layers"},
 		&cli.IntFlag{Name: "uploads", Value: 3, Usage: "upload `N` blobs at once"},
-		&cli.BoolFlag{Name: "dry-run", Usage: "compute everything, write nothing"},
+		&cli.BoolFlag{Name: "dry-run", Usage: "compute everything, ask whether the target may be written, write nothing"},
 	}
 	return command(&cli.Command{
 		Name:        "convert",
@@ -91,10 +91,10 @@ func convertAction(ctx *cli.Context) error {
 		return err
 	}
 	start := time.Now()
-	var end func()
-	cfg.Progress, cfg.Logger, end = startProgress(ctx)
+	shown := startProgress(ctx)
+	cfg.Progress, cfg.Logger, cfg.Access.Waiting, cfg.Source.Waiting = shown.Progress, shown.warn, shown.wait, shown.wait
 	result, err := converter.Convert(ctx.Context, cfg)
-	end()
+	shown.end()
 	if err != nil {
 		return convertError(ctx.Context, "convert", err)
 	}
@@ -144,7 +144,7 @@ func keyValues(ctx *cli.Context, flag string) (map[string]string, error) {
 	var out map[string]string
 	for _, kv := range ctx.StringSlice(flag) {
 		name, value, ok := strings.Cut(kv, "=")
-		if !ok || name == "" {
+		if !ok {
 			return nil, fmt.Errorf("--%s %q: want NAME=VALUE", flag, kv)
 		}
 		if out == nil {

@@ -25,6 +25,16 @@ func TestConvertExitCodes(t *testing.T) {
 		{"target without a tag", []string{"--model", model, "--base", "oci:x", "--target", "r.example.com/m"}, exitUsage, "r.example.com/m:v1"},
 		{"odd output", []string{"--output", "xml"}, exitUsage, "text or json"},
 		{"odd list", []string{"--cmd", "[1]"}, exitUsage, "--cmd"},
+		{"user with a space", []string{"--user", "a b"}, exitUsage, `--user "a b": want USER or USER:GROUP`},
+		{"user of two lines", []string{"--user", "a\nb"}, exitUsage, `--user "a\nb"`},
+		{"user without a name", []string{"--user", ":1"}, exitUsage, `--user ":1"`},
+		{"several odd ones", []string{"--user", "a b", "--label", "=x"}, exitUsage, "want USER or USER:GROUP, without spaces, such as 1000:1000\n--label \"=x\""},
+		{"group without a name", []string{"--user", "1:"}, exitUsage, `--user "1:"`},
+		{"variable without a name", []string{"--env", "=x"}, exitUsage, `--env "=x": want NAME=VALUE`},
+		{"variable with a space", []string{"--env", "A B=x"}, exitUsage, `--env "A B=x"`},
+		{"label without a name", []string{"--label", "=x"}, exitUsage, `--label "=x": want NAME=VALUE`},
+		{"label with a space", []string{"--label", "a b=x"}, exitUsage, `--label "a b=x": want NAME=VALUE`},
+		{"annotation without a name", []string{"--annotation", "=x"}, exitUsage, `--annotation "=x": want NAME=VALUE`},
 		{"no model", []string{"--model", model + "/none", "--base", "oci:x", "--target", "r.example.com/m:v1"}, exitSource, "no such file"},
 		{"empty model", []string{"--model", model, "--base", "oci:x", "--target", "r.example.com/m:v1"}, exitSource, "holds no file"},
 	} {
@@ -80,7 +90,7 @@ func TestNamesCannotWriteToTheTerminal(t *testing.T) {
 	}
 	var out bytes.Buffer
 	p := newProgress(&out)
-	p.Step("hash a\nb")
+	p.Step(converter.Read, "hash a\nb")
 	if err := printResult(&out, &converter.Result{ModelPath: "/models/a\nb", Layers: []converter.Layer{{Of: "a\x1bb"}}}, 0); err != nil {
 		t.Fatal(err)
 	}

@@ -13,8 +13,8 @@ const copyAbout = `All of it is copied, whatever it is: the index, every manifes
 attestations, found by the referrers API, its fallback tag, and the tags cosign uses; of these again what refers to them. No digest
 changes. Images of Docker's schema 2 and other OCI artifacts are copied too.
 
-Blobs that the target has are not sent, within one registry they are mounted, and what breaks off is resumed or tried again. The
-tag is written last. What was sent is not sent again by the next run.`
+Blobs that the target has are not sent, within one registry they are mounted, and what breaks off is resumed or tried again. Those
+that a layout has are read first, to see whether they are whole. The tag is written last. What was sent is not sent again by the next run.`
 
 const copyHelp = copyAbout + `
 
@@ -43,7 +43,7 @@ EXAMPLES:
 
 func copyFlags() []cli.Flag {
 	return append(append([]cli.Flag{
-		&cli.BoolFlag{Name: "dry-run", Usage: "tell what would be sent, write nothing"},
+		&cli.BoolFlag{Name: "dry-run", Usage: "tell what would be sent, ask whether the target may be written, write nothing"},
 		&cli.BoolFlag{Name: "no-referrers", Usage: "leave out signatures, attestations and all else that refers to the image"},
 		&cli.IntFlag{Name: "uploads", Value: 4, Usage: "copy `N` blobs at once"},
 		&cli.StringSliceFlag{Name: "platform", Hidden: true},

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
@@ -68,10 +69,10 @@ func newSession(t *testing.T, registry, base string) *session {
 	return s
 }
 
-func (s *session) convert(t *testing.T) (code int, stderr string) {
+func (s *session) convert(t *testing.T, flags ...string) (code int, stderr string) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "shoal", "convert", "--quiet", "--model", s.dir+"/model", "--base", s.base,
-		"--target", s.registry+"/ml/model:v1")
+	flags = append([]string{"convert", "--quiet", "--model", s.dir + "/model", "--base", s.base, "--target", s.registry + "/ml/model:v1"}, flags...)
+	cmd := exec.CommandContext(t.Context(), "shoal", flags...)
 	cmd.Env = s.env
 	var said strings.Builder
 	cmd.Stderr = &said
@@ -211,6 +212,29 @@ func TestRefusedCredentialsEndInTheAdviceToLogIn(t *testing.T) {
 				t.Errorf("the password is shown: %s", stderr)
 			}
 		})
+	}
+}
+
+// A dry run finds out that the credentials are not good for the target, before anything is written.
+func TestDryRunAsksTheTargetWithTheCredentials(t *testing.T) {
+	registry := loopback.PrivateRegistry(t)
+	img, err := mutate.ConfigFile(empty.Image, &v1.ConfigFile{OS: "linux", Architecture: "amd64"})
+	check(t, err)
+	base, err := layout.Write(t.TempDir(), mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: img}))
+	check(t, err)
+	for password, want := range map[string]int{loopback.Password: 0, "guess": 4} {
+		s := newSession(t, registry, "oci:"+string(base))
+		write(t, s.dir+"/home/.docker/config.json", auths(registry, password), 0o600)
+		code, stderr := s.convert(t, "--dry-run")
+		if code != want || want != 0 && !strings.Contains(stderr, registry+" wants credentials (401)") {
+			t.Errorf("exit code %d, want %d: %s", code, want, stderr)
+		}
+	}
+	catalog, err := name.NewRegistry(registry)
+	check(t, err)
+	list, err := remote.Catalog(t.Context(), catalog, remote.WithAuth(&authn.Basic{Username: loopback.User, Password: loopback.Password}))
+	if err != nil || len(list) > 0 {
+		t.Errorf("repositories %q, %v", list, err)
 	}
 }
 

@@ -119,13 +119,13 @@ func getAction(ctx *cli.Context) error {
 	if cfg.Output == "" && ctx.String("out") != "-" && isTerminal(ctx.App.Writer) {
 		return usageError(errors.New("get: standard output is a terminal; name a file with -o FILE, or say -o - if you mean it"))
 	}
-	progress, warn, end := startProgress(ctx)
-	if progress != nil {
-		cfg.Progress = stage{progress}
+	shown := startProgress(ctx)
+	if shown.Progress != nil {
+		cfg.Progress = stage{shown.Progress}
 	}
-	cfg.Log = warn
+	cfg.Log = shown.warn
 	result, err := fetch.Run(ctx.Context, cfg)
-	end()
+	shown.end()
 	switch {
 	case err != nil:
 		return getError(ctx.Context, cfg.Target, err)
@@ -140,7 +140,7 @@ func getAction(ctx *cli.Context) error {
 // stage shows a fetch as the reading part of a conversion.
 type stage struct{ converter.Progress }
 
-func (s stage) Step(text string) { s.Progress.Step(text) }
+func (s stage) Step(text string) { s.Progress.Step(converter.Read, text) }
 func (s stage) Plan(n int64)     { s.Progress.Plan(converter.Read, n) }
 func (s stage) Done(n int64)     { s.Progress.Done(converter.Read, n) }
 

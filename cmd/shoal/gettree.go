@@ -43,13 +43,13 @@ func getTree(ctx *cli.Context, target string, asJSON bool) error {
 		return usageError(fmt.Errorf("get: %w", err))
 	}
 	defer closing()
-	progress, warn, end := startProgress(ctx)
-	end = sync.OnceFunc(end)
+	shown := startProgress(ctx)
+	end := sync.OnceFunc(shown.end)
 	defer end()
-	if progress != nil {
-		cfg.Progress = stage{progress}
+	if shown.Progress != nil {
+		cfg.Progress = stage{shown.Progress}
 	}
-	cfg.Log = warn
+	cfg.Log = shown.warn
 	items, ending, err := list(ctx, cfg, target)
 	if err != nil {
 		end()

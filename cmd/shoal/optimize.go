@@ -37,7 +37,7 @@ func optimizeCommand() *cli.Command {
 		&cli.BoolFlag{Name: "recorded", Usage: "take the order in which the image's containers read on this machine's node"},
 		&cli.StringFlag{Name: "files", Usage: "read the paths from `FILES`, - for standard input"},
 		&cli.StringFlag{Name: "tag", Usage: "give the result this `TAG` instead of the image's own"},
-		&cli.BoolFlag{Name: "dry-run", Usage: "tell the new order, write nothing"},
+		&cli.BoolFlag{Name: "dry-run", Usage: "tell the new order, ask whether it may be written, write nothing"},
 		nodeFlag(),
 	}
 	return command(&cli.Command{

@@ -72,18 +72,18 @@ func preheatAction(ctx *cli.Context) error {
 	}
 	client := local.NewClient(ctx.String("node"))
 	defer client.Close()
-	progress, _, end := startProgress(ctx)
+	shown := startProgress(ctx)
 	var planned, done int64
 	state, err := client.Preheat(ctx.Context, req, func(s local.PreheatState) {
-		if progress == nil {
+		if shown.Progress == nil {
 			return
 		}
-		progress.Step(count(s.Blobs, "blob") + " to " + count(len(s.Nodes), "node"))
-		progress.Plan(converter.Read, s.Total-planned)
-		progress.Done(converter.Read, s.Held-done)
+		shown.Step(converter.Read, count(s.Blobs, "blob")+" to "+count(len(s.Nodes), "node"))
+		shown.Plan(converter.Read, s.Total-planned)
+		shown.Done(converter.Read, s.Held-done)
 		planned, done = s.Total, s.Held
 	})
-	end()
+	shown.end()
 	if refused, ok := errors.AsType[*local.Error](err); ok && refused.Code == local.CodeBad {
 		return usageError(fmt.Errorf("preheat: %w", err))
 	}

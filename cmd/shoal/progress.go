@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -25,6 +26,8 @@ const (
 	inLog      = 5 * time.Second
 	// rateWindow is how far back the rate looks: long enough to be calm, short enough to be of now.
 	rateWindow = 5 * time.Second
+	// maxSteps is how many steps of a stage are remembered.
+	maxSteps = 64
 )
 
 // progress shows what takes time: a bar that changes on a terminal, a line every few seconds elsewhere. It is safe for concurrent
@@ -46,9 +49,29 @@ type progress struct {
 
 // progressState is what is to be shown.
 type progressState struct {
-	step       string
-	plan, done [2]int64 // by converter.Stage
-	rate       float64  // bytes a second
+	steps      stages[[]string] // that have begun and are not known to be over, the last one last
+	step       string           // the last one of all
+	plan, done stages[int64]
+	rate       float64 // bytes a second
+	wait       waiting
+}
+
+// stages has something of each converter.Stage.
+type stages[T any] [converter.Push + 1]T
+
+// waiting is why nothing moves until then.
+type waiting struct {
+	why   string
+	until time.Time
+}
+
+func (w waiting) text(now time.Time) string {
+	left := w.until.Sub(now)
+	unit := time.Second
+	if left < 10*time.Second {
+		unit = 100 * time.Millisecond
+	}
+	return fmt.Sprintf("%s, trying again in %v s", w.why, left.Round(unit).Seconds())
 }
 
 // sample is how much was done at a time.
@@ -85,6 +108,9 @@ func terminalWidth(w io.Writer) int {
 
 // run shows the state from time to time until end.
 func (p *progress) run() {
+	p.mu.Lock()
+	p.measureLocked() // so that the first rate is one since the start
+	p.mu.Unlock()
 	every := inLog
 	if p.terminal {
 		every = onTerminal
@@ -103,11 +129,33 @@ func (p *progress) run() {
 	})
 }
 
-// Step announces what begins.
-func (p *progress) Step(text string) {
+// Step announces what begins in a stage.
+func (p *progress) Step(s converter.Stage, text string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.state.step = printable(text)
+	steps := append(p.state.steps[s], p.state.step)
+	p.state.steps[s] = steps[max(0, len(steps)-maxSteps):]
+}
+
+// Ended forgets a step.
+func (p *progress) Ended(s converter.Stage, text string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if i := slices.Index(p.state.steps[s], printable(text)); i >= 0 {
+		p.state.steps[s] = slices.Delete(p.state.steps[s], i, i+1)
+	}
+}
+
+// Wait says why nothing moves for a while. In a log that is a line of its own, but for what waits for the same meanwhile.
+func (p *progress) Wait(why string, pause time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now, before := p.now(), p.state.wait
+	p.state.wait = waiting{printable(why), now.Add(pause)}
+	if !p.terminal && (before.why != p.state.wait.why || !now.Before(before.until)) {
+		fmt.Fprintln(p.w, p.state.wait.text(now))
+	}
 }
 
 // Plan adds to what is to be done.
@@ -129,16 +177,16 @@ func (p *progress) show() {
 	defer p.mu.Unlock()
 	p.measureLocked()
 	if !p.terminal {
-		fmt.Fprintln(p.w, p.state.line())
+		fmt.Fprintln(p.w, p.state.line(p.now()))
 		return
 	}
 	p.shown = true
-	fmt.Fprintf(p.w, "\r\x1b[K%s", p.state.bar(p.width()-1))
+	fmt.Fprintf(p.w, "\r\x1b[K%s", p.state.bar(p.now(), p.width()-1))
 }
 
 // measureLocked computes the rate of the last seconds.
 func (p *progress) measureLocked() {
-	s := sample{p.now(), p.state.done[0] + p.state.done[1]}
+	s := sample{p.now(), sum(p.state.done)}
 	p.samples = append(p.samples, s)
 	for len(p.samples) > 2 && s.at.Sub(p.samples[1].at) >= rateWindow {
 		p.samples = p.samples[1:]
@@ -162,11 +210,33 @@ func (p *progress) end() {
 
 // total returns what is done and to be done in all. What is read by convert will be pushed too, which is not planned before.
 func (s *progressState) total() (done, plan int64) {
-	plan = s.plan[converter.Read] + s.plan[converter.Push]
-	if s.plan[converter.Push] > 0 {
-		plan += max(s.plan[converter.Read]-s.plan[converter.Push], 0)
+	plan = sum(s.plan)
+	if pushed := s.plan[converter.Push]; pushed > 0 {
+		read := plan - pushed
+		plan += max(read-pushed, 0)
 	}
-	return max(s.done[converter.Read]+s.done[converter.Push], 0), plan
+	return max(sum(s.done), 0), plan
+}
+
+func sum(list stages[int64]) (n int64) {
+	for _, v := range list {
+		n += v
+	}
+	return n
+}
+
+// label is why nothing moves or, of the stages under way, the step of the one that has most left to do.
+func (s *progressState) label(now time.Time) string {
+	if now.Before(s.wait.until) {
+		return s.wait.text(now)
+	}
+	label, most := s.step, int64(0)
+	for stage, steps := range s.steps {
+		if left := s.plan[stage] - s.done[stage]; len(steps) > 0 && left > most {
+			label, most = steps[len(steps)-1], left
+		}
+	}
+	return label
 }
 
 // left says how long the rest takes at this rate; "" if that cannot be said.
@@ -183,48 +253,53 @@ func (s *progressState) left() string {
 }
 
 // line is the state in a log.
-func (s *progressState) line() string {
+func (s *progressState) line(now time.Time) string {
+	names := stages[string]{converter.Read: "read", converter.Base: "read", converter.Push: "pushed"}
+	if s.plan[converter.Read] > 0 && s.plan[converter.Base] > 0 { // at once
+		names[converter.Read], names[converter.Base] = "model", "base"
+	}
 	var parts []string
-	for _, stage := range []struct {
-		name string
-		of   converter.Stage
-	}{{"read", converter.Read}, {"pushed", converter.Push}} {
-		if s.plan[stage.of] > 0 {
-			parts = append(parts, fmt.Sprintf("%s %s of %s", stage.name, bytesText(s.done[stage.of]), bytesText(s.plan[stage.of])))
+	for stage, name := range names {
+		if s.plan[stage] > 0 {
+			parts = append(parts, fmt.Sprintf("%s %s of %s", name, bytesText(s.done[stage]), bytesText(s.plan[stage])))
 		}
 	}
 	done, plan := s.total()
 	if plan == 0 {
-		return s.step
+		return s.label(now)
 	}
 	parts = append(parts, fmt.Sprintf("%d%%", percentDone(done, plan)))
 	parts = append(parts, bytesText(int64(s.rate))+"/s")
 	if left := s.left(); left != "" {
 		parts = append(parts, left)
 	}
-	return strings.Join(parts, ", ") + ": " + s.step
+	return strings.Join(parts, ", ") + ": " + s.label(now)
 }
 
 func percentDone(done, plan int64) int64 { return min(100, int64(100*float64(done)/float64(plan))) }
 
 // bar is the state on a terminal, in no more than width columns: [####....]  42%  1.2 GiB of 2.9 GiB  310.0 MiB/s  5s left  step
-func (s *progressState) bar(width int) string {
+// While nothing moves, why that is stands in the place of all but the share.
+func (s *progressState) bar(now time.Time, width int) string {
 	done, plan := s.total()
 	if plan == 0 {
-		return cutText(s.step, width)
+		return cutText(s.label(now), width)
 	}
-	text := fmt.Sprintf(" %3d%%  %s of %s  %s/s", percentDone(done, plan), bytesText(done), bytesText(plan), bytesText(int64(s.rate)))
-	if left := s.left(); left != "" {
-		text += "  " + left
+	text, widest := fmt.Sprintf(" %3d%%", percentDone(done, plan)), 12
+	if !now.Before(s.wait.until) {
+		text += fmt.Sprintf("  %s of %s  %s/s", bytesText(done), bytesText(plan), bytesText(int64(s.rate)))
+		if left := s.left(); left != "" {
+			text += "  " + left
+		}
+		widest = 30
 	}
-	const widest = 30
 	room := min(widest, (width-len(text))/2)
 	if room < 8 {
 		return cutText(strings.TrimSpace(text), width)
 	}
 	full := int(percentDone(done, plan)) * (room - 2) / 100
 	line := "[" + strings.Repeat("#", full) + strings.Repeat(".", room-2-full) + "]" + text
-	return cutText(line+"  "+s.step, width)
+	return cutText(line+"  "+s.label(now), width)
 }
 
 // cutText cuts to columns; texts here are mostly ASCII, wide letters at worst wrap the line.
@@ -253,14 +328,22 @@ func checkOutput(ctx *cli.Context) (asJSON bool, err error) {
 	}
 }
 
+// display is who shows what happens.
+type display struct {
+	converter.Progress                                       // nil if nobody wants to see it
+	wait               func(why string, pause time.Duration) // nil too then
+	warn               *slog.Logger
+	end                func()
+}
+
 // startProgress shows what happens until end is called, unless nobody wants to see it, and what is worth a warning in any case.
-func startProgress(ctx *cli.Context) (p converter.Progress, warn *slog.Logger, end func()) {
+func startProgress(ctx *cli.Context) display {
 	if ctx.Bool("quiet") {
-		return nil, newWarnings(ctx.App.ErrWriter), func() {}
+		return display{warn: newWarnings(ctx.App.ErrWriter), end: func() {}}
 	}
 	bar := newProgress(ctx.App.ErrWriter)
 	bar.run()
-	return bar, newWarnings(bar), bar.end
+	return display{bar, bar.Wait, newWarnings(bar), bar.end}
 }
 
 // newWarnings returns a logger for people: a line for each warning, without a clock.

@@ -16,7 +16,7 @@ import (
 )
 
 func TestBarFitsTheTerminal(t *testing.T) {
-	state := progressState{step: "read sha256:7f1b and what is long behind it", plan: [2]int64{4 << 30, 0}, done: [2]int64{1 << 30, 0}, rate: 256 << 20}
+	state := progressState{step: "read sha256:7f1b and what is long behind it", plan: stages[int64]{4 << 30}, done: stages[int64]{1 << 30}, rate: 256 << 20}
 	for _, tc := range []struct {
 		width int
 		want  string
@@ -27,7 +27,7 @@ func TestBarFitsTheTerminal(t *testing.T) {
 		{3, "25%"},
 		{0, ""},
 	} {
-		got := state.bar(tc.width)
+		got := state.bar(time.Time{}, tc.width)
 		if utf8.RuneCountInString(got) > tc.width || !strings.HasPrefix(got+strings.Repeat(" ", 200), tc.want) {
 			t.Errorf("%d columns:\nwant %q\ngot  %q", tc.width, tc.want, got)
 		}
@@ -36,7 +36,7 @@ func TestBarFitsTheTerminal(t *testing.T) {
 
 func TestStateWithoutAPlanIsItsStep(t *testing.T) {
 	state := progressState{step: "read manifests"}
-	if got := state.bar(10) + "|" + state.line(); got != "read manif|read manifests" {
+	if got := state.bar(time.Time{}, 10) + "|" + state.line(time.Time{}); got != "read manif|read manifests" {
 		t.Error(got)
 	}
 }
@@ -47,12 +47,12 @@ func TestTimeLeftIsSaidWhenItIsKnown(t *testing.T) {
 		state progressState
 		want  string
 	}{
-		{"stands still", progressState{plan: [2]int64{100, 0}}, ""},
-		{"done", progressState{plan: [2]int64{100, 0}, done: [2]int64{100, 0}, rate: 10}, ""},
-		{"reading", progressState{plan: [2]int64{100, 0}, done: [2]int64{40, 0}, rate: 10}, "6s left"},
-		{"what is read will be pushed", progressState{plan: [2]int64{100, 50}, done: [2]int64{50, 50}, rate: 10}, "10s left"},
-		{"for ever", progressState{plan: [2]int64{1 << 50, 0}, rate: 1}, ""},
-		{"minutes", progressState{plan: [2]int64{0, 1250}, rate: 10}, "2m5s left"},
+		{"stands still", progressState{plan: stages[int64]{100}}, ""},
+		{"done", progressState{plan: stages[int64]{100}, done: stages[int64]{100}, rate: 10}, ""},
+		{"reading", progressState{plan: stages[int64]{100}, done: stages[int64]{40}, rate: 10}, "6s left"},
+		{"what is read will be pushed", progressState{plan: stages[int64]{60, 40, 50}, done: stages[int64]{50, 0, 50}, rate: 10}, "10s left"},
+		{"for ever", progressState{plan: stages[int64]{1 << 50}, rate: 1}, ""},
+		{"minutes", progressState{plan: stages[int64]{converter.Push: 1250}, rate: 10}, "2m5s left"},
 	} {
 		if got := tc.state.left(); got != tc.want {
 			t.Errorf("%s: want %q, got %q", tc.name, tc.want, got)
@@ -79,7 +79,7 @@ func TestLogHasALineEveryFewSeconds(t *testing.T) {
 		var out guarded
 		p := newProgress(&out)
 		p.run()
-		p.Step("copy a\nb")
+		p.Step(converter.Push, "copy a\nb")
 		p.Plan(converter.Push, 100<<20)
 		p.Done(converter.Push, 50<<20)
 		time.Sleep(12500 * time.Millisecond) // of the bubble's clock
@@ -87,7 +87,7 @@ func TestLogHasALineEveryFewSeconds(t *testing.T) {
 		time.Sleep(3 * time.Second)
 		p.end()
 		want := []string{
-			"pushed 50.0 MiB of 100.0 MiB, 50%, 0 B/s: copy a\\nb",
+			"pushed 50.0 MiB of 100.0 MiB, 50%, 10.0 MiB/s, 5s left: copy a\\nb",
 			"pushed 50.0 MiB of 100.0 MiB, 50%, 0 B/s: copy a\\nb",
 			"pushed 60.0 MiB of 100.0 MiB, 60%, 2.0 MiB/s, 20s left: copy a\\nb",
 		}
@@ -95,6 +95,85 @@ func TestLogHasALineEveryFewSeconds(t *testing.T) {
 			t.Errorf("want\n%s\ngot\n%s", strings.Join(want, "\n"), out.String())
 		}
 	})
+}
+
+// What goes on at once is told with numbers of its own, and called by what has most left.
+func TestBaseAndModelAreBothTold(t *testing.T) {
+	now := time.Unix(0, 0)
+	state := progressState{plan: stages[int64]{4 << 30, 300 << 20}, done: stages[int64]{1 << 30, 290 << 20}, rate: 100 << 20}
+	state.steps = stages[[]string]{{"hash weights"}, {"read base layer 2 of 3"}}
+	state.step = "read base layer 2 of 3"
+	if want, got := "model 1.0 GiB of 4.0 GiB, base 290.0 MiB of 300.0 MiB, 29%, 100.0 MiB/s, 30s left: hash weights", state.line(now); got != want {
+		t.Errorf("want %q\ngot  %q", want, got)
+	}
+	if got := state.bar(now, 120); !strings.HasSuffix(got, "left  hash weights") {
+		t.Error(got)
+	}
+	state.done[converter.Read] = 4 << 30
+	if got := state.line(now); !strings.HasSuffix(got, ": read base layer 2 of 3") {
+		t.Error(got)
+	}
+	state.done[converter.Base] = 300 << 20
+	state.step = "write manifests"
+	if got := state.line(now); !strings.HasSuffix(got, ": write manifests") {
+		t.Error(got)
+	}
+}
+
+// Of what goes on at once, that which is over is not told any more.
+func TestStepThatEndedIsNotShown(t *testing.T) {
+	p := newProgress(&bytes.Buffer{})
+	p.Plan(converter.Read, 100)
+	for _, step := range []string{"open x", "hash weights\n", "hash small files"} {
+		p.Step(converter.Read, step)
+	}
+	p.Ended(converter.Read, "hash small files")
+	if got := p.state.label(time.Now()); got != "hash weights\\n" {
+		t.Errorf("got %q", got)
+	}
+	p.Ended(converter.Read, "hash weights\n")
+	p.Ended(converter.Read, "hash weights\n")
+	for range 100 {
+		p.Step(converter.Read, "again")
+	}
+	if n := len(p.state.steps[converter.Read]); n > maxSteps {
+		t.Errorf("%d steps are remembered", n)
+	}
+}
+
+// Who waits is told why, once for all that waits for the same, and on a terminal for how long still.
+func TestWaitIsExplained(t *testing.T) {
+	var log, screen bytes.Buffer
+	at := time.Unix(0, 0)
+	clock := func() time.Time { return at }
+	p := newProgress(&log)
+	p.now = clock
+	p.Plan(converter.Push, 100)
+	p.Wait("r.example.com answered 503", 4*time.Second)
+	at = at.Add(time.Second)
+	p.Wait("r.example.com answered 503", 4*time.Second)
+	p.show()
+	at = at.Add(5 * time.Second)
+	p.Wait("r.example.com answered 503", 16*time.Second)
+	want := "r.example.com answered 503, trying again in 4 s\n" +
+		"pushed 0 B of 100 B, 0%, 0 B/s: r.example.com answered 503, trying again in 4 s\n" +
+		"r.example.com answered 503, trying again in 16 s\n"
+	if log.String() != want {
+		t.Errorf("want\n%sgot\n%s", want, log.String())
+	}
+	bar := newProgress(&screen)
+	bar.now, bar.terminal, bar.width = clock, true, func() int { return 80 }
+	bar.Plan(converter.Push, 100)
+	bar.Step(converter.Push, "push blobs")
+	bar.Wait("r.example.com answered 503", 4*time.Second)
+	at = at.Add(2500 * time.Millisecond)
+	bar.show()
+	at = at.Add(2 * time.Second)
+	bar.show()
+	shown := strings.Split(screen.String(), "\r\x1b[K")
+	if len(shown) != 3 || !strings.HasSuffix(shown[1], "%  r.example.com answered 503, trying again in 1.5 s") || !strings.HasSuffix(shown[2], "push blobs") {
+		t.Errorf("%q", shown)
+	}
 }
 
 func TestUploadThatBeginsAnewHasNoNegativeRate(t *testing.T) {
@@ -146,7 +225,7 @@ func TestTerminalHasABarThatGoesAway(t *testing.T) {
 		t.Fatalf("terminal %v, %d columns", p.terminal, p.width())
 	}
 	p.run()
-	p.Step("read blobs")
+	p.Step(converter.Read, "read blobs")
 	p.Plan(converter.Read, 1000)
 	p.Done(converter.Read, 500)
 	read := func(until string) string {

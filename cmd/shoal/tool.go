@@ -26,10 +26,10 @@ func runTool[R any](ctx *cli.Context, t tool[R]) error {
 	if err != nil {
 		return err
 	}
-	progress, warn, end := startProgress(ctx)
-	a.Logger = warn
-	result, err := t.run(a, progress)
-	end()
+	shown := startProgress(ctx)
+	a.Logger, a.Waiting = shown.warn, shown.wait
+	result, err := t.run(a, shown.Progress)
+	shown.end()
 	if err != nil {
 		return convertError(ctx.Context, ctx.Command.Name, err)
 	}

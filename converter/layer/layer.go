@@ -20,6 +20,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 	"time"
@@ -48,7 +49,8 @@ type Entry struct {
 	Executable bool   // of a file
 	Link       string // of a symbolic link
 	Size       int64  // of a file in bytes
-	// Open returns the content of a file from offset on. Nil for an entry that can be read only once.
+	// Open returns the content of a file from offset on. Nil for an entry that can be read only once. Its errors and those of
+	// the content name the file, by where it is: they are passed on as they are.
 	Open func(ctx context.Context, offset int64) (io.ReadCloser, error)
 }
 
@@ -129,7 +131,7 @@ func header(e *Entry, comment int) ([]byte, error) {
 	}
 	var out bytes.Buffer
 	if err := tar.NewWriter(&out).WriteHeader(h); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s: %w", e.Name, err)
 	}
 	return out.Bytes(), nil
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -206,7 +207,7 @@ func flaky(passes ...[]byte) Entry {
 		data := passes[min(n, len(passes)-1)]
 		n++
 		if data == nil {
-			return nil, os.ErrNotExist
+			return nil, &fs.PathError{Op: "open", Path: "weights", Err: fs.ErrNotExist}
 		}
 		return io.NopCloser(iotest.HalfReader(bytes.NewReader(data))), nil
 	}}
@@ -232,7 +233,7 @@ func TestChangedFilesAreNamed(t *testing.T) {
 			r, err := l.Open(t.Context(), 0)
 			check(t, err)
 			_, err = io.Copy(io.Discard, r)
-			if !errors.Is(err, tc.want) || !strings.Contains(fmt.Sprint(err), "weights") {
+			if !errors.Is(err, tc.want) || strings.Count(fmt.Sprint(err), "weights") != 1 {
 				t.Errorf("second pass: want %v of weights, got %v", tc.want, err)
 			}
 			if _, again := r.Read(make([]byte, 1)); again == nil {
@@ -244,10 +245,21 @@ func TestChangedFilesAreNamed(t *testing.T) {
 			}
 			e := flaky(tc.second)
 			e.Size = int64(len(data))
-			if _, err := write(t.Context(), io.Discard, []Entry{e}); !errors.Is(err, tc.want) {
-				t.Errorf("first pass: want %v, got %v", tc.want, err)
+			if _, err := write(t.Context(), io.Discard, []Entry{e}); !errors.Is(err, tc.want) || strings.Count(fmt.Sprint(err), "weights") != 1 {
+				t.Errorf("first pass: want %v of weights, got %v", tc.want, err)
 			}
 		})
+	}
+}
+
+// A connection that was cut is no file that was changed, whatever it wraps.
+func TestCutConnectionIsNoChangedFile(t *testing.T) {
+	cut := fmt.Errorf("weights: its connection was cut: %w", io.ErrUnexpectedEOF)
+	e := Entry{Name: "models/weights", Size: 1 << 20, Open: func(context.Context, int64) (io.ReadCloser, error) {
+		return io.NopCloser(iotest.ErrReader(cut)), nil
+	}}
+	if _, err := write(t.Context(), io.Discard, []Entry{e}); fmt.Sprint(err) != cut.Error() {
+		t.Errorf("want %v, got %v", cut, err)
 	}
 }
 

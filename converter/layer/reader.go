@@ -91,7 +91,7 @@ func (r *reader) read(p []byte) (int, error) {
 		err = nil
 	}
 	if err != nil {
-		return n, fmt.Errorf("%s: %w", r.lastFile, shorter(err))
+		return n, named(r.lastFile, shorter(err))
 	}
 	return n, nil
 }
@@ -103,7 +103,7 @@ func (r *reader) advance() error {
 		r.file = nil
 		defer file.Close()
 		if err := atEnd(file); err != nil {
-			return fmt.Errorf("%s: %w", r.lastFile, err)
+			return named(r.lastFile, err)
 		}
 	}
 	if r.next == len(r.layer.segments) {
@@ -120,7 +120,7 @@ func (r *reader) advance() error {
 	r.lastFile = e.Name
 	file, err := e.Open(r.ctx, skip)
 	if err != nil {
-		return fmt.Errorf("%s: %w", r.lastFile, err)
+		return err
 	}
 	r.file = file
 	return nil

@@ -77,10 +77,15 @@ func (w *Writer) Size() int64 { return w.layer.TarSize }
 // Add appends an entry. A directory must come before what is in it. content is that of a file from its start; nil: the entry is opened. The
 // error names the file that could not be read, whose size is not what the entry says, or whose header contradicts it.
 func (w *Writer) Add(ctx context.Context, e Entry, content io.Reader) error {
-	if err := w.add(ctx, e, content); err != nil {
-		return fmt.Errorf("%s: %w", e.Name, err)
+	return named(e.Name, w.add(ctx, e, content))
+}
+
+// named names the file of an error that is this package's own. Who reads a file, or its header, names it already.
+func named(name string, err error) error {
+	if errors.Is(err, ErrChanged) {
+		return fmt.Errorf("%s: %w", name, err)
 	}
-	return nil
+	return err
 }
 
 func (w *Writer) add(ctx context.Context, e Entry, content io.Reader) error {
@@ -189,9 +194,9 @@ func (w *Writer) content(ctx context.Context, e *Entry, r io.Reader) error {
 	return atEnd(r)
 }
 
-// shorter turns an early end of a file into ErrChanged.
+// shorter turns an early end of a file into ErrChanged. A connection that was cut comes as an error that says so, even if it wraps one of an end.
 func shorter(err error) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+	if err == io.EOF || err == io.ErrUnexpectedEOF { //nolint:errorlint // see above
 		return fmt.Errorf("it became shorter: %w", ErrChanged)
 	}
 	return err

@@ -198,6 +198,12 @@ func need(t testing.TB, tool string) string {
 // realRegistry starts docker-registry (version 2) or distribution (version 3) and returns its address.
 func realRegistry(t *testing.T, program string) string {
 	t.Helper()
+	return realRegistryIn(t, program, t.TempDir())
+}
+
+// realRegistryIn starts one that stores in a folder.
+func realRegistryIn(t *testing.T, program, folder string) string {
+	t.Helper()
 	path := need(t, program)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	check(t, err)
@@ -206,7 +212,7 @@ func realRegistry(t *testing.T, program string) string {
 	config := filepath.Join(t.TempDir(), "config.yml")
 	check(t, os.WriteFile(config, fmt.Appendf(nil,
 		"version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: %s, secret: test}\n",
-		t.TempDir(), address), 0o600))
+		folder, address), 0o600))
 	cmd := exec.Command(path, "serve", config)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out

@@ -193,13 +193,33 @@ func hasDigest(want digest.Digest, raw []byte) error {
 	return nil
 }
 
-// Has reports whether the blob is there.
-func (l *Layout) Has(_ context.Context, d digest.Digest) (bool, error) {
-	_, err := os.Stat(l.blobPath(d))
-	if errors.Is(err, fs.ErrNotExist) {
+// Has reports whether the blob is there whole. It is read for that: a disk may have spoiled it since it was written.
+func (l *Layout) Has(ctx context.Context, d ocispec.Descriptor) (bool, error) {
+	return l.whole(ctx, d, func(int64) {})
+}
+
+// whole reports whether the blob is there and has its digest. One that cannot be read is none. progress is told of what is read, and takes
+// it back if the blob is not whole.
+func (l *Layout) whole(ctx context.Context, d ocispec.Descriptor, progress func(int64)) (bool, error) {
+	info, err := os.Stat(l.blobPath(d.Digest))
+	if err != nil || info.Size() != d.Size {
 		return false, nil
 	}
-	return err == nil, err
+	r, err := l.Blob(ctx, d, 0)
+	if err != nil {
+		return false, nil
+	}
+	defer r.Close()
+	sink := struct{ io.Writer }{io.Discard} // whose own ReadFrom reads less at once
+	read, err := io.CopyBuffer(sink, &contextReader{ctx, r, progress}, make([]byte, 1<<20))
+	if err == nil {
+		return true, nil
+	}
+	progress(-read)
+	if ctx.Err() != nil {
+		return false, context.Cause(ctx)
+	}
+	return false, nil
 }
 
 // Blob returns the bytes of a blob from offset on. From offset 0 they end in an error of class ErrDigest instead of EOF if they are
@@ -223,9 +243,8 @@ func (l *Layout) Push(ctx context.Context, b Blob) (Outcome, error) {
 	if b.Progress == nil {
 		b.Progress = func(int64) {}
 	}
-	if info, err := os.Stat(l.blobPath(b.Digest)); err == nil && info.Size() == b.Size {
-		b.Progress(b.Size)
-		return Present, nil
+	if found, err := l.whole(ctx, b.Descriptor, b.Progress); err != nil || found {
+		return Present, err
 	}
 	r, err := b.Open(ctx, 0)
 	if err != nil {

@@ -101,6 +101,38 @@ func TestWhatAKilledProcessLeftIsSwept(t *testing.T) {
 	}
 }
 
+// A blob whose bytes a disk has spoiled is not there, and is written anew.
+func TestSpoiledBlobOfALayoutIsWrittenAnew(t *testing.T) {
+	l := NewLayout(t.TempDir())
+	data := noise(1, 1<<20)
+	b := blobOf(data)
+	_, err := l.Push(t.Context(), b)
+	check(t, err)
+	spoiled := bytes.Clone(data)
+	spoiled[1000] ^= 1
+	check(t, os.WriteFile(l.blobPath(b.Digest), spoiled, 0o600))
+	if found, err := l.Has(t.Context(), b.Descriptor); err != nil || found {
+		t.Errorf("found %v, %v", found, err)
+	}
+	told := int64(0)
+	b.Progress = func(n int64) { told += n }
+	for _, want := range []Outcome{Sent, Present} {
+		told = 0
+		outcome, err := l.Push(t.Context(), b)
+		if err != nil || outcome != want || told != b.Size {
+			t.Errorf("want %s, got %s, %d bytes told, %v", want, outcome, told, err)
+		}
+	}
+	if got, err := os.ReadFile(l.blobPath(b.Digest)); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("other bytes: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := l.Push(ctx, b); !errors.Is(err, context.Canceled) {
+		t.Errorf("canceled: %v", err)
+	}
+}
+
 func TestSignaturesAreNoSecondImage(t *testing.T) {
 	l := NewLayout(t.TempDir())
 	image := []byte(`{"schemaVersion":2}`)
@@ -159,7 +191,7 @@ func TestStreamIntoALayoutAppearsWholeOrNotAtAll(t *testing.T) {
 	check(t, err)
 	_, err = up.Write(data)
 	check(t, err)
-	if found, err := l.Has(t.Context(), digest.FromBytes(data)); err != nil || found {
+	if found, err := l.Has(t.Context(), blobOf(data).Descriptor); err != nil || found {
 		t.Errorf("it is there before its end: %v", err)
 	}
 	if err := up.Commit(t.Context(), digest.FromBytes(data), int64(len(data)-1)); !errors.Is(err, ErrLayout) {
@@ -173,7 +205,7 @@ func TestStreamIntoALayoutAppearsWholeOrNotAtAll(t *testing.T) {
 	check(t, err)
 	check(t, up.Commit(t.Context(), digest.FromBytes(data), int64(len(data))))
 	up.Cancel(t.Context())
-	if found, err := l.Has(t.Context(), digest.FromBytes(data)); err != nil || !found {
+	if found, err := l.Has(t.Context(), blobOf(data).Descriptor); err != nil || !found {
 		t.Errorf("it is not there: %v", err)
 	}
 }

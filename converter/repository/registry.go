@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -28,6 +29,9 @@ type Config struct {
 	Retry     Retry
 	UserAgent string
 	Logger    *slog.Logger // nil discards
+	// Waiting, if not nil, is told why there is a pause, in a few words, and how long it is, before each one. It may be called
+	// concurrently.
+	Waiting func(why string, pause time.Duration)
 }
 
 // Registry is one repository of a registry.
@@ -56,6 +60,9 @@ func NewRegistry(repo name.Repository, cfg Config) *Registry {
 		cfg.UserAgent = "shoal"
 	}
 	cfg.Retry = cfg.Retry.withDefaults()
+	if cfg.Waiting != nil {
+		cfg.Retry.waiting = func(err error, pause time.Duration) { cfg.Waiting(repo.RegistryStr()+" "+reason(err), pause) }
+	}
 	return &Registry{repo: repo, cfg: cfg, opening: semaphore.NewWeighted(1)}
 }
 
@@ -214,13 +221,13 @@ func describe(ref, mediaType string, raw []byte) (ocispec.Descriptor, error) {
 	return desc, nil
 }
 
-// Has reports whether the blob is there.
-func (r *Registry) Has(ctx context.Context, d digest.Digest) (bool, error) {
+// Has reports whether the blob is there. The registry is believed: it compared the digest when the blob was uploaded.
+func (r *Registry) Has(ctx context.Context, d ocispec.Descriptor) (bool, error) {
 	client, err := r.session(ctx, reading)
 	if err != nil {
 		return false, err
 	}
-	return r.has(ctx, client, d, -1)
+	return r.has(ctx, client, d.Digest, d.Size)
 }
 
 // has reports whether the blob is there, of so many bytes, unless size is below zero. Who says that it is there with another size does not have it:

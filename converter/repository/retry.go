@@ -4,10 +4,12 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/url"
 	"strconv"
 	"sync"
 	"syscall"
@@ -27,6 +29,8 @@ type Retry struct {
 	// Idle is how long a request may stand still; default 60 s. Commit is the same for the end of an upload, when registries
 	// move the whole blob; default 15 min.
 	Idle, Commit time.Duration
+
+	waiting func(err error, pause time.Duration) // see Config.Waiting; nil: nobody is told
 }
 
 func (r Retry) withDefaults() Retry {
@@ -65,7 +69,11 @@ func (t *tries) again(ctx context.Context, err error) error {
 	if t.failed++; !ok || t.failed >= t.retry.Attempts {
 		return err
 	}
-	timer := time.NewTimer(t.retry.pause(t.failed, after))
+	pause := t.retry.pause(t.failed, after)
+	if t.retry.waiting != nil {
+		t.retry.waiting(err, pause)
+	}
+	timer := time.NewTimer(pause)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
@@ -181,6 +189,30 @@ type retryable struct{ err error }
 
 func (e *retryable) Error() string { return e.err.Error() }
 func (e *retryable) Unwrap() error { return e.err }
+
+// reason says of an error, after which there is another attempt, what the server did, in a few words.
+func reason(err error) string {
+	s := status(err)
+	switch {
+	case s != 0:
+		return fmt.Sprintf("answered %d", s)
+	case errors.Is(err, errIdle):
+		return "does not move"
+	case errors.Is(err, ErrLost):
+		return "has lost an upload"
+	case unreachable(err):
+		return "cannot be reached"
+	}
+	for _, broken := range []error{syscall.ECONNRESET, syscall.EPIPE, io.EOF, io.ErrUnexpectedEOF} {
+		if errors.Is(err, broken) {
+			return "closed the connection"
+		}
+	}
+	if urlErr, ok := errors.AsType[*url.Error](err); ok {
+		err = urlErr.Err // its text repeats the URL, which may hold a secret
+	}
+	return "did not answer (" + err.Error() + ")"
+}
 
 // unreachable reports whether nobody could be talked to.
 func unreachable(err error) bool {

@@ -100,7 +100,7 @@ func (r *repository) fault(err error) error {
 		if advice == "" {
 			advice = statusAdvice(terr.StatusCode, r.ref.Context().RegistryStr())
 		}
-		return refused(terr.StatusCode, nil, classify(answerClass(terr.StatusCode), "%s: %s", r.shown, advice))
+		return refused(resp.Request.URL.Host, resp, classify(answerClass(terr.StatusCode), "%s: %s", r.shown, advice))
 	}
 	return serviceError(r.shown, r.ref.Context().RegistryStr(), err)
 }

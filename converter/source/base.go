@@ -286,6 +286,9 @@ func Advice(ref string) string {
 	if path, ok := strings.CutPrefix(ref, "docker-daemon:"); ok {
 		return fmt.Sprintf("save it first: docker save -o FILE %s; then give docker-archive:FILE", path)
 	}
+	if strings.HasPrefix(ref, "oci://") {
+		return "leave out oci:// for a registry, and write oci:FOLDER:TAG for a layout"
+	}
 	for _, scheme := range []string{"docker://", "https://", "http://"} {
 		if strings.HasPrefix(ref, scheme) {
 			return "leave out " + scheme

@@ -46,6 +46,9 @@ type Config struct {
 	RetryDelay time.Duration
 	// Stall is how long a service may be silent before it is asked again; 0 is 60 s.
 	Stall time.Duration
+	// Waiting, if not nil, is told why there is a pause, in a few words, and how long it is, before each one. It may be called
+	// concurrently.
+	Waiting func(why string, pause time.Duration)
 }
 
 // Hub is a model hub that speaks as that of Hugging Face does.

@@ -21,6 +21,7 @@ var errStalled = errors.New("it was silent for too long")
 // transient is an error after which it helps to ask again.
 type transient struct {
 	err   error
+	why   string        // in a few words, for those who wait
 	after time.Duration // that the service asks to wait
 }
 
@@ -50,7 +51,11 @@ func (s *session) pause(ctx context.Context, n int, err error) error {
 	case t.after > maxAsked:
 		return fmt.Errorf("%w; it asks to wait for %s, run again then", t.err, t.after)
 	}
-	timer := time.NewTimer(s.delay(n, t.after))
+	delay := s.delay(n, t.after)
+	if s.Waiting != nil {
+		s.Waiting(t.why, delay)
+	}
+	timer := time.NewTimer(delay)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
@@ -101,7 +106,7 @@ func (w *watch) stop() {
 // verdict tells a request that was ended for its silence from one that the caller ended.
 func (w *watch) verdict(err error) error {
 	if err != nil && errors.Is(context.Cause(w.ctx), errStalled) {
-		return &transient{err: classify(ErrService, "%w: %w", errStalled, err)}
+		return &transient{err: classify(ErrService, "%w: %w", errStalled, err), why: "the source is silent"}
 	}
 	return err
 }
@@ -125,10 +130,11 @@ func (s span) header() string {
 
 // part is what a service answers to a request for a file from an offset on.
 type part struct {
-	body io.ReadCloser
-	size int64      // of the whole file; -1: not told
-	tag  string     // changes when the content does; "" if there is none
-	sums []checksum // of the whole file; told with the whole file only
+	body      io.ReadCloser
+	rangeless bool       // the service sent the whole file, and what was not wanted of it was skipped
+	size      int64      // of the whole file; -1: not told
+	tag       string     // changes when the content does; "" if there is none
+	sums      []checksum // of the whole file; told with the whole file only
 }
 
 // remoteFile is a file at a service.
@@ -161,15 +167,17 @@ type resumer struct {
 	name string
 	get  func(ctx context.Context, want span, tag string) (*part, error)
 
-	want     span // what is still to come
-	size     int64
-	tag      string
-	sums     []checksum
-	begun    bool
-	failures int // in a row
-	resumed  int
-	body     io.ReadCloser
-	watch    *watch
+	want  span // what is still to come
+	size  int64
+	tag   string
+	sums  []checksum
+	begun bool
+	// rangeless: the service sends the whole file again when it is asked for the rest.
+	rangeless bool
+	failures  int // in a row
+	resumed   int
+	body      io.ReadCloser
+	watch     *watch
 }
 
 // again connects anew after an error, or for the first time after none.
@@ -205,6 +213,7 @@ func (r *resumer) connect() error {
 		return err
 	}
 	r.body, r.watch, r.begun = p.body, w, true
+	r.rangeless = r.rangeless || p.rangeless
 	return nil
 }
 
@@ -264,11 +273,21 @@ func (r *resumer) Read(p []byte) (int, error) {
 			return n, io.EOF
 		}
 		r.hangUp()
-		err = &transient{err: classify(ErrService, "%s: its connection was cut at byte %d: %w", r.name, r.want.from, err)}
+		err = cutAt(r.name, r.want.from, r.rangeless, err)
 		if err = r.again(err); err != nil || n > 0 {
 			return n, err
 		}
 	}
+}
+
+// cutAt is what became of a connection. Without ranges all that was read comes again, which a service that breaks off again and again never
+// ends.
+func cutAt(name string, at int64, rangeless bool, err error) error {
+	why := fmt.Sprintf("%s: its connection was cut at byte %d", name, at)
+	if rangeless {
+		return &transient{err: classify(ErrService, "%s, and the server gives no ranges to go on from there; run it again (%w)", why, err), why: why}
+	}
+	return &transient{err: classify(ErrService, "%s: %w", why, err), why: why}
 }
 
 func (r *resumer) hangUp() {

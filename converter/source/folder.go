@@ -15,6 +15,9 @@ import (
 // openLocal reads a folder, an archive or a single file.
 func (s *session) openLocal(ref string) (*Model, error) {
 	info, err := os.Stat(ref)
+	if advice := spelling(ref); err != nil && advice != "" {
+		return nil, fmt.Errorf("%w %s: %s", ErrModel, printable(ref), advice)
+	}
 	switch {
 	case err != nil && hubName.MatchString(ref):
 		return nil, fmt.Errorf("%w folder: %w; if it is on the hub, write hf://%s", ErrModel, err, ref)

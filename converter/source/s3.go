@@ -292,7 +292,7 @@ func (b *bucket) fault(what string, err error) error {
 		if code == "SlowDown" || code == "RequestTimeout" || code == "InternalError" {
 			status = http.StatusServiceUnavailable
 		}
-		return refused(status, resp.Response.Header, fault)
+		return refused("the store", &http.Response{StatusCode: status, Header: resp.Response.Header}, fault)
 	}
 	dns, isDNS := errors.AsType[*net.DNSError](err)
 	if isDNS && dns.IsNotFound && !b.s.S3.PathStyle {

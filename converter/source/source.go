@@ -177,9 +177,15 @@ func (s *session) open(ctx context.Context, ref string) (*Model, error) {
 	case "s3":
 		return s.openS3(ctx, ref)
 	case "http", "https":
+		if advice := hubSpelling(printable(ref)); advice != "" {
+			return nil, fmt.Errorf("%w %s: it is a page; %s", ErrModel, printable(ref), advice)
+		}
 		return s.openWeb(ctx, ref)
 	case "oci":
 		return s.openOCI(ctx, ref)
+	}
+	if advice := spelling(ref); advice != "" {
+		return nil, fmt.Errorf("%w %s: %s", ErrModel, printable(ref), advice)
 	}
 	return nil, fmt.Errorf("%w %s: no such kind of source; there are FOLDER, FILE, -, hf://, s3://, https://, http:// and oci://",
 		ErrModel, printable(ref))

@@ -149,11 +149,25 @@ func TestFolderIsNamedByItself(t *testing.T) {
 
 func TestUnknownSourcesAreExplained(t *testing.T) {
 	for ref, want := range map[string]string{
-		"":                         "not named",
-		"org/name":                 "hf://org/name",
-		"gs://bucket/x":            "no such kind",
-		"ftp://u:secret@host/file": "ftp://host/file",
-		"/dev/null":                "neither file nor folder",
+		"":                           "not named",
+		"org/name":                   "hf://org/name",
+		"gs://bucket/x":              "s3://bucket/x --s3-endpoint https://storage.googleapis.com",
+		"ftp://u:secret@host/file":   "ftp://host/file",
+		"foo://u:secret@host/file":   "no such kind",
+		"oci:" + t.TempDir() + ":v1": "models are not read from OCI layouts",
+		"oci:./not-there:v1":         "models are not read from OCI layouts",
+		"oci:r.example.com/ml/x:v1":  "oci://r.example.com/ml/x:v1",
+		"docker://u:secret@r.example.com/ml/x:v1": "write oci://r.example.com/ml/x:v1",
+		"docker-archive:x.tar":                    "write oci://REGISTRY/NAME:TAG",
+		"hf:org/name":                             "write hf://org/name",
+		"s3:bucket/x":                             "write s3://bucket/x",
+		"huggingface.co/org/name":                 "hf://org/name",
+		"https://huggingface.co/org/name/":        "hf://org/name",
+		"https://huggingface.co/gpt2":             "hf://gpt2",
+		"https://hf.co/org/name/tree/v1":          "hf://org/name@v1",
+		"az://container/x":                        "download or mount it",
+		"git@huggingface.co:org/name":             "git lfs pull",
+		"/dev/null":                               "neither file nor folder",
 	} {
 		_, err := Open(t.Context(), ref, Config{})
 		if !errors.Is(err, ErrModel) || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret") {

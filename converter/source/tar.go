@@ -88,7 +88,7 @@ func (s *session) readTar(ctx context.Context, r io.Reader, ref string, entry fu
 			return tooMany(ref, s.MaxFiles)
 		}
 		h.Name = tarName(h.Name)
-		content := &tarContent{ctx: ctx, r: archive, meter: in.meter, ref: ref}
+		content := &tarContent{ctx: ctx, r: archive, meter: in.meter, what: ref + ": " + h.Name}
 		if h.Size > s.MaxExpanded {
 			return archiveError(ref, fmt.Errorf("%s has %d bytes, the limit is %d", h.Name, h.Size, s.MaxExpanded))
 		}
@@ -131,7 +131,7 @@ type tarContent struct {
 	ctx   context.Context
 	r     io.Reader
 	meter *meter // a sparse file may be larger than the tar it is in
-	ref   string
+	what  string // for errors
 	over  bool
 }
 
@@ -144,10 +144,10 @@ func (t *tarContent) Read(p []byte) (int, error) {
 	}
 	n, err := t.r.Read(p)
 	if fault := t.meter.spend(int64(n)); fault != nil {
-		return 0, archiveError(t.ref, fault)
+		return 0, archiveError(t.what, fault)
 	}
 	if err != nil && !errors.Is(err, io.EOF) {
-		err = archiveError(t.ref, err)
+		err = archiveError(t.what, err)
 	}
 	return n, err
 }

@@ -76,9 +76,10 @@ func (w *webFile) get(ctx context.Context, want span, tag string) (*part, error)
 		}
 		p.size = size
 	case want.from > 0 && (tag == "" || p.tag == tag): // it has no ranges, so what was read comes again
-		if _, err := io.CopyN(io.Discard, resp.Body, want.from); err != nil {
+		p.rangeless = true
+		if n, err := io.CopyN(io.Discard, resp.Body, want.from); err != nil {
 			resp.Body.Close()
-			return nil, &transient{err: classify(ErrService, "%s: its connection was cut: %w", w.what, err)}
+			return nil, cutAt(w.what, n, true, err)
 		}
 	}
 	if want.whole() && w.sums != nil {
@@ -118,11 +119,11 @@ func (w *webFile) refusal(resp *http.Response) error {
 	host := resp.Request.URL.Host
 	if w.advise != nil {
 		if advice := w.advise(resp); advice != "" {
-			return refused(resp.StatusCode, resp.Header, classify(answerClass(resp.StatusCode), "%s: %s", w.what, advice))
+			return refused(host, resp, classify(answerClass(resp.StatusCode), "%s: %s", w.what, advice))
 		}
 	}
 	answer := &statusError{resp.StatusCode, statusAdvice(resp.StatusCode, host)}
-	return refused(resp.StatusCode, resp.Header, classify(answerClass(resp.StatusCode), "%s: %w", w.what, answer))
+	return refused(host, resp, classify(answerClass(resp.StatusCode), "%s: %w", w.what, answer))
 }
 
 // statusError is an answer that is no file.
@@ -141,11 +142,11 @@ func statusOf(err error) int {
 }
 
 // refused makes an error transient if the same request may be granted later.
-func refused(status int, header http.Header, err error) error {
-	switch status {
+func refused(host string, resp *http.Response, err error) error {
+	switch resp.StatusCode {
 	case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests, http.StatusInternalServerError,
 		http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-		return &transient{err, retryAfter(header)}
+		return &transient{err, fmt.Sprintf("%s answered %d", host, resp.StatusCode), retryAfter(resp.Header)}
 	}
 	return err
 }
@@ -179,17 +180,19 @@ func serviceError(what, host string, err error) error {
 	if urlErr, ok := errors.AsType[*url.Error](err); ok {
 		err = urlErr.Err // its text repeats the URL, which may hold a secret
 	}
+	why := host + " did not answer"
 	switch dns, isDNS := errors.AsType[*net.DNSError](err); {
 	case errors.Is(err, context.Canceled):
 		return err
 	case isDNS && dns.IsNotFound:
 		return classify(ErrService, "%s: %s cannot be resolved: %w", what, host, dns)
 	case errors.Is(err, syscall.ECONNREFUSED):
+		why = "nobody listens on " + host
 		err = classify(ErrService, "%s: nobody listens on %s; is it running, and the name right? (%w)", what, host, err)
 	default:
 		err = classify(ErrService, "%s: %s: %w", what, host, err)
 	}
-	return &transient{err: err}
+	return &transient{err: err, why: why}
 }
 
 // retryAfter reads how long a service asks to wait: seconds, or a date.

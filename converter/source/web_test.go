@@ -131,6 +131,27 @@ func TestSingleFileBehindURL(t *testing.T) {
 	}
 }
 
+// A server that breaks off again and again is one thing, and a file that was changed another.
+func TestServerWithoutRangesThatBreaksOffIsToldAsThat(t *testing.T) {
+	data := noise(1, 50_000)
+	for at, from := range map[string]int{"at the same byte": 1000, "earlier": 500} {
+		f, url := newWeb(t, web{"/model.bin": data})
+		broken := func(n int) fault {
+			return func(w http.ResponseWriter, r *http.Request, h http.Handler) {
+				plain(&cutter{w, n}, r, h)
+			}
+		}
+		f.of["/model.bin"] = []fault{plain, broken(1000), broken(from), broken(from), broken(from)}
+		m, err := Open(t.Context(), url+"/model.bin", quick(Config{Retries: 3}))
+		check(t, err)
+		_, err = read(t.Context(), m, "model.bin", 0)
+		want := fmt.Sprintf("model.bin: its connection was cut at byte %d, and the server gives no ranges to go on from there; run it again", from)
+		if !errors.Is(err, ErrService) || errors.Is(err, ErrChanged) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: want %q, got %v", at, want, err)
+		}
+	}
+}
+
 func TestURLsThatCannotBeReadAreExplained(t *testing.T) {
 	zipped := zipOf(t, packed{"a", "1", zip.Store, 0})
 	f, url := newWeb(t, web{"/m.zip": zipped, "/x": {1, 2}, "/": {1}})
