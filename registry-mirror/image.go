@@ -3,6 +3,7 @@ package mirror
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -36,7 +37,7 @@ func (i Image) Blob(layer ocispec.Descriptor) BlobRef {
 }
 
 // Image returns what is known of an image by the digest of its manifest, plain or Nydus, in a repository. It asks nobody: an image whose
-// manifests did not pass is ErrUnknown.
+// manifests did not pass is ErrUnknown, and so is one with layers that are not in its registry.
 func (h *Handler) Image(registry, repository string, manifest digest.Digest) (Image, error) {
 	at := request{Ref: upstream.Ref{Registry: registry, Repository: repository}}
 	img := Image{Registry: registry, Repository: repository}
@@ -69,6 +70,9 @@ func (h *Handler) known(at request, manifest digest.Digest) (doc document, err e
 	}
 	if err := json.Unmarshal(rec.Body, &doc); err != nil {
 		return doc, fmt.Errorf("manifest %s of %s/%s: %w", manifest, at.Registry, at.Repository, err)
+	}
+	if slices.ContainsFunc(doc.Layers, isForeign) {
+		return doc, fmt.Errorf("layers of manifest %s of %s/%s, which are elsewhere: %w", manifest, at.Registry, at.Repository, ErrUnknown)
 	}
 	return doc, nil
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -97,6 +98,9 @@ func (h *Handler) learnManifest(ctx context.Context, req request, d digest.Diges
 		h.blobs.Warm(BlobRef{Registry: req.Registry, Repository: req.Repository, Digest: bootstrap.Digest, Size: bootstrap.Size}, req.authorization())
 	}
 	for _, l := range layers {
+		if isForeign(l) {
+			continue // the origin has to say that it has it
+		}
 		info := blobInfo{Size: l.Size}
 		if bootstrap == nil && h.records.get(bucketBlobs, blobKey(req, l.Digest), &info) {
 			continue // another image of the repository may know its chunk map
@@ -106,7 +110,7 @@ func (h *Handler) learnManifest(ctx context.Context, req request, d digest.Diges
 		}
 		_ = h.records.put(bucketBlobs, blobKey(req, l.Digest), info) // not kept: the origin is asked for the size
 	}
-	if doc.Config != nil {
+	if doc.Config != nil && !isForeign(*doc.Config) {
 		_ = h.records.put(bucketBlobs, blobKey(req, doc.Config.Digest), blobInfo{Size: doc.Config.Size}) // likewise
 	}
 	return complete
@@ -129,9 +133,15 @@ func (h *Handler) sibling(ctx context.Context, req request, d digest.Digest) (do
 	return doc, json.Unmarshal(rec.Body, &doc)
 }
 
+// isForeign reports whether a descriptor is of what lies elsewhere than in the registry, which therefore takes a manifest that names it without
+// looking whether the repository has it. Such a manifest proves nothing: whoever may push anywhere could name another's blob like that.
+func isForeign(d ocispec.Descriptor) bool {
+	return len(d.URLs) > 0 || strings.Contains(d.MediaType, ".foreign.") || strings.Contains(d.MediaType, ".nondistributable.")
+}
+
 func findBootstrap(layers []ocispec.Descriptor) *ocispec.Descriptor {
 	for i := range layers {
-		if layers[i].Annotations[nydusBootstrapNote] == "true" {
+		if layers[i].Annotations[nydusBootstrapNote] == "true" && !isForeign(layers[i]) {
 			return &layers[i]
 		}
 	}
