@@ -111,7 +111,7 @@ func (s *Seeds) Lookup(ctx context.Context, q Query) (Record, error) {
 func (s *Seeds) ask(ctx context.Context, addr string, q Query) (Record, error) {
 	var rec Record
 	resp, err := s.do(ctx, http.MethodGet, addr, url.Values{"registry": {q.Registry}, "repository": {q.Repository},
-		"reference": {q.Reference}, "credential": {q.Credential}}, nil)
+		"reference": {q.Reference}, "credential": {q.Credential}, "accept": {q.Accept}}, nil)
 	if err != nil {
 		return rec, err
 	}
@@ -124,7 +124,7 @@ func (s *Seeds) ask(ctx context.Context, addr string, q Query) (Record, error) {
 	default:
 		err = errors.New(resp.Status)
 	}
-	if err == nil && (Query{rec.Registry, rec.Repository, rec.Reference, rec.Credential}) != q {
+	if err == nil && (Query{rec.Registry, rec.Repository, rec.Reference, rec.Credential, rec.Accept}) != q {
 		err = errors.New("answered another question")
 	}
 	return rec, err
@@ -152,7 +152,7 @@ func ServeRecords(r *Records) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+recordsPath, func(w http.ResponseWriter, req *http.Request) {
 		v := req.URL.Query()
-		rec, err := r.lookup(Query{v.Get("registry"), v.Get("repository"), v.Get("reference"), v.Get("credential")})
+		rec, err := r.lookup(Query{v.Get("registry"), v.Get("repository"), v.Get("reference"), v.Get("credential"), v.Get("accept")})
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusNotFound)
 			return

@@ -42,7 +42,10 @@ func (h *Handler) serveManifest(w http.ResponseWriter, r *http.Request, req requ
 // manifest returns the record of a manifest: a fresh one of our own, the origin's, or, while that is down, an old one
 // of our own or of the seeds.
 func (h *Handler) manifest(ctx context.Context, req request) (Record, error) {
-	q := Query{req.Registry, req.Repository, req.Reference, credential(req.authorization())}
+	q := Query{req.Registry, req.Repository, req.Reference, credential(req.authorization()), ""}
+	if _, err := digest.Parse(req.Reference); err != nil {
+		q.Accept = acceptable(req.header)
+	}
 	if rec, err := h.records.lookup(q); err == nil && h.fresh(rec) {
 		return rec, nil
 	}
@@ -95,7 +98,7 @@ func (h *Handler) askOrigin(ctx context.Context, q Query, header http.Header) (R
 	switch {
 	case err == nil && resp.Status == http.StatusOK:
 		rec := Record{Registry: q.Registry, Repository: q.Repository, Reference: q.Reference, Digest: resp.Digest,
-			MediaType: resp.MediaType, Body: resp.Body, Credential: q.Credential, Checked: time.Now()}
+			MediaType: resp.MediaType, Body: resp.Body, Credential: q.Credential, Accept: q.Accept, Checked: time.Now()}
 		h.keep(rec)
 		if h.cluster != nil {
 			h.cluster.Publish(rec)

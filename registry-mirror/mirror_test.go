@@ -282,7 +282,7 @@ func TestOriginDownIsBridgedByTheSeeds(t *testing.T) {
 
 	first := newFixture(t, Config{}, seeds)
 	first.get("/v2/a/b/manifests/v1")
-	q := Query{first.origin.Listener.Addr().String(), "a/b", "v1", ""}
+	q := Query{first.origin.Listener.Addr().String(), "a/b", "v1", "", ""}
 	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
 		if _, err := seeds.Lookup(t.Context(), q); err == nil {
 			break

@@ -24,13 +24,14 @@ type Record struct {
 	Digest     digest.Digest `json:"digest"`
 	MediaType  string        `json:"media_type"`
 	Body       []byte        `json:"body"`
-	Credential string        `json:"credential"` // as credential returns it
+	Credential string        `json:"credential"`       // as credential returns it
+	Accept     string        `json:"accept,omitempty"` // of a tag, as acceptable returns it
 	Checked    time.Time     `json:"checked"`
 }
 
-// Query asks for a record.
+// Query asks for a record, by what a Record has in these fields.
 type Query struct {
-	Registry, Repository, Reference, Credential string
+	Registry, Repository, Reference, Credential, Accept string
 }
 
 // ErrUnknown is returned when there is no record of what is asked.
@@ -69,7 +70,7 @@ type Records struct{ db *bbolt.DB }
 // Buckets of the file, each a map from a string to JSON.
 const (
 	bucketManifests = "manifests" // digest → manifestRecord
-	bucketTags      = "tags"      // tagKey of a tag, and of a digest the repository has → tagRecord
+	bucketTags      = "tags"      // tagKey of a tag with what was acceptable, and of a digest the repository has → tagRecord
 	bucketVerdicts  = "verdicts"  // verdictKey → time of the last acceptance
 	bucketBlobs     = "blobs"     // blobKey → blobInfo
 	bucketSiblings  = "siblings"  // blobKey of a plain manifest → digest of the Nydus one beside it; learnedKey → true
@@ -133,6 +134,14 @@ func (r *Records) get(bucket string, key string, value any) bool {
 
 func tagKey(registry, repository, tag string) string { return registry + "/" + repository + ":" + tag }
 
+// acceptedKey names a tag of which a caller accepts some types only: the registry may answer each with another manifest.
+func acceptedKey(reference, accept string) string {
+	if accept == "" {
+		return reference
+	}
+	return reference + "\x00" + accept
+}
+
 func verdictKey(registry, repository, credential string) string {
 	return registry + "/" + repository + "\x00" + credential
 }
@@ -140,7 +149,7 @@ func verdictKey(registry, repository, credential string) string {
 // store keeps a record: the manifest, the tag if the reference is one, and the verdict.
 func (r *Records) store(rec Record) error {
 	err := r.put(bucketManifests, rec.Digest.String(), manifestRecord{rec.MediaType, rec.Body})
-	for _, reference := range []string{rec.Reference, rec.Digest.String()} {
+	for _, reference := range []string{acceptedKey(rec.Reference, rec.Accept), rec.Digest.String()} {
 		if err == nil {
 			err = r.put(bucketTags, tagKey(rec.Registry, rec.Repository, reference), tagRecord{rec.Digest, rec.Checked})
 		}
@@ -197,13 +206,13 @@ func (r *Records) accepted(registry, repository, credential string) time.Time {
 // lookup returns the record of a reference, if the credential was ever accepted for its repository. Checked is the older of the times of the
 // tag and of the verdict.
 func (r *Records) lookup(q Query) (Record, error) {
-	rec := Record{Registry: q.Registry, Repository: q.Repository, Reference: q.Reference, Credential: q.Credential}
+	rec := Record{Registry: q.Registry, Repository: q.Repository, Reference: q.Reference, Credential: q.Credential, Accept: q.Accept}
 	rec.Checked = r.accepted(q.Registry, q.Repository, q.Credential)
 	if rec.Checked.IsZero() {
 		return Record{}, ErrUnknown
 	}
 	var tag tagRecord
-	if !r.get(bucketTags, tagKey(q.Registry, q.Repository, q.Reference), &tag) {
+	if !r.get(bucketTags, tagKey(q.Registry, q.Repository, acceptedKey(q.Reference, q.Accept)), &tag) {
 		return Record{}, ErrUnknown // also of a manifest that only another repository is known to have
 	}
 	if _, err := digest.Parse(q.Reference); err != nil && tag.Checked.Before(rec.Checked) {
