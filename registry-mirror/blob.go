@@ -34,14 +34,18 @@ func (h *Handler) serveBlob(w http.ResponseWriter, r *http.Request, req request)
 	w.Header().Set("ETag", `"`+dgst.String()+`"`)
 	w.Header().Set("Accept-Ranges", "bytes")
 	w.Header().Set("Content-Type", "application/octet-stream")
-	off, length, partial, err := parseRange(r.Header.Get("Range"), ref.Size)
+	if sameETag(r.Header.Get("If-None-Match"), dgst) {
+		w.WriteHeader(http.StatusNotModified)
+		return
+	}
+	asked := r.Header.Get("Range")
+	if cond := r.Header.Get("If-Range"); r.Method == http.MethodHead || cond != "" && cond != w.Header().Get("ETag") {
+		asked = "" // RFC 9110: 14.2, and 13.1.5
+	}
+	off, length, partial, err := parseRange(asked, ref.Size)
 	if err != nil {
 		w.Header().Set("Content-Range", fmt.Sprintf("bytes */%d", ref.Size))
 		h.refuse(w, http.StatusRequestedRangeNotSatisfiable, "RANGE_INVALID", err.Error())
-		return
-	}
-	if sameETag(r.Header.Get("If-None-Match"), dgst) {
-		w.WriteHeader(http.StatusNotModified)
 		return
 	}
 	if r.Method == http.MethodHead || ref.Size == 0 {
@@ -63,6 +67,9 @@ func sameETag(header string, d digest.Digest) bool {
 	return false
 }
 
+// isEmpty reports whether a digest is that of a blob without a byte.
+func isEmpty(d digest.Digest) bool { return d == d.Algorithm().FromBytes(nil) }
+
 // span is the part of a blob to be served.
 type span struct {
 	off, length int64
@@ -72,7 +79,7 @@ type span struct {
 // blobRef completes what is known of a blob; its size is asked of the origin when no manifest told it.
 func (h *Handler) blobRef(ctx context.Context, req request, d digest.Digest, size int64) (BlobRef, error) {
 	var info blobInfo
-	if !h.records.get(bucketBlobs, blobKey(req, d), &info) {
+	if !h.records.get(bucketBlobs, blobKey(req, d), &info) || info.Size == 0 && !isEmpty(d) {
 		info.Size = size
 		if size == 0 {
 			resp, err := h.origin.Blob(ctx, req.Ref, req.header)
@@ -82,7 +89,7 @@ func (h *Handler) blobRef(ctx context.Context, req request, d digest.Digest, siz
 			if resp.Status != http.StatusOK {
 				return BlobRef{}, fromOrigin("blobs", resp)
 			}
-			if resp.Size < 0 {
+			if resp.Size < 0 || resp.Size == 0 && !isEmpty(d) {
 				return BlobRef{}, &answerError{status: http.StatusNotFound, code: "BLOB_UNKNOWN", text: "the origin does not tell the blob's size"}
 			}
 			info.Size = resp.Size

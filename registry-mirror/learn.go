@@ -101,19 +101,31 @@ func (h *Handler) learnManifest(ctx context.Context, req request, d digest.Diges
 		if isForeign(l) {
 			continue // the origin has to say that it has it
 		}
-		info := blobInfo{Size: l.Size}
-		if bootstrap == nil && h.records.get(bucketBlobs, blobKey(req, l.Digest), &info) {
-			continue // another image of the repository may know its chunk map
-		}
-		if bootstrap != nil && bootstrap.Digest != l.Digest {
-			info.MapLayer, info.MapSize = bootstrap.Digest, bootstrap.Size
-		}
-		_ = h.records.put(bucketBlobs, blobKey(req, l.Digest), info) // not kept: the origin is asked for the size
+		h.learnBlob(req, l, bootstrap)
 	}
 	if doc.Config != nil && !isForeign(*doc.Config) {
-		_ = h.records.put(bucketBlobs, blobKey(req, doc.Config.Digest), blobInfo{Size: doc.Config.Size}) // likewise
+		h.learnBlob(req, *doc.Config, nil)
 	}
 	return complete
+}
+
+// learnBlob notes what a manifest says of a blob; bootstrap is the layer with its chunk map, or nil. Where manifests contradict each other, as
+// registries let them, its size is not known.
+func (h *Handler) learnBlob(req request, blob ocispec.Descriptor, bootstrap *ocispec.Descriptor) {
+	info := blobInfo{Size: max(blob.Size, 0)}
+	var before blobInfo
+	if h.records.get(bucketBlobs, blobKey(req, blob.Digest), &before) {
+		if before.Size != info.Size {
+			info.Size = 0
+		}
+		info.MapLayer, info.MapSize = before.MapLayer, before.MapSize // another image of the repository may know its chunk map
+	}
+	if bootstrap != nil && bootstrap.Digest != blob.Digest {
+		info.MapLayer, info.MapSize = bootstrap.Digest, bootstrap.Size
+	}
+	if info != before {
+		_ = h.records.put(bucketBlobs, blobKey(req, blob.Digest), info) // not kept: the origin is asked for the size
+	}
 }
 
 // blobKey names a blob within its repository, since that is where its chunk map is.

@@ -78,8 +78,8 @@ func (r *registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		w.Header().Set("Content-Type", r.types[ref])
 		w.Header().Set("Docker-Content-Digest", digest.FromBytes(r.manifests[ref]).String())
 		_, _ = w.Write(r.manifests[ref])
-	case r.blobSizes[ref] > 0:
-		w.Header().Set("Content-Length", fmt.Sprint(r.blobSizes[ref]))
+	case r.blobSizes[ref] != 0: // less than 0: it says that the blob is empty
+		w.Header().Set("Content-Length", fmt.Sprint(max(r.blobSizes[ref], 0)))
 	default:
 		http.NotFound(w, req)
 	}

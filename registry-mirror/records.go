@@ -48,7 +48,7 @@ func credential(authorization string) string {
 
 // blobInfo is what manifests told of a blob.
 type blobInfo struct {
-	Size     int64         `json:"size"`
+	Size     int64         `json:"size"` // 0 when it is not known, or the blob is empty
 	MapLayer digest.Digest `json:"map_layer,omitempty"`
 	MapSize  int64         `json:"map_size,omitempty"`
 }
