@@ -157,7 +157,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	req, err := h.parse(r)
 	if err != nil {
-		h.refuse(w, http.StatusNotFound, "NAME_UNKNOWN", err.Error())
+		h.refuseError(w, &answerError{status: http.StatusNotFound, code: faultCode(err), text: err.Error()})
 		return
 	}
 	switch req.kind {
@@ -193,15 +193,20 @@ func (h *Handler) parse(r *http.Request) (request, error) {
 	if registry == "" {
 		return req, errors.New("the request names no registry: add ?ns=REGISTRY, begin the name with it, or set mirror.default_registry")
 	}
-	if strings.ContainsAny(registry, "/@?#% ") {
+	if u, err := url.Parse("https://" + registry); err != nil || u.Host != registry || u.Hostname() == "" || strings.ContainsAny(registry, "/@?#% ") {
 		return req, fmt.Errorf("registry %q is not HOST or HOST:PORT", registry)
 	}
 	req.kind = kind
 	req.Ref = upstream.Ref{Registry: registry, Repository: name, Reference: reference}
 	if kind == "blobs" || kind == "referrers" || strings.Contains(reference, ":") {
 		if _, err := digest.Parse(reference); err != nil {
-			return req, fmt.Errorf("digest %q: %w", reference, err)
+			return req, &nameError{"DIGEST_INVALID", fmt.Errorf("digest %q: %w", reference, err)}
 		}
+	} else if !isTag(reference) {
+		return req, &nameError{"MANIFEST_UNKNOWN", fmt.Errorf("tag %q: want up to %d of A-Z a-z 0-9 _ . -, and no . or - first", reference, maxTag)}
+	}
+	if !isRepository(name) {
+		return req, &nameError{"NAME_INVALID", fmt.Errorf("repository %q: want a-z 0-9 _ . - between slashes, and a letter or digit first", name)}
 	}
 	return req, nil
 }
