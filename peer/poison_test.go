@@ -147,3 +147,29 @@ func TestCredentialsGoToNoOtherRegistry(t *testing.T) {
 		t.Errorf("read with %q", s.Origin.Shown)
 	}
 }
+
+// TestBlobIsNotReadByAnotherSize opens a blob by a manifest that lies of its size: whoever got the blob's start for all of it would have wrong bytes.
+func TestBlobIsNotReadByAnotherSize(t *testing.T) {
+	s := peertest.NewSwarm(t)
+	good, data := s.Origin.Random(3*mib, 1)
+	h := s.Host(peertest.Lone)
+	readAll(t, good, data, h)
+	for _, size := range []int64{7, 1 << 40} {
+		wrong := good
+		wrong.Size = size
+		if r, err := h.Open(t.Context(), wrong, ""); err == nil {
+			t.Errorf("opened with %d bytes while the task of the right size lingers, or after it: %v", size, r.Close())
+		}
+		first, err := h.Open(t.Context(), good, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := h.Open(t.Context(), wrong, ""); !errors.Is(err, piece.ErrMismatch) {
+			t.Errorf("opened with %d bytes beside a reader: %v", size, err)
+		}
+		if err := first.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	readAll(t, good, data, h)
+}

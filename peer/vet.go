@@ -116,9 +116,12 @@ func (t *task) giveWay(ctx context.Context) bool {
 	return false
 }
 
-// suits reports an error when the blob is read by the chunk map of another image than the reader's, and these differ: what is right for the one is
-// wrong for the other.
+// suits reports an error when the reader's image gives the blob another size, or when the blob is read by the chunk map of another image than the
+// reader's, and these differ: what is right for the one is wrong for the other.
 func (t *task) suits(ctx context.Context, b Blob, authorization string) error {
+	if size := t.st.Layout().Size; b.Size != size {
+		return fmt.Errorf("blob %s of %d bytes, not %d, is %w", b.Digest, size, b.Size, errUnsuited)
+	}
 	ours, theirs := t.first.Origin.Map, b.Origin.Map
 	if ours == nil || theirs == nil || *ours == *theirs {
 		return nil
