@@ -188,7 +188,16 @@ func (r request) send(ctx context.Context, authorization string) (*http.Response
 	if authorization != "" {
 		req.Header.Set("Authorization", authorization)
 	}
-	return r.client.Do(req)
+	resp, err := r.client.Do(req)
+	return resp, withoutURL(err)
+}
+
+// withoutURL takes the URL out of an HTTP client's error: it may be signed for its reader, as those are that registries redirect to.
+func withoutURL(err error) error {
+	if wrapped, ok := errors.AsType[*url.Error](err); ok {
+		return wrapped.Err
+	}
+	return err
 }
 
 // blobURL refuses names that would lead out of the registry's tree.

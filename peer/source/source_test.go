@@ -211,6 +211,18 @@ func TestCredentialsStayWithTheirHost(t *testing.T) {
 	}
 }
 
+func TestSignedURLsAreNotInErrors(t *testing.T) {
+	for _, location := range []string{"http://127.0.0.1:1/blob?X-Amz-Signature=secret", "/again?X-Amz-Signature=secret"} { // refused, and endless
+		b := blobAt(registry(t, func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, location, http.StatusTemporaryRedirect)
+		}))
+		_, err := fetchAll(t, newSource(t, source.Config{}), b, [2]int64{10, 20}, "")
+		if err == nil || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: error %v", location, err)
+		}
+	}
+}
+
 // tokenRegistry is a registry with a token server of its own. Each token is good for one use of its number.
 type tokenRegistry struct {
 	mu     sync.Mutex

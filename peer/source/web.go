@@ -177,10 +177,7 @@ func (s *Source) askWeb(ctx context.Context, w Web, byteRange string) (*http.Res
 		req.Header.Set("If-Unmodified-Since", v.Modified)
 	}
 	resp, err := s.cfg.Web(req.URL.Host, w.Foreign).Do(req)
-	if wrapped, ok := errors.AsType[*url.Error](err); ok {
-		err = wrapped.Err // the wrapper shows the URL
-	}
-	return resp, err
+	return resp, withoutURL(err)
 }
 
 // fetchWeb is fetch for a URL.

@@ -187,6 +187,9 @@ func (c *Client) exchange(ctx context.Context, call call) (*Response, error) {
 	}
 	req.Header.Set("Accept-Encoding", "identity")
 	resp, err := c.ask(client, req, call.ref)
+	if wrapped, ok := errors.AsType[*url.Error](err); ok {
+		err = wrapped.Err // the wrapper shows where the registry sent us, which may be signed for its reader
+	}
 	if err != nil {
 		return nil, classify(ctx, limited, err)
 	}

@@ -232,3 +232,11 @@ func TestConfigReportsAllFaults(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 }
+
+func TestSignedURLsAreNotInErrors(t *testing.T) {
+	c := client(t, reply(http.StatusTemporaryRedirect, map[string]string{"Location": "http://127.0.0.1:1/blob?X-Amz-Signature=secret"}, nil), 0)
+	_, err := c.Blob(t.Context(), ref(digest.FromString("x").String()), nil)
+	if !errors.Is(err, piece.ErrTransient) || strings.Contains(err.Error(), "secret") {
+		t.Errorf("error %v", err)
+	}
+}
