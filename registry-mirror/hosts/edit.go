@@ -11,8 +11,8 @@ import (
 )
 
 const (
-	beginMark = "# >>> shoal mirror: written by \"shoal mirror configure\", taken out by \"shoal mirror remove\"\n"
-	endMark   = "# <<< shoal mirror\n"
+	beginMark = "# >>> shoal mirror: written by \"shoal mirror configure\", taken out by \"shoal mirror remove\""
+	endMark   = "# <<< shoal mirror"
 )
 
 var (
@@ -56,12 +56,12 @@ func addBlock(text []byte, s settings) ([]byte, error) {
 	if at > 0 && rest[at-1] != '\n' {
 		b.WriteString("\n")
 	}
-	b.WriteString(beginMark)
+	b.WriteString(beginMark + "\n")
 	if parsed.Server == "" && s.server != "" {
 		fmt.Fprintf(&b, "server = %q\n", s.server)
 	}
 	fmt.Fprintf(&b, "[host.%q]\n  capabilities = [\"pull\", \"resolve\"]\n  dial_timeout = \"200ms\"\n", s.mirror)
-	b.WriteString(endMark)
+	b.WriteString(endMark + "\n")
 	b.Write(rest[at:])
 	return b.Bytes(), checkFirst(b.Bytes(), s.mirror)
 }
@@ -86,7 +86,7 @@ func checkFirst(text []byte, mirror string) error {
 	return errNotReread
 }
 
-// cutBlock returns text without our block; text without a block is returned as it is.
+// cutBlock returns text without our block, whose lines an editor may have ended in its own way; text without a block is returned as it is.
 func cutBlock(text []byte) ([]byte, error) {
 	begin := bytes.Index(text, []byte(beginMark))
 	end := bytes.Index(text, []byte(endMark))
@@ -97,7 +97,8 @@ func cutBlock(text []byte) ([]byte, error) {
 		bytes.Count(text, []byte(beginMark)) > 1, bytes.Count(text, []byte(endMark)) > 1:
 		return nil, errMarks
 	}
-	return append(bytes.Clone(text[:begin]), text[end+len(endMark):]...), nil
+	_, rest, _ := bytes.Cut(text[end+len(endMark):], []byte("\n"))
+	return append(bytes.Clone(text[:begin]), rest...), nil
 }
 
 // blockOffset returns where the block goes: behind the keys of the file itself, which must come before every table, and

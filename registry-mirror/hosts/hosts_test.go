@@ -194,6 +194,26 @@ func TestUsersLaterEditsSurviveAndTheFirstBackupStays(t *testing.T) {
 	}
 }
 
+func TestBlockIsFoundAfterAnEditorHasChangedLineEnds(t *testing.T) {
+	for name, edit := range map[string]func(string) string{
+		"CRLF":              func(s string) string { return strings.ReplaceAll(s, "\n", "\r\n") },
+		"no newline at end": func(s string) string { return strings.TrimSuffix(s, "\n") },
+	} {
+		dir := t.TempDir()
+		cfg := hosts.Config{CertsDir: dir}
+		put(t, dir, map[string]string{"_default/hosts.toml": edit("# mine\n" + begin + host + end)})
+		configure(t, cfg)
+		if got := tree(t, dir)["_default/hosts.toml"]; !strings.HasSuffix(got, begin+host+end) {
+			t.Errorf("%s: configured %q", name, got)
+		}
+		put(t, dir, map[string]string{"_default/hosts.toml": edit("# mine\n" + begin + host + end)})
+		remove(t, cfg)
+		if got := tree(t, dir)["_default/hosts.toml"]; strings.TrimSpace(got) != "# mine" {
+			t.Errorf("%s: %q is left", name, got)
+		}
+	}
+}
+
 func TestWhatCannotBeDoneSafelyIsRefusedAndNothingWritten(t *testing.T) {
 	for _, c := range []struct {
 		name  string
