@@ -146,6 +146,9 @@ func (r request) authorization() string { return r.header.Get("Authorization") }
 
 // ServeHTTP implements http.Handler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.ContentLength != 0 {
+		w.Header().Set("Connection", "close") // no body is read here, and the server would wait for all of it before it answers
+	}
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		h.refuse(w, http.StatusMethodNotAllowed, "UNSUPPORTED", "this mirror is read-only; push to the origin")
 		return
