@@ -96,7 +96,7 @@ func ownFile(dir string) (Change, error) {
 	return Change{Path: path, Before: text, After: text, ours: true}, nil
 }
 
-// checkOthers refuses registries that other files speak of: the last file that names one decides alone.
+// checkOthers refuses registries that other files speak of: the last file that names one decides alone, and the longest name before shorter ones.
 func (c Config) checkOthers(dir string) error {
 	files, err := filepath.Glob(filepath.Join(dir, "*.conf"))
 	if err != nil {
@@ -118,6 +118,10 @@ func (c Config) checkOthers(dir string) error {
 		}
 		for _, there := range parsed.Registry {
 			named := strings.TrimSuffix(cmp.Or(there.Prefix, there.Location), "/")
+			if host := c.hidden(named); host != "" {
+				errs = append(errs, fmt.Errorf("%s has %s, and an entry of ours for %s would hide it; write that entry there, with what %s says",
+					file, named, host, named))
+			}
 			if slices.ContainsFunc(c.Registries, func(r Registry) bool { return r.Host == named }) {
 				errs = append(errs, fmt.Errorf("%s speaks of %s already, and only one file can; add there:\n\n  [[registry.mirror]]\n  location = %q\n  insecure = true",
 					file, named, strings.TrimPrefix(c.Mirror, "http://")+"/"+named))
@@ -125,4 +129,15 @@ func (c Config) checkOthers(dir string) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// hidden returns the first registry of c that a pattern of the form *.example.com stands for; empty when there is none.
+func (c Config) hidden(pattern string) string {
+	domain, ok := strings.CutPrefix(pattern, "*")
+	for _, r := range c.Registries {
+		if host, _, _ := strings.Cut(r.Host, ":"); ok && strings.HasSuffix(host, domain) {
+			return r.Host
+		}
+	}
+	return ""
 }

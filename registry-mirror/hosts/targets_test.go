@@ -144,6 +144,18 @@ func TestContainersConfigOfOthersIsNotOverridden(t *testing.T) {
 }
 
 // TestBackupIsAsSecretAsTheFileAndALinkStaysOne has daemon.json be a link to a file with a secret.
+// TestContainersPatternsOfOthersAreNotHidden has a pattern that keeps registries out, which an entry of ours for one of them would undo.
+func TestContainersPatternsOfOthersAreNotHidden(t *testing.T) {
+	for host, hidden := range map[string]bool{"a.example.com": true, "a.b.example.com:5000": true, "example.com": false, "aexample.com": false, "a.example.com.org": false} {
+		dir := t.TempDir()
+		put(t, dir, map[string]string{"registries.conf": "[[registry]]\nprefix = \"*.example.com\"\nblocked = true\n"})
+		_, err := hosts.PlanContainers(hosts.Config{Registries: []hosts.Registry{{Host: "docker.io"}, {Host: host}}}, filepath.Join(dir, "registries.conf.d"))
+		if (err != nil) != hidden || hidden && !strings.Contains(err.Error(), "for "+host) {
+			t.Errorf("%s: %v", host, err)
+		}
+	}
+}
+
 func TestBackupIsAsSecretAsTheFileAndALinkStaysOne(t *testing.T) {
 	dir := t.TempDir()
 	put(t, dir, map[string]string{"real/d.json": `{"http-proxy":"http://u:secret@p"}`})
