@@ -72,11 +72,14 @@ const (
 	bucketManifests = "manifests" // digest → manifestRecord
 	bucketTags      = "tags"      // tagKey of a tag with what was acceptable, and of a digest the repository has → tagRecord
 	bucketVerdicts  = "verdicts"  // verdictKey → time of the last acceptance
-	bucketBlobs     = "blobs"     // blobKey → blobInfo
-	bucketSiblings  = "siblings"  // blobKey of a plain manifest → digest of the Nydus one beside it; learnedKey → true
+	bucketBlobs     = "told"      // blobKey → blobInfo
+	bucketSiblings  = "learned"   // blobKey of a plain manifest → digest of the Nydus one beside it; learnedKey → true
 
 	bucketChallenges = "challenges" // registry/repository → WWW-Authenticate
 )
+
+// oldBuckets are of versions that believed more of what manifests say.
+func oldBuckets() []string { return []string{"blobs", "siblings"} }
 
 // OpenRecords opens or creates the file. One that is broken, as a power failure may leave it, is started anew: all in it can
 // be asked again.
@@ -97,6 +100,11 @@ func openFile(path string) (*Records, error) {
 		return nil, err
 	}
 	err = db.Update(func(tx *bbolt.Tx) error {
+		for _, b := range oldBuckets() {
+			if err := tx.DeleteBucket([]byte(b)); err != nil && !errors.Is(err, bbolterrors.ErrBucketNotFound) {
+				return err
+			}
+		}
 		for _, b := range []string{bucketManifests, bucketTags, bucketVerdicts, bucketBlobs, bucketSiblings, bucketChallenges} {
 			if _, err := tx.CreateBucketIfNotExists([]byte(b)); err != nil {
 				return err

@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
+	"go.etcd.io/bbolt"
 
 	"github.com/shoal-project/shoal/registry-mirror/upstream"
 )
@@ -213,6 +215,43 @@ func TestWhileTheOriginIsDownCredentialsAreAskedForAsItDid(t *testing.T) {
 		}
 		if got := f.get(path, "Authorization", "Basic wrong"); got.status == http.StatusOK {
 			t.Errorf("%s: served with credentials that the origin has never accepted", path)
+		}
+	}
+}
+
+// What an earlier version believed of manifests opens no blob any more.
+func TestWhatOldVersionsLearnedIsForgotten(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "mirror.db")
+	db, err := bbolt.Open(path, 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		for _, name := range oldBuckets() {
+			if _, err := tx.CreateBucket([]byte(name)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		r, err := OpenRecords(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = r.db.View(func(tx *bbolt.Tx) error {
+			for _, name := range oldBuckets() {
+				if tx.Bucket([]byte(name)) != nil {
+					t.Errorf("bucket %s is still there", name)
+				}
+			}
+			return nil
+		})
+		if err := errors.Join(err, r.Close()); err != nil {
+			t.Fatal(err)
 		}
 	}
 }
