@@ -2,6 +2,7 @@ package bootstrap
 
 import (
 	"maps"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -10,20 +11,34 @@ import (
 type Builder struct {
 	img    *Image
 	blobs  map[digest.Digest]uint32
-	chunks map[[2]uint32]uint32
+	whole  map[uint32]uint32    // blobs that are listed with all their chunks: the place of the first one
+	chunks map[[2]uint32]uint32 // places of those of other blobs
 	metas  map[string][]byte
 }
 
 // NewBuilder returns a Builder that fills img.Blobs and img.Chunks, which are empty.
 func NewBuilder(img *Image) *Builder {
-	return &Builder{img: img, blobs: map[digest.Digest]uint32{}, chunks: map[[2]uint32]uint32{}, metas: map[string][]byte{}}
+	return &Builder{
+		img: img, blobs: map[digest.Digest]uint32{}, whole: map[uint32]uint32{}, chunks: map[[2]uint32]uint32{}, metas: map[string][]byte{},
+	}
 }
 
 // AddBlob lists a blob with all its chunks, in the order of their index, and returns their places in Image.Chunks. A blob
 // that is listed already is not listed again.
 func (b *Builder) AddBlob(blob Blob, chunks []Chunk) []uint32 {
+	known := b.Has(blob.Digest)
 	at := b.blob(blob, func() []byte { return Meta(blob.TableOffset, chunks) })
 	places := make([]uint32, len(chunks))
+	if !known {
+		first := uint32(len(b.img.Chunks))
+		b.whole[at] = first
+		b.img.Chunks = slices.Grow(b.img.Chunks, len(chunks))
+		for i, c := range chunks {
+			c.Blob, places[i] = at, first+uint32(i)
+			b.img.Chunks = append(b.img.Chunks, c)
+		}
+		return places
+	}
 	for i, c := range chunks {
 		places[i] = b.chunk(at, c)
 	}
@@ -72,6 +87,9 @@ func (b *Builder) blob(blob Blob, meta func() []byte) uint32 {
 }
 
 func (b *Builder) chunk(blob uint32, c Chunk) uint32 {
+	if first, ok := b.whole[blob]; ok {
+		return first + c.Index
+	}
 	key := [2]uint32{blob, c.Index}
 	at, ok := b.chunks[key]
 	if !ok {

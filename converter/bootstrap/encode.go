@@ -1,9 +1,11 @@
 package bootstrap
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"math"
 	"math/bits"
 	"slices"
@@ -12,66 +14,109 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// placed is an inode with its place in the bootstrap.
+// placed is an inode with its place in the bootstrap. There is one for each file of the image, so it is kept small.
 type placed struct {
-	n       *Inode
-	parent  *placed
-	names   []string    // of a directory, in byte order
-	kids    []*placed   // of a directory, in the order of names
-	data    []byte      // a symbolic link's target
-	size    int64       // as stat(2) shows it
-	xattrs  []byte      // encoded
-	offset  int64       // of the inode
-	block   int64       // offset of the data blocks, if it has some
-	nlink   uint32      // names, or 2 + subfolders
-	ino     uint32      // numbered from 1 in order of placement
-	layout  uint16      // of the data
-	entries []*dirBlock // of a directory
+	n      *Inode
+	dir    *dirPlan // of a directory
+	offset int64    // of the inode
+	block  int64    // offset of the data blocks, if it has some
+	nlink  uint32   // names, or 2 + subfolders
+	ino    uint32   // numbered from 1 in order of placement
+	xattrs uint32   // bytes they take
+	layout uint16   // of the data
 }
 
-// dirBlock is one block of a directory: the entries from first to before end. Names are a directory's own, with . and ..
+// dirPlan is what a directory holds.
+type dirPlan struct {
+	names  []string  // in byte order, with . and ..
+	kids   []*placed // in the order of names
+	blocks []dirBlock
+}
+
+// dirBlock is one block of a directory: the entries from first to before end.
 type dirBlock struct{ first, end, used int }
 
-type encoder struct {
+// size returns the size of an inode in bytes as stat(2) shows it.
+func (p *placed) size() int64 {
+	switch p.n.Type() {
+	case TypeRegular:
+		return p.n.Size
+	case TypeSymlink:
+		return int64(len(p.n.Link))
+	case TypeDir:
+		last := len(p.dir.blocks) - 1
+		return int64(last)*blockSize + int64(p.dir.blocks[last].used)
+	}
+	return 0
+}
+
+// Encoder writes the bootstrap of an image, whose size it knows before. The image must not be changed meanwhile. It is not safe for
+// concurrent use.
+type Encoder struct {
 	img    *Image
 	inodes []*placed // in order of placement, root first
 	seen   map[*Inode]*placed
-	out    []byte
+	size   int64
 	meta   int64 // offset of nid 0
 	blobs  int64 // offset of the blob table
 	first  int64 // offset of the prefetch table
 	chunks int64 // offset of the chunk table
 }
 
-// Encode returns the bootstrap of an image. Equal images have equal bootstraps. The error is ErrUnsupported if the format
-// has no way to express the image, and ErrInvalid if the image contradicts itself.
+// Encode returns the bootstrap of an image; see NewEncoder.
 func Encode(img *Image) ([]byte, error) {
-	e := &encoder{img: img, seen: map[*Inode]*placed{}}
+	e, err := NewEncoder(img)
+	if err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	out.Grow(int(e.Size()))
+	_, err = e.WriteTo(&out)
+	return out.Bytes(), err
+}
+
+// NewEncoder returns an Encoder of an image. Equal images have equal bootstraps. The error is ErrUnsupported if the format
+// has no way to express the image, and ErrInvalid if the image contradicts itself.
+func NewEncoder(img *Image) (*Encoder, error) {
+	e := &Encoder{img: img, seen: map[*Inode]*placed{}}
 	if err := e.check(); err != nil {
 		return nil, err
 	}
-	root, err := e.collect(img.Root, nil, 0)
-	if err != nil {
+	if _, err := e.collect(img.Root, nil, 0); err != nil {
 		return nil, err
 	}
 	if err := e.checkPrefetch(); err != nil {
 		return nil, err
 	}
 	e.place()
-	e.out = make([]byte, roundUp(e.chunks+int64(chunkEntrySize*len(img.Chunks)), blockSize))
-	e.writeSuper(root)
-	e.writeBlobs()
-	for i, n := range img.Prefetch {
-		binary.LittleEndian.PutUint32(e.out[e.first+int64(prefetchEntrySize*i):], uint32(e.nid(e.seen[n])))
-	}
-	for _, p := range e.inodes {
-		e.writeInode(p)
-	}
-	e.writeChunks()
-	return e.out, nil
+	return e, nil
 }
 
-func (e *encoder) check() error {
+// Size returns the length of the bootstrap in bytes.
+func (e *Encoder) Size() int64 { return e.size }
+
+// WriteTo writes the bootstrap, from its start to its end. The error is that of w.
+func (e *Encoder) WriteTo(w io.Writer) (int64, error) {
+	out := &sequence{w: w}
+	out.put(0, e.head())
+	for _, p := range e.inodes {
+		out.put(p.offset, e.inode(p))
+	}
+	for _, p := range e.inodes {
+		if p.block > 0 {
+			out.put(p.block, e.data(p))
+		}
+	}
+	var entry [chunkEntrySize]byte
+	for i := range e.img.Chunks {
+		putChunk(entry[:], &e.img.Chunks[i])
+		out.put(e.chunks+int64(chunkEntrySize*i), entry[:])
+	}
+	out.pad(e.size)
+	return out.flush()
+}
+
+func (e *Encoder) check() error {
 	img := e.img
 	if bits.OnesCount32(img.ChunkSize) != 1 || img.ChunkSize < minChunkSize || img.ChunkSize > maxChunkSize {
 		return fmt.Errorf("chunk size %d: %w", img.ChunkSize, ErrInvalid)
@@ -108,7 +153,7 @@ func (e *encoder) check() error {
 }
 
 // collect visits the tree, parents first, and lists each inode once.
-func (e *encoder) collect(n *Inode, parent *placed, depth int) (*placed, error) {
+func (e *Encoder) collect(n *Inode, parent *placed, depth int) (*placed, error) {
 	if p, ok := e.seen[n]; ok {
 		if n.IsDir() {
 			return nil, fmt.Errorf("a directory has two names: %w", ErrInvalid)
@@ -119,27 +164,23 @@ func (e *encoder) collect(n *Inode, parent *placed, depth int) (*placed, error) 
 	if depth > maxDepth {
 		return nil, fmt.Errorf("more than %d levels of directories: %w", maxDepth, ErrUnsupported)
 	}
-	p := &placed{n: n, parent: cmp.Or(parent, nil), nlink: 1, ino: uint32(len(e.inodes) + 1)}
-	if parent == nil {
-		p.parent = p
-	}
+	p := &placed{n: n, nlink: 1, ino: uint32(len(e.inodes) + 1)}
 	e.seen[n] = p
 	e.inodes = append(e.inodes, p)
-	var err error
-	if p.xattrs, err = encodeXattrs(n.Xattrs); err != nil {
+	xattrs, err := encodeXattrs(n.Xattrs)
+	if err != nil {
 		return nil, err
 	}
+	p.xattrs = uint32(len(xattrs))
 	switch n.Type() {
 	case TypeRegular:
-		p.size = n.Size
 		return p, e.checkFile(n)
 	case TypeSymlink:
 		if len(n.Link) == 0 || len(n.Link) > maxLink || strings.ContainsRune(n.Link, 0) {
 			return nil, fmt.Errorf("symbolic link to %q: %w", n.Link, ErrUnsupported)
 		}
-		p.data, p.size = []byte(n.Link), int64(len(n.Link))
 	case TypeDir:
-		return p, e.collectDir(p, depth)
+		return p, e.collectDir(p, cmp.Or(parent, p), depth)
 	case TypeChar, TypeBlock, TypeFIFO, TypeSocket:
 	default:
 		return nil, fmt.Errorf("mode %o: %w", n.Mode, ErrInvalid)
@@ -147,50 +188,57 @@ func (e *encoder) collect(n *Inode, parent *placed, depth int) (*placed, error) 
 	return p, nil
 }
 
-func (e *encoder) collectDir(p *placed, depth int) error {
+func (e *Encoder) collectDir(p, parent *placed, depth int) error {
 	p.nlink = 2
-	p.names = p.n.Names()
-	for _, name := range p.names {
+	names := append(p.n.Names(), ".", "..")
+	for _, name := range names[:len(names)-2] {
 		if name == "" || name == "." || name == ".." || len(name) > maxName || strings.ContainsAny(name, "/\x00") {
 			return fmt.Errorf("file name %q: %w", name, ErrUnsupported)
 		}
-		kid, err := e.collect(p.n.Children[name], p, depth+1)
-		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
-		if kid.n.IsDir() {
-			p.nlink++
-		}
-		p.kids = append(p.kids, kid)
 	}
-	p.names, p.kids = append([]string{".", ".."}, p.names...), append([]*placed{p, p.parent}, p.kids...)
-	order := make([]int, len(p.names))
-	for i := range order {
-		order[i] = i
-	}
-	slices.SortFunc(order, func(a, b int) int { return strings.Compare(p.names[a], p.names[b]) })
-	names, kids := make([]string, len(order)), make([]*placed, len(order))
-	for i, j := range order {
-		names[i], kids[i] = p.names[j], p.kids[j]
-	}
-	p.names, p.kids = names, kids
+	slices.Sort(names)
+	p.dir = &dirPlan{names: names, kids: make([]*placed, len(names))}
 	// A block is never filled to its last byte: nydusd would read the last name beyond it.
-	block := &dirBlock{}
-	for i, name := range p.names {
+	block := dirBlock{}
+	for i, name := range names {
+		if err := e.collectEntry(p, parent, i, depth); err != nil {
+			return err
+		}
 		if block.used+direntSize+len(name) >= blockSize {
-			p.entries = append(p.entries, block)
-			block = &dirBlock{first: i}
+			p.dir.blocks = append(p.dir.blocks, block)
+			block = dirBlock{first: i}
 		}
 		block.used += direntSize + len(name)
 		block.end = i + 1
 	}
-	p.entries = append(p.entries, block)
-	p.size = int64(len(p.entries)-1)*blockSize + int64(block.used)
+	p.dir.blocks = append(p.dir.blocks, block)
+	return nil
+}
+
+// collectEntry finds what entry i of a directory names.
+func (e *Encoder) collectEntry(p, parent *placed, i, depth int) error {
+	name := p.dir.names[i]
+	switch name {
+	case ".":
+		p.dir.kids[i] = p
+		return nil
+	case "..":
+		p.dir.kids[i] = parent
+		return nil
+	}
+	kid, err := e.collect(p.n.Children[name], p, depth+1)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if kid.n.IsDir() {
+		p.nlink++
+	}
+	p.dir.kids[i] = kid
 	return nil
 }
 
 // checkFile makes sure that the chunks of a regular file are what its size demands.
-func (e *encoder) checkFile(n *Inode) error {
+func (e *Encoder) checkFile(n *Inode) error {
 	size := int64(e.img.ChunkSize)
 	if n.Size < 0 || int64(len(n.Chunks)) != (n.Size+size-1)/size {
 		return fmt.Errorf("file of %d bytes with %d chunks: %w", n.Size, len(n.Chunks), ErrInvalid)
@@ -203,7 +251,7 @@ func (e *encoder) checkFile(n *Inode) error {
 	return nil
 }
 
-func (e *encoder) checkPrefetch() error {
+func (e *Encoder) checkPrefetch() error {
 	listed := map[*Inode]bool{}
 	for i, n := range e.img.Prefetch {
 		if e.seen[n] == nil || listed[n] {
@@ -215,20 +263,20 @@ func (e *encoder) checkPrefetch() error {
 }
 
 // place decides the offset of everything.
-func (e *encoder) place() {
+func (e *Encoder) place() {
 	e.blobs = roundUp(deviceTableOffset+int64(deviceSlotSize*len(e.img.Blobs)), blockSize)
 	e.first = e.blobs + int64(blobEntrySize*len(e.img.Blobs))
 	e.meta = roundUp(e.first+int64(prefetchEntrySize*len(e.img.Prefetch)), blockSize)
 	pos := e.meta + slotSize // nid 0 is no valid inode
 	for _, p := range e.inodes {
-		head := inodeExtended + int64(len(p.xattrs))
+		head, size := inodeExtended+int64(p.xattrs), p.size()
 		tail := int64(0)
 		switch {
 		case p.n.Type() == TypeRegular:
 			p.layout = layoutChunks
 			head = roundUp(head, chunkAddrSize) + int64(chunkAddrSize*len(p.n.Chunks))
-		case p.size > 0 && head+p.size <= blockSize:
-			p.layout, tail = layoutInline, p.size
+		case size > 0 && head+size <= blockSize:
+			p.layout, tail = layoutInline, size
 			// The kernel wants inline data within one block.
 			if pos%blockSize+head+tail > blockSize {
 				pos = roundUp(pos, blockSize)
@@ -239,25 +287,37 @@ func (e *encoder) place() {
 	}
 	pos = roundUp(pos, blockSize)
 	for _, p := range e.inodes {
-		if p.layout == layoutPlain && p.size > 0 {
+		if size := p.size(); p.layout == layoutPlain && size > 0 {
 			p.block = pos
-			pos += roundUp(p.size, blockSize)
+			pos += roundUp(size, blockSize)
 		}
 	}
 	e.chunks = pos
+	e.size = roundUp(e.chunks+int64(chunkEntrySize*len(e.img.Chunks)), blockSize)
 }
 
-func (e *encoder) nid(p *placed) uint64 { return uint64(p.offset-e.meta) >> slotBits }
+func (e *Encoder) nid(p *placed) uint64 { return uint64(p.offset-e.meta) >> slotBits }
 
-func (e *encoder) writeSuper(root *placed) {
-	le, b := binary.LittleEndian, e.out
+// head returns what is before the inodes: superblock, devices, blobs and the prefetch table.
+func (e *Encoder) head() []byte {
+	out := make([]byte, e.first+int64(prefetchEntrySize*len(e.img.Prefetch)))
+	e.putSuper(out)
+	e.putBlobs(out)
+	for i, n := range e.img.Prefetch {
+		binary.LittleEndian.PutUint32(out[e.first+int64(prefetchEntrySize*i):], uint32(e.nid(e.seen[n])))
+	}
+	return out
+}
+
+func (e *Encoder) putSuper(b []byte) {
+	le := binary.LittleEndian
 	le.PutUint32(b[sbMagic:], superMagic)
 	le.PutUint32(b[sbFeatureCompat:], compatRAFS)
 	b[sbBlockBits] = blockBits
-	le.PutUint16(b[sbRootNid:], uint16(e.nid(root)))
+	le.PutUint16(b[sbRootNid:], uint16(e.nid(e.inodes[0])))
 	le.PutUint64(b[sbInos:], uint64(len(e.inodes)))
 	if len(e.img.Blobs) > 0 {
-		le.PutUint32(b[sbBlocks:], uint32(len(b)/blockSize))
+		le.PutUint32(b[sbBlocks:], uint32(e.size/blockSize))
 	}
 	le.PutUint32(b[sbMetaBlock:], uint32(e.meta/blockSize))
 	le.PutUint32(b[sbFeatureIncompat:], incompatWanted)
@@ -266,7 +326,7 @@ func (e *encoder) writeSuper(root *placed) {
 
 	flags := flagUIDGID | e.blobFlags()
 	for _, p := range e.inodes {
-		if len(p.xattrs) > 0 {
+		if p.xattrs > 0 {
 			flags |= flagXattr
 		}
 	}
@@ -283,7 +343,7 @@ func (e *encoder) writeSuper(root *placed) {
 }
 
 // blobFlags are the two flags for what each blob says for itself, too: readers want exactly one compressor and one digester.
-func (e *encoder) blobFlags() uint64 {
+func (e *Encoder) blobFlags() uint64 {
 	compressors := [...]uint64{None: flagCompressNone, LZ4: flagCompressLZ4, Gzip: flagCompressGzip, Zstd: flagCompressZstd}
 	most, digester := None, uint64(flagBlake3)
 	for i := range e.img.Blobs {
@@ -296,13 +356,13 @@ func (e *encoder) blobFlags() uint64 {
 	return compressors[most] | digester
 }
 
-func (e *encoder) writeBlobs() {
+func (e *Encoder) putBlobs(out []byte) {
 	le := binary.LittleEndian
-	mapped := int64(len(e.out) / blockSize)
+	mapped := e.size / blockSize
 	for i := range e.img.Blobs {
 		blob := &e.img.Blobs[i]
 		mapped = roundUp(mapped, deviceMappedAlignment)
-		slot := e.out[deviceTableOffset+deviceSlotSize*i:]
+		slot := out[deviceTableOffset+deviceSlotSize*i:]
 		copy(slot, blob.Digest.Encoded())
 		le.PutUint32(slot[deviceBlocks:], uint32(blob.DeviceSize/blockSize))
 		if mapped <= math.MaxUint32 { // of use to single-device mounts only
@@ -310,7 +370,7 @@ func (e *encoder) writeBlobs() {
 		}
 		mapped += blob.DeviceSize / blockSize
 
-		b := e.out[e.blobs+int64(blobEntrySize*i):]
+		b := out[e.blobs+int64(blobEntrySize*i):]
 		copy(b, blob.Digest.Encoded())
 		le.PutUint32(b[blobIndex:], uint32(i))
 		le.PutUint32(b[blobChunkSize:], e.img.ChunkSize)
@@ -337,52 +397,60 @@ func foreignPart(blob *Blob) []byte {
 	return b[blobForeign:]
 }
 
-func (e *encoder) writeInode(p *placed) {
-	le, in, n := binary.LittleEndian, e.out[p.offset:], p.n
+// inode returns an inode with what follows it at once: attributes, and addresses of chunks or short data.
+func (e *Encoder) inode(p *placed) []byte {
+	le, n := binary.LittleEndian, p.n
+	xattrs, _ := encodeXattrs(n.Xattrs) // they were encoded before
+	in := append(make([]byte, inodeExtended, inodeExtended+len(xattrs)+chunkAddrSize*(len(n.Chunks)+1)), xattrs...)
 	le.PutUint16(in[inodeFormat:], 1|p.layout<<1)
-	if len(p.xattrs) > 0 {
-		le.PutUint16(in[inodeXattrCount:], uint16((len(p.xattrs)-xattrHeaderSize)/xattrEntrySize+1))
+	if len(xattrs) > 0 {
+		le.PutUint16(in[inodeXattrCount:], uint16((len(xattrs)-xattrHeaderSize)/xattrEntrySize+1))
 	}
 	le.PutUint16(in[inodeMode:], uint16(n.Mode))
-	le.PutUint64(in[inodeSize:], uint64(p.size))
+	le.PutUint64(in[inodeSize:], uint64(p.size()))
 	le.PutUint32(in[inodeIno:], p.ino)
 	le.PutUint32(in[inodeUID:], n.UID)
 	le.PutUint32(in[inodeGID:], n.GID)
 	le.PutUint64(in[inodeMtime:], uint64(n.Mtime))
 	le.PutUint32(in[inodeMtimeNsec:], n.MtimeNsec)
 	le.PutUint32(in[inodeNlink:], p.nlink)
-	copy(in[inodeExtended:], p.xattrs)
-	body := inodeExtended + int64(len(p.xattrs))
-
-	data := in[body:]
-	if p.block > 0 {
-		data = e.out[p.block:]
-		le.PutUint32(in[inodeUnion:], uint32(p.block/blockSize))
-	}
 	switch n.Type() {
 	case TypeRegular:
 		le.PutUint32(in[inodeUnion:], chunkFormatIndex|e.chunkBits(n))
-		for i, at := range n.Chunks {
+		in = append(in, make([]byte, -len(in)&(chunkAddrSize-1))...)
+		for _, at := range n.Chunks {
 			c := &e.img.Chunks[at]
-			addr := in[roundUp(body, chunkAddrSize)+int64(chunkAddrSize*i):]
-			le.PutUint16(addr, uint16(c.Index))
-			le.PutUint16(addr[2:], uint16(c.Index>>16)<<8|uint16(c.Blob+1))
-			le.PutUint32(addr[4:], uint32(c.DeviceOffset/blockSize))
-		}
-	case TypeSymlink:
-		copy(data, p.data)
-	case TypeDir:
-		for i, block := range p.entries {
-			e.writeDirBlock(p, block, data[blockSize*i:])
+			in = le.AppendUint16(in, uint16(c.Index))
+			in = le.AppendUint16(in, uint16(c.Index>>16)<<8|uint16(c.Blob+1))
+			in = le.AppendUint32(in, uint32(c.DeviceOffset/blockSize))
 		}
 	case TypeChar, TypeBlock:
 		le.PutUint32(in[inodeUnion:], encodeDevice(n.Major, n.Minor))
+	case TypeSymlink, TypeDir:
+		if p.block > 0 {
+			le.PutUint32(in[inodeUnion:], uint32(p.block/blockSize))
+			break
+		}
+		in = append(in, e.data(p)...)
 	}
+	return in
+}
+
+// data returns a symbolic link's target or the blocks of a directory.
+func (e *Encoder) data(p *placed) []byte {
+	if p.n.Type() == TypeSymlink {
+		return []byte(p.n.Link)
+	}
+	out := make([]byte, p.size())
+	for i := range p.dir.blocks {
+		e.putDirBlock(p.dir, &p.dir.blocks[i], out[blockSize*i:])
+	}
+	return out
 }
 
 // chunkBits returns how far above a block, as a power of two, the kernel may map the file at once: all of it if its chunks
 // follow each other on one device.
-func (e *encoder) chunkBits(n *Inode) uint32 {
+func (e *Encoder) chunkBits(n *Inode) uint32 {
 	size := uint64(e.img.ChunkSize)
 	contiguous := len(n.Chunks) > 1
 	for i := 1; i < len(n.Chunks) && contiguous; i++ {
@@ -395,35 +463,34 @@ func (e *encoder) chunkBits(n *Inode) uint32 {
 	return min(uint32(bits.TrailingZeros64(size)-blockBits), chunkFormatBits)
 }
 
-func (e *encoder) writeDirBlock(p *placed, block *dirBlock, out []byte) {
+func (e *Encoder) putDirBlock(d *dirPlan, block *dirBlock, out []byte) {
 	le := binary.LittleEndian
 	nameOff := direntSize * (block.end - block.first)
 	for i := block.first; i < block.end; i++ {
 		entry := out[direntSize*(i-block.first):]
-		le.PutUint64(entry, e.nid(p.kids[i]))
+		le.PutUint64(entry, e.nid(d.kids[i]))
 		le.PutUint16(entry[direntNameOff:], uint16(nameOff))
-		entry[direntType] = direntTypeOf(p.kids[i].n.Type())
-		copy(out[nameOff:], p.names[i])
-		nameOff += len(p.names[i])
+		entry[direntType] = direntTypeOf(d.kids[i].n.Type())
+		copy(out[nameOff:], d.names[i])
+		nameOff += len(d.names[i])
 	}
 }
 
-func (e *encoder) writeChunks() {
+// putChunk writes an entry of the chunk table, and each of its bytes.
+func putChunk(b []byte, c *Chunk) {
+	clear(b)
 	le := binary.LittleEndian
-	for i := range e.img.Chunks {
-		c, b := &e.img.Chunks[i], e.out[e.chunks+int64(chunkEntrySize*i):]
-		copy(b, c.Digest[:])
-		le.PutUint32(b[chunkBlob:], c.Blob)
-		if c.Compressed() {
-			le.PutUint32(b[chunkFlags:], chunkIsCompressed)
-		}
-		le.PutUint32(b[chunkLength:], c.Length)
-		le.PutUint32(b[chunkSize:], c.Size)
-		le.PutUint64(b[chunkOffset:], uint64(c.Offset))
-		le.PutUint64(b[chunkDeviceOffset:], uint64(c.DeviceOffset))
-		le.PutUint64(b[chunkFileOffset:], uint64(c.FileOffset))
-		le.PutUint32(b[chunkIndex:], c.Index)
+	copy(b, c.Digest[:])
+	le.PutUint32(b[chunkBlob:], c.Blob)
+	if c.Compressed() {
+		le.PutUint32(b[chunkFlags:], chunkIsCompressed)
 	}
+	le.PutUint32(b[chunkLength:], c.Length)
+	le.PutUint32(b[chunkSize:], c.Size)
+	le.PutUint64(b[chunkOffset:], uint64(c.Offset))
+	le.PutUint64(b[chunkDeviceOffset:], uint64(c.DeviceOffset))
+	le.PutUint64(b[chunkFileOffset:], uint64(c.FileOffset))
+	le.PutUint32(b[chunkIndex:], c.Index)
 }
 
 func direntTypeOf(mode uint32) byte {

@@ -91,10 +91,10 @@ type Chunk struct {
 	Blob         uint32   // place in Image.Blobs
 	Index        uint32   // number of the chunk in the blob
 	Digest       [32]byte // of the uncompressed bytes, by the blob's digester
-	Offset       int64    // in the blob, in bytes
 	Length       uint32   // in the blob, in bytes; equal to Size if not compressed
-	DeviceOffset int64    // on the device, a multiple of 4 KiB
 	Size         uint32   // uncompressed, in bytes
+	Offset       int64    // in the blob, in bytes
+	DeviceOffset int64    // on the device, a multiple of 4 KiB
 	FileOffset   int64    // in the first file that has it
 }
 
@@ -117,8 +117,8 @@ const (
 type Inode struct {
 	Mode      uint32 // type, permissions, setuid, setgid, sticky as in stat(2)
 	UID, GID  uint32
-	Mtime     int64 // seconds since 1970
 	MtimeNsec uint32
+	Mtime     int64 // seconds since 1970
 	Size      int64 // of a regular file in bytes
 	Major     uint32
 	Minor     uint32
