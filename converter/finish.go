@@ -146,14 +146,14 @@ func (c *conversion) modelPack(ctx context.Context) (ocispec.Descriptor, error) 
 
 func onlyFile(m *modelLayer) *layer.Entry {
 	var file *layer.Entry
-	for i := range m.Entries {
-		if m.Entries[i].Kind == layer.Dir {
+	for _, e := range m.Entries {
+		if e.Kind == layer.Dir {
 			continue
 		}
-		if file != nil || m.Entries[i].Kind != layer.File {
+		if file != nil || e.Kind != layer.File {
 			return nil
 		}
-		file = &m.Entries[i]
+		file = e
 	}
 	return file
 }

@@ -9,9 +9,8 @@ import (
 
 // fits refuses a model layer that would change what the base image has beside files of the same name: its folders are
 // written with mode 0755 and owner root, whatever the base says, so that model layers do not depend on the base.
-func (p *platform) fits(entries []layer.Entry) error {
-	for i := range entries {
-		e := &entries[i]
+func (p *platform) fits(entries []*layer.Entry) error {
+	for _, e := range entries {
 		old := p.tree.Lookup(e.Name)
 		if old == nil {
 			continue

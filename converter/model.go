@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"path"
 	"runtime"
 	"sort"
@@ -235,8 +236,9 @@ func (c *conversion) write(ctx context.Context, p part, out io.Writer) (made *mo
 		}
 	}()
 	w := layer.NewWriter(out, cfg)
-	for _, e := range p.entries {
-		if err := checkSize(w, &e); err != nil {
+	for i := range p.entries {
+		e := &p.entries[i]
+		if err := checkSize(w, e); err != nil {
 			return nil, err
 		}
 		if err := w.Add(ctx, e, nil); err != nil {
@@ -265,7 +267,7 @@ func checkSize(w *layer.Writer, e *layer.Entry) error {
 func (c *conversion) layerConfig() layer.Config {
 	return layer.Config{
 		ChunkSize: rafsChunkSize,
-		Table: func(offset int64, chunks []layer.Chunk) []byte {
+		Table: func(offset int64, chunks iter.Seq[layer.Chunk]) []byte {
 			return bootstrap.Table(offset, rafsChunks(chunks))
 		},
 		Progress:  func(n int64) { c.cfg.Progress.Done(Read, n) },
@@ -322,15 +324,19 @@ func (w *targetWriter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-func rafsChunks(chunks []layer.Chunk) []bootstrap.Chunk {
-	out := make([]bootstrap.Chunk, len(chunks))
-	for i, c := range chunks {
-		out[i] = bootstrap.Chunk{
-			Index: uint32(i), Digest: c.Digest, Offset: c.Offset, Length: c.Size,
-			DeviceOffset: c.Offset, Size: c.Size, FileOffset: c.FileOffset,
+// rafsChunks are the chunks of a layer as its blob has them.
+func rafsChunks(chunks iter.Seq[layer.Chunk]) iter.Seq[bootstrap.Chunk] {
+	return func(yield func(bootstrap.Chunk) bool) {
+		index := uint32(0)
+		for c := range chunks {
+			if !yield(bootstrap.Chunk{
+				Index: index, Digest: c.Digest, Offset: c.Offset, Length: c.Size, DeviceOffset: c.Offset, Size: c.Size, FileOffset: c.FileOffset,
+			}) {
+				return
+			}
+			index++
 		}
 	}
-	return out
 }
 
 // sortLayers brings the layers of a stream into the order of a folder's: small files first, then by name.

@@ -81,16 +81,14 @@ func (p *platform) addModel(layers []*modelLayer) error {
 
 // mergeModel puts the entries of a model layer into the tree.
 func (p *platform) mergeModel(m *modelLayer, loaded *loadOrder) error {
+	root := strings.TrimPrefix(p.c.cfg.ModelPath, "/")
 	var places []uint32
-	if len(m.Chunks) > 0 {
-		chunks := rafsChunks(m.Chunks)
+	if m.ChunkCount() > 0 {
 		places = p.blobs.AddBlob(bootstrap.Blob{
-			Digest: m.Digest, Size: m.Size, TableOffset: m.TarSize, ChunkCount: uint32(len(chunks)), DeviceSize: m.TarSize,
-		}, chunks)
+			Digest: m.Digest, Size: m.Size, TableOffset: m.TarSize, ChunkCount: uint32(m.ChunkCount()), DeviceSize: m.TarSize,
+		}, rafsChunks(m.Chunks()))
 	}
-	inodes := make([]*bootstrap.Inode, len(m.Entries))
-	for i := range m.Entries {
-		e := &m.Entries[i]
+	for _, e := range m.Entries {
 		n := &bootstrap.Inode{Mode: uint32(e.Mode()), Link: e.Link}
 		switch e.Kind {
 		case layer.Dir:
@@ -100,15 +98,13 @@ func (p *platform) mergeModel(m *modelLayer, loaded *loadOrder) error {
 		default:
 			n.Mode |= bootstrap.TypeRegular
 			n.Size = e.Size
+			count := int((e.Size + rafsChunkSize - 1) / rafsChunkSize)
+			n.Chunks, places = places[:count:count], places[count:]
 		}
-		inodes[i] = n
-	}
-	for _, x := range m.Extents {
-		inodes[x.Entry].Chunks = places[x.First : x.First+x.Count]
-		loaded.add(strings.TrimPrefix(m.Entries[x.Entry].Name, strings.TrimPrefix(p.c.cfg.ModelPath, "/")+"/"), inodes[x.Entry])
-	}
-	for i := range inodes {
-		if err := p.tree.Add(m.Entries[i].Name, inodes[i]); err != nil {
+		if len(n.Chunks) > 0 {
+			loaded.add(strings.TrimPrefix(e.Name, root+"/"), n)
+		}
+		if err := p.tree.Add(e.Name, n); err != nil {
 			return err
 		}
 	}
@@ -136,6 +132,7 @@ func (p *platform) bootstrapLayer() (image.Layer, []byte, error) {
 	if err != nil {
 		return image.Layer{}, nil, err
 	}
+	prof("4boot")
 	return image.BootstrapLayer(digest.FromBytes(out.Bytes()), diffID, int64(out.Len())), out.Bytes(), nil
 }
 
@@ -154,7 +151,7 @@ func (p *platform) variants(ctx context.Context) (plain, nydus ocispec.Descripto
 	var model, nydusModel []image.Layer
 	for _, m := range p.c.layers {
 		model = append(model, m.image())
-		if len(m.Chunks) > 0 {
+		if m.ChunkCount() > 0 {
 			nydusModel = append(nydusModel, image.BlobLayer(m.Digest, m.Size))
 		}
 		settings.History = append(settings.History, "shoal convert: "+m.of)

@@ -123,14 +123,14 @@ func (s *streamer) take(ctx context.Context, f *source.File, content io.Reader) 
 
 func addFile(ctx context.Context, w *layer.Writer, e layer.Entry, content io.Reader, seen map[string]bool) error {
 	for _, dir := range newParents(e.Name, seen) {
-		if err := w.Add(ctx, dir, nil); err != nil {
+		if err := w.Add(ctx, &dir, nil); err != nil {
 			return err
 		}
 	}
 	if err := checkSize(w, &e); err != nil {
 		return err
 	}
-	return w.Add(ctx, e, content)
+	return w.Add(ctx, &e, content)
 }
 
 // sharedLayer is a layer that takes several files of a stream. The goroutine that makes it gets them one by one, and ends with

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -244,7 +245,7 @@ func TestTableAndMetaDescribeTheSameChunks(t *testing.T) {
 				chunks = append(chunks, c)
 			}
 		}
-		if table := Table(b.TableOffset, chunks); !bytes.Equal(table, blobs[i][b.TableOffset:]) {
+		if table := Table(b.TableOffset, slices.Values(chunks)); !bytes.Equal(table, blobs[i][b.TableOffset:]) {
 			t.Errorf("blob %d does not end with its table", i)
 		}
 		at, got, err := DecodeMeta(Meta(b.TableOffset, chunks))
@@ -277,10 +278,10 @@ func v2Entry(device, size, offset, length, flags uint64) []byte {
 
 func TestMetaOfOtherToolsIsDecoded(t *testing.T) {
 	want := []Chunk{{Size: 4096, Length: 100}, {Index: 1, Size: 1, Length: 1, Offset: 100, DeviceOffset: 4096}}
-	v1, v2 := appendEntries(nil, want), append(v2Entry(0, 4096, 0, 100, v2IsCompressed), v2Entry(4096, 1, 100, 1, 0x10)...)
+	v1, v2 := appendEntries(nil, slices.Values(want)), append(v2Entry(0, 4096, 0, 100, v2IsCompressed), v2Entry(4096, 1, 100, 1, 0x10)...)
 	for i := range 300 { // enough to shrink
 		c := Chunk{Index: uint32(i + 2), Size: 1, Length: 1, Offset: 101, DeviceOffset: 4096}
-		want, v1, v2 = append(want, c), appendEntries(v1, []Chunk{c}), append(v2, v2Entry(4096, 1, 101, 1, 0)...)
+		want, v1, v2 = append(want, c), appendEntries(v1, slices.Values([]Chunk{c})), append(v2, v2Entry(4096, 1, 101, 1, 0)...)
 	}
 	pack := func(kind Compressor, table []byte) []byte {
 		comp, err := newCompressor(kind)

@@ -1,6 +1,7 @@
 package bootstrap
 
 import (
+	"iter"
 	"maps"
 	"slices"
 
@@ -25,23 +26,24 @@ func NewBuilder(img *Image) *Builder {
 
 // AddBlob lists a blob with all its chunks, in the order of their index, and returns their places in Image.Chunks. A blob
 // that is listed already is not listed again.
-func (b *Builder) AddBlob(blob Blob, chunks []Chunk) []uint32 {
-	known := b.Has(blob.Digest)
-	at := b.blob(blob, func() []byte { return Meta(blob.TableOffset, chunks) })
-	places := make([]uint32, len(chunks))
-	if !known {
-		first := uint32(len(b.img.Chunks))
-		b.whole[at] = first
-		b.img.Chunks = slices.Grow(b.img.Chunks, len(chunks))
-		for i, c := range chunks {
-			c.Blob, places[i] = at, first+uint32(i)
-			b.img.Chunks = append(b.img.Chunks, c)
+func (b *Builder) AddBlob(blob Blob, chunks iter.Seq[Chunk]) []uint32 {
+	first := uint32(len(b.img.Chunks))
+	places := make([]uint32, 0, blob.ChunkCount)
+	if at, ok := b.blobs[blob.Digest]; ok {
+		for c := range chunks {
+			places = append(places, b.chunk(at, c))
 		}
 		return places
 	}
-	for i, c := range chunks {
-		places[i] = b.chunk(at, c)
+	b.img.Chunks = slices.Grow(b.img.Chunks, int(blob.ChunkCount))
+	at := uint32(len(b.img.Blobs))
+	for c := range chunks {
+		c.Blob = at
+		places = append(places, uint32(len(b.img.Chunks)))
+		b.img.Chunks = append(b.img.Chunks, c)
 	}
+	b.whole[at] = first
+	b.blob(blob, func() []byte { return Meta(blob.TableOffset, b.img.Chunks[first:]) })
 	return places
 }
 
@@ -50,7 +52,7 @@ func (b *Builder) AddBlob(blob Blob, chunks []Chunk) []uint32 {
 func (b *Builder) Add(p *Packed) {
 	var places []uint32
 	if len(p.Chunks) > 0 {
-		places = b.AddBlob(p.Blob, p.Chunks)
+		places = b.AddBlob(p.Blob, slices.Values(p.Chunks))
 	}
 	for _, f := range p.files {
 		f.inode.Chunks = make([]uint32, len(f.refs))

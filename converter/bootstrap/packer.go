@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -296,7 +297,7 @@ func (p *Packer) Finish() (*Packed, error) {
 	if err := p.pad(at); err != nil {
 		return nil, err
 	}
-	table := Table(at, p.chunks)
+	table := Table(at, slices.Values(p.chunks))
 	if err := p.write(table); err != nil {
 		return nil, err
 	}

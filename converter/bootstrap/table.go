@@ -3,31 +3,31 @@ package bootstrap
 import (
 	"encoding/binary"
 	"fmt"
+	"iter"
+	"slices"
 )
 
 // Table returns the chunk table of a blob and its header, which are appended to the blob's data at offset, where the data
 // ends. It is version 1 of the format: 16 bytes a chunk. The chunks are all those of the blob in the order of their index.
-func Table(offset int64, chunks []Chunk) []byte {
-	out := make([]byte, 0, tableEntrySize*len(chunks)+tableHeaderSize)
-	out = appendEntries(out, chunks)
-	return append(out, tableHeader(offset, len(chunks))...)
+func Table(offset int64, chunks iter.Seq[Chunk]) []byte {
+	out := appendEntries(nil, chunks)
+	return append(out, tableHeader(offset, len(out)/tableEntrySize)...)
 }
 
 // Meta returns the same as a file of its own, as the bootstrap layer carries it under the name image/<blob>.blob.meta: the
 // table padded to 4 KiB, then the header.
 func Meta(offset int64, chunks []Chunk) []byte {
 	size := roundUp(int64(tableEntrySize*len(chunks)), blockSize)
-	out := appendEntries(make([]byte, 0, size+tableHeaderSize), chunks)
+	out := appendEntries(make([]byte, 0, size+tableHeaderSize), slices.Values(chunks))
 	return append(out[:size:size+tableHeaderSize], tableHeader(offset, len(chunks))...)
 }
 
 // MetaName returns the name of a blob's table in the tar of the bootstrap layer.
 func MetaName(b *Blob) string { return "image/" + b.Digest.Encoded() + ".blob.meta" }
 
-func appendEntries(out []byte, chunks []Chunk) []byte {
+func appendEntries(out []byte, chunks iter.Seq[Chunk]) []byte {
 	le := binary.LittleEndian
-	for i := range chunks {
-		c := &chunks[i]
+	for c := range chunks {
 		size, length := uint64(c.Size)-1, uint64(c.Length)-1
 		out = le.AppendUint64(out, (size&sizeLowMask)<<sizeLowShift|(size&sizeHighMask)>>sizeHighDevice|uint64(c.DeviceOffset))
 		out = le.AppendUint64(out, (length&sizeLowMask)<<sizeLowShift|(length&sizeHighMask)<<sizeHighCompressed|uint64(c.Offset))

@@ -34,7 +34,7 @@ func BenchmarkWriter(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				w := NewWriter(io.Discard, cfg)
-				check(b, w.Add(b.Context(), Entry{Name: name, Size: int64(len(data))}, bytes.NewReader(data)))
+				check(b, w.Add(b.Context(), &Entry{Name: name, Size: int64(len(data))}, bytes.NewReader(data)))
 				_, err := w.Finish()
 				check(b, err)
 			}

@@ -65,54 +65,27 @@ func (e *Entry) Mode() int64 {
 	return 0o644
 }
 
-// segment is a run of bytes of the layer. Headers are made anew each time they are needed: with their padding they have some
-// 4 KiB, which would add up in models of many small files.
-type segment struct {
-	length  int64
-	kind    segmentKind
-	entry   int    // number of the entry whose header or content it is
-	comment int    // length in bytes of the header's padding record
-	raw     []byte // the table
-}
-
-type segmentKind byte
-
-const (
-	isFill segmentKind = iota // zeros, or raw
-	isHeader
-	isContent
-)
-
-// bytes returns the bytes of a segment that is no content.
-func (s *segment) bytes(entries []Entry) []byte {
-	switch {
-	case s.raw != nil:
-		return s.raw
-	case s.kind == isHeader:
-		raw, _ := header(&entries[s.entry], s.comment) // it was made before
-		return raw
+// headerAt returns the tar header of an entry that stands at offset, such that its content, if it has any, begins at a multiple of Align.
+func headerAt(e *Entry, offset int64) ([]byte, error) {
+	if e.Kind != File || e.Size == 0 {
+		return header(e, 0)
 	}
-	return make([]byte, s.length)
-}
-
-// alignedHeader returns the tar header of a file that stands at offset, such that its content begins at a multiple of Align, and
-// the length of the padding record in it.
-func alignedHeader(e *Entry, offset int64) (head []byte, comment int, err error) {
-	if head, err = header(e, 1); err != nil {
-		return nil, 0, err
+	head, err := header(e, 1)
+	if err != nil {
+		return nil, err
 	}
 	// All parts of a header are multiples of 512, and so much more comment makes it that much longer, but for the digits of its
 	// length, which may cost one step more.
 	missing := int(-(offset + int64(len(head))) & (Align - 1))
-	for _, comment = range []int{1 + missing, 1 + missing - 2, 1 + missing + Align - 2} {
+	for _, comment := range []int{1 + missing, 1 + missing - 2, 1 + missing + Align - 2} {
 		if comment < 1 {
 			continue
 		}
 		if head, err = header(e, comment); err != nil || (offset+int64(len(head)))%Align == 0 {
-			return head, comment, err
+			return head, err
 		}
 	}
-	return nil, 0, errors.New("cannot align the tar header") // unreachable
+	return nil, errors.New("cannot align the tar header") // unreachable
 }
 
 // header returns the tar header of an entry with a PAX comment of the given length.

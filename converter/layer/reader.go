@@ -31,11 +31,10 @@ func (l *Layer) Open(ctx context.Context, offset int64) (io.ReadCloser, error) {
 type reader struct {
 	ctx   context.Context
 	layer *Layer
-	next  int           // segment
-	skip  int64         // bytes of the next segment that are not wanted
-	file  io.ReadCloser // of the segment before next, if it is a file
-	left  int64         // of the segment before next
-	raw   []byte
+	next  int64         // offset of the next segment
+	file  io.ReadCloser // of the segment before it, if it is content
+	left  int64         // of the segment before it
+	raw   []byte        // likewise
 	err   error
 
 	group    *blake3.Hasher
@@ -48,11 +47,7 @@ type reader struct {
 // seek moves to the start of a group.
 func (r *reader) seek(offset int64) {
 	r.total, r.groups = offset, int(offset/piece.GroupSize)
-	for r.next < len(r.layer.segments) && offset >= r.layer.segments[r.next].length {
-		offset -= r.layer.segments[r.next].length
-		r.next++
-	}
-	r.skip = offset
+	r.next = offset
 }
 
 func (r *reader) Read(p []byte) (int, error) {
@@ -106,23 +101,22 @@ func (r *reader) advance() error {
 			return named(r.lastFile, err)
 		}
 	}
-	if r.next == len(r.layer.segments) {
+	if r.next == r.layer.Size {
 		return io.EOF
 	}
-	s, skip := &r.layer.segments[r.next], r.skip
-	r.next++
-	r.skip = 0
-	if r.left = s.length - skip; s.kind != isContent {
-		r.raw = s.bytes(r.layer.Entries)[skip:]
-		return nil
-	}
-	e := &r.layer.Entries[s.entry]
-	r.lastFile = e.Name
-	file, err := e.Open(r.ctx, skip)
+	s, err := r.layer.segment(r.next)
 	if err != nil {
 		return err
 	}
-	r.file = file
+	r.next += s.length
+	if r.left, r.raw = s.length, s.raw; s.entry == nil {
+		return nil
+	}
+	r.lastFile = s.entry.Name
+	if r.file, err = s.entry.Open(r.ctx, s.offset); err != nil {
+		r.file = nil
+		return err
+	}
 	return nil
 }
 

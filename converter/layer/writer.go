@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"iter"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/shoal-project/shoal/peer/chunkmap"
@@ -19,25 +20,11 @@ type Config struct {
 	ChunkSize uint32
 	// Table returns what is appended behind the tar, whose length is offset. It is not called for a layer without data,
 	// which gets no table. It must return the same for the same chunks.
-	Table func(offset int64, chunks []Chunk) []byte
+	Table func(offset int64, chunks iter.Seq[Chunk]) []byte
 	// Progress, if not nil, is called with the number of bytes read since it was called last.
 	Progress func(n int64)
 	// AnyFormat takes model files as they are, also those whose header contradicts them; otherwise they are an error.
 	AnyFormat bool
-}
-
-// Chunk is one cut of one file.
-type Chunk struct {
-	Offset     int64 // in the layer, in bytes
-	Size       uint32
-	Digest     [32]byte // BLAKE3 of its bytes
-	FileOffset int64    // in the file
-}
-
-// Extent is where the chunks of one file are.
-type Extent struct {
-	Entry        int // number of the entry in the layer
-	First, Count int // in Layer.Chunks
 }
 
 // Layer is a layer whose content was read once. It is not changed any more and may be used concurrently.
@@ -46,11 +33,13 @@ type Layer struct {
 	Size    int64         // in bytes, with the table
 	TarSize int64         // in bytes; where the table begins
 	Map     *chunkmap.Map
-	Entries []Entry
-	Chunks  []Chunk
-	Extents []Extent // of the files that have content
+	Entries []*Entry
 
-	segments []segment
+	// What follows says where everything is. A layer may have a great many small files, so it is no more than it has to be.
+	chunkSize uint32
+	offsets   []int64    // where the header of each entry ends
+	digests   [][32]byte // of the chunks
+	table     []byte
 }
 
 // Writer makes a layer of the entries added to it. It is not safe for concurrent use.
@@ -68,15 +57,16 @@ func NewWriter(out io.Writer, cfg Config) *Writer {
 	if cfg.Progress == nil {
 		cfg.Progress = func(int64) {}
 	}
-	return &Writer{cfg: cfg, out: out, sum: sha256.New(), cut: chunkmap.NewCutter(), free: newPool(cfg.ChunkSize)}
+	return &Writer{cfg: cfg, out: out, sum: sha256.New(), cut: chunkmap.NewCutter(), layer: Layer{chunkSize: cfg.ChunkSize}, free: newPool(cfg.ChunkSize)}
 }
 
 // Size returns the number of bytes written so far.
 func (w *Writer) Size() int64 { return w.layer.TarSize }
 
-// Add appends an entry. A directory must come before what is in it. content is that of a file from its start; nil: the entry is opened. The
+// Add appends an entry, which is kept and must not be changed. A directory must come before what is in it. content is that of a file from its
+// start; nil: the entry is opened. The
 // error names the file that could not be read, whose size is not what the entry says, or whose header contradicts it.
-func (w *Writer) Add(ctx context.Context, e Entry, content io.Reader) error {
+func (w *Writer) Add(ctx context.Context, e *Entry, content io.Reader) error {
 	return named(e.Name, w.add(ctx, e, content))
 }
 
@@ -88,27 +78,22 @@ func named(name string, err error) error {
 	return err
 }
 
-func (w *Writer) add(ctx context.Context, e Entry, content io.Reader) error {
-	w.layer.Entries = append(w.layer.Entries, e)
-	number := len(w.layer.Entries) - 1
+func (w *Writer) add(ctx context.Context, e *Entry, content io.Reader) error {
 	if e.Kind == File && e.Size == 0 && !w.cfg.AnyFormat {
 		if err := chunkmap.Empty(e.Name); err != nil {
 			return err
 		}
 	}
-	if e.Kind != File || e.Size == 0 {
-		head, err := header(&e, 0)
-		if err != nil {
-			return err
-		}
-		return w.emit(segment{entry: number, kind: isHeader, length: int64(len(head))}, head)
-	}
-	head, comment, err := alignedHeader(&e, w.layer.TarSize)
+	head, err := headerAt(e, w.layer.TarSize)
 	if err != nil {
 		return err
 	}
-	if err := w.emit(segment{entry: number, kind: isHeader, comment: comment, length: int64(len(head))}, head); err != nil {
+	if err := w.emit(head); err != nil {
 		return err
+	}
+	w.layer.Entries, w.layer.offsets = append(w.layer.Entries, e), append(w.layer.offsets, w.layer.TarSize)
+	if e.Kind != File || e.Size == 0 {
+		return nil
 	}
 	if content == nil {
 		r, err := e.Open(ctx, 0)
@@ -118,13 +103,10 @@ func (w *Writer) add(ctx context.Context, e Entry, content io.Reader) error {
 		defer r.Close()
 		content = r
 	}
-	first := len(w.layer.Chunks)
-	if err := w.content(ctx, &e, content); err != nil {
+	if err := w.content(ctx, e, content); err != nil {
 		return err
 	}
-	w.layer.segments = append(w.layer.segments, segment{entry: number, kind: isContent, length: e.Size})
-	w.layer.Extents = append(w.layer.Extents, Extent{number, first, len(w.layer.Chunks) - first})
-	return w.zeros(-e.Size & 511)
+	return w.zeros(-e.Size & (tarUnit - 1))
 }
 
 // Finish ends the layer. The Writer must not be used afterwards.
@@ -135,14 +117,14 @@ func (w *Writer) Finish() (*Layer, error) {
 	if err := w.zeros(-w.layer.TarSize & (Align - 1)); err != nil {
 		return nil, err
 	}
-	tarSize := w.layer.TarSize
-	if len(w.layer.Chunks) > 0 {
-		table := w.cfg.Table(tarSize, w.layer.Chunks)
-		if err := w.emit(segment{raw: table, length: int64(len(table))}, table); err != nil {
+	l := &w.layer
+	tarSize := l.TarSize
+	if l.ChunkCount() > 0 {
+		l.table = w.cfg.Table(tarSize, l.Chunks())
+		if err := w.emit(l.table); err != nil {
 			return nil, err
 		}
 	}
-	l := &w.layer
 	l.TarSize, l.Size = tarSize, w.cut.Size()
 	l.Digest = digest.NewDigest(digest.SHA256, w.sum)
 	l.Map = w.cut.Map(l.Digest)
@@ -150,9 +132,8 @@ func (w *Writer) Finish() (*Layer, error) {
 }
 
 // emit appends bytes that are not those of a file.
-func (w *Writer) emit(s segment, raw []byte) error {
-	w.layer.segments = append(w.layer.segments, s)
-	w.layer.TarSize += s.length
+func (w *Writer) emit(raw []byte) error {
+	w.layer.TarSize += int64(len(raw))
 	w.sum.Write(raw)
 	_, _ = w.cut.Write(raw) // it never fails
 	_, err := w.out.Write(raw)
@@ -163,7 +144,7 @@ func (w *Writer) zeros(n int64) error {
 	if n == 0 {
 		return nil
 	}
-	return w.emit(segment{length: n}, make([]byte, n))
+	return w.emit(make([]byte, n))
 }
 
 // content appends the bytes of a file, hashed in four ways while they are read.
@@ -172,19 +153,14 @@ func (w *Writer) content(ctx context.Context, e *Entry, r io.Reader) error {
 	p := &pass{free: w.free}
 	p.taker(func(b []byte) error { w.sum.Write(b); return nil })
 	p.taker(func(b []byte) error { _, _ = w.cut.Write(b); return nil }) // it never fails
-	start, done := w.layer.TarSize, int64(0)
-	p.taker(func(b []byte) error {
-		w.layer.Chunks = append(w.layer.Chunks, Chunk{start + done, uint32(len(b)), blake3.Sum256(b), done})
-		done += int64(len(b))
-		return nil
-	})
+	p.taker(func(b []byte) error { w.layer.digests = append(w.layer.digests, blake3.Sum256(b)); return nil })
 	written := p.taker(func(b []byte) error {
 		w.cfg.Progress(int64(len(b)))
 		_, err := w.out.Write(b)
 		return err
 	})
 	err := errors.Join(p.run(ctx, r, e.Size, int64(w.cfg.ChunkSize)), *written)
-	w.layer.TarSize += done
+	w.layer.TarSize += e.Size
 	if ferr := w.cut.EndFile(); err == nil && ferr != nil && !w.cfg.AnyFormat {
 		err = ferr
 	}

@@ -266,9 +266,9 @@ func (w *world) addModel(t testing.TB, b *bootstrap.Builder, tree *bootstrap.Tre
 			Length: uint32(len(part)), DeviceOffset: int64(off), Size: uint32(len(part)), FileOffset: int64(off)})
 	}
 	end := (int64(size) + 4095) / 4096 * 4096
-	stored := slices.Concat(data, make([]byte, end-int64(size)), bootstrap.Table(end, chunks))
+	stored := slices.Concat(data, make([]byte, end-int64(size)), bootstrap.Table(end, slices.Values(chunks)))
 	blob.Digest, blob.Size, blob.TableOffset, blob.DeviceSize, blob.ChunkCount = digest.FromBytes(stored), int64(len(stored)), end, end, uint32(len(chunks))
-	places = b.AddBlob(blob, chunks)
+	places = b.AddBlob(blob, slices.Values(chunks))
 	check(t, os.WriteFile(w.origin.path(blob.Digest), stored, 0o600))
 	check(t, tree.Add("models/model.bin", &bootstrap.Inode{Mode: bootstrap.TypeRegular | 0o644, Mtime: 1, Size: int64(size), Chunks: places}))
 	w.files["models/model.bin"] = data
