@@ -292,7 +292,7 @@ func forgeLayer(t *testing.T, repo name.Repository, made *converter.Result, chan
 	check(t, err)
 	change(files, maps)
 	var out bytes.Buffer
-	_, err = image.WriteBootstrapLayer(&out, files)
+	_, err = image.WriteBootstrapLayer(&out, image.Files(files))
 	check(t, err)
 	blob := static.NewLayer(out.Bytes(), types.OCILayer)
 	check(t, remote.WriteLayer(repo, blob))

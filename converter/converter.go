@@ -445,6 +445,11 @@ func (c *conversion) read(ctx context.Context, platforms []*platform) error {
 	if err != nil && ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
+	for _, m := range c.layers {
+		if err == nil {
+			m.forget()
+		}
+	}
 	return err
 }
 

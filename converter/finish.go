@@ -125,7 +125,7 @@ func (c *conversion) modelPack(ctx context.Context) (ocispec.Descriptor, error) 
 	var layers []image.ModelLayer
 	for _, m := range c.layers {
 		l := image.ModelLayer{Layer: m.image(), Path: strings.TrimPrefix(c.cfg.ModelPath, "/"), Weights: m.large}
-		if f := onlyFile(m); f != nil {
+		if f := m.file; f != nil {
 			l.Path, l.File, l.Executable, l.Size = f.Name, true, f.Executable, f.Size
 			if format := formatOf(f.Name); about.Config.Format == "" && m.large {
 				about.Config.Format = format
@@ -144,9 +144,10 @@ func (c *conversion) modelPack(ctx context.Context) (ocispec.Descriptor, error) 
 	return desc, err
 }
 
-func onlyFile(m *modelLayer) *layer.Entry {
+// onlyFile returns the file of a layer that holds nothing else, and nil for another layer.
+func onlyFile(l *layer.Layer) *layer.Entry {
 	var file *layer.Entry
-	for _, e := range m.Entries {
+	for _, e := range l.Entries {
 		if e.Kind == layer.Dir {
 			continue
 		}

@@ -61,7 +61,7 @@ func TestChunkMapsThatReadersDoNotTakeLoseTheirChunks(t *testing.T) {
 			t.Errorf("limit %d: want chunks %s, got %s", tc.limit, tc.want, s)
 		}
 		var layer bytes.Buffer
-		if _, err := image.WriteBootstrapLayer(&layer, files); err != nil {
+		if _, err := image.WriteBootstrapLayer(&layer, image.Files(files)); err != nil {
 			t.Fatal(err)
 		}
 		if all, err := chunkmap.AllFromLayer(&layer); err != nil || len(all) != 3 {

@@ -73,11 +73,8 @@ func (p *platform) frameworkLayer(ctx context.Context, i int) error {
 		return p.layerError(ctx, i, desc, err)
 	}
 	if ok {
-		p.addFramework(ctx, image.BlobLayer(blob.Digest, blob.Size), repository.Blob{
-			Open: func(_ context.Context, offset int64) (io.ReadCloser, error) {
-				return &lazyFile{path: file.Name(), offset: offset}, nil
-			},
-		}, func() { _ = os.Remove(file.Name()) }) // the folder goes too
+		l := image.BlobLayer(blob.Digest, blob.Size)
+		p.addFramework(ctx, l, tempBlob(l.Descriptor, file.Name()), func() { _ = os.Remove(file.Name()) }) // the folder goes too
 	} else {
 		_ = os.Remove(file.Name())
 	}
@@ -131,6 +128,13 @@ func (p *platform) blame(ctx context.Context, desc ocispec.Descriptor, fault err
 	return &classified{ErrSource, fault}
 }
 
+// tempBlob is a blob in a temporary file.
+func tempBlob(d ocispec.Descriptor, path string) repository.Blob {
+	return repository.Blob{Descriptor: d, Open: func(_ context.Context, offset int64) (io.ReadCloser, error) {
+		return &lazyFile{path: path, offset: offset}, nil
+	}}
+}
+
 // lazyFile opens a file at the first Read, so that many may wait without a descriptor.
 type lazyFile struct {
 	path   string
@@ -170,10 +174,14 @@ type tempWriter struct{ w io.Writer }
 
 func (t tempWriter) Write(p []byte) (int, error) {
 	n, err := t.w.Write(p)
-	if err != nil {
-		err = fmt.Errorf("%w: %w; set TMPDIR to a folder with more room", errTemp, err)
+	return n, tempError(err)
+}
+
+func tempError(err error) error {
+	if err == nil {
+		return nil
 	}
-	return n, err
+	return fmt.Errorf("%w: %w; set TMPDIR to a folder with more room", errTemp, err)
 }
 
 // contextWriter ends with the context: the holes of a sparse file are packed without a read of the layer.

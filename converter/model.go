@@ -40,9 +40,21 @@ const (
 type modelLayer struct {
 	*layer.Layer
 	of     string
-	large  bool // it holds large files
+	large  bool         // it holds large files
+	chunks int          // RAFS chunks
+	file   *layer.Entry // the only one it holds; nil if there are several
 	record *Layer
 }
+
+// letGo drops what a layer that is at the target would be read from again.
+func (m *modelLayer) letGo() {
+	for _, e := range m.Entries {
+		e.Open = nil
+	}
+}
+
+// forget drops what nobody needs who neither reads nor merges the layer any more.
+func (m *modelLayer) forget() { m.Layer = &layer.Layer{Digest: m.Digest, Size: m.Size} }
 
 func (m *modelLayer) image() image.Layer {
 	return image.Layer{DiffID: m.Digest, Descriptor: ocispec.Descriptor{
@@ -63,6 +75,7 @@ func (c *conversion) readModel(ctx context.Context) error {
 	}
 	c.cfg.Progress.Plan(Read, c.bytes)
 	parts := split(c.cfg.ModelPath, c.model.Files)
+	c.model.Files = nil // the parts have them now
 	c.layers = make([]*modelLayer, len(parts))
 	var work errgroup.Group // with the context of all: the uploads it starts go on when it has ended
 	work.SetLimit(c.parallel())
@@ -195,8 +208,12 @@ func (c *conversion) streamPart(ctx context.Context, p part) (*modelLayer, error
 	defer c.cfg.Progress.Ended(Read, "read "+p.of)
 	for try := 1; ; try++ {
 		m, err := c.stream(ctx, func(w io.Writer) (*modelLayer, error) { return c.write(ctx, p, w) })
-		if err == nil || try == streamTries || !errors.Is(err, repository.ErrLost) {
-			return m, err
+		if err == nil {
+			m.letGo()
+			return m, nil
+		}
+		if try == streamTries || !errors.Is(err, repository.ErrLost) {
+			return nil, err
 		}
 		c.cfg.Logger.WarnContext(ctx, "layer is made anew", "of", p.of, "error", err)
 	}
@@ -253,7 +270,7 @@ func (c *conversion) write(ctx context.Context, p part, out io.Writer) (made *mo
 }
 
 func newModelLayer(l *layer.Layer, of string, large bool) *modelLayer {
-	return &modelLayer{Layer: l, of: of, large: large, record: &Layer{Kind: "model", Digest: l.Digest, Size: l.Size, Of: of}}
+	return &modelLayer{Layer: l, of: of, large: large, chunks: l.ChunkCount(), file: onlyFile(l), record: &Layer{Kind: "model", Digest: l.Digest, Size: l.Size, Of: of}}
 }
 
 // checkSize refuses a file that makes its layer too large, before it is read.

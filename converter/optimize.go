@@ -173,7 +173,7 @@ func (o *optimizer) bootstrapLayer(ctx context.Context, v *convertedVariant) (l 
 		return l, nil, classify(ErrSource, "bootstrap: %w", err)
 	}
 	var out bytes.Buffer
-	diffID, err := image.WriteBootstrapLayer(&out, files)
+	diffID, err := image.WriteBootstrapLayer(&out, image.Files(files))
 	if err != nil {
 		return l, nil, err
 	}

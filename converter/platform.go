@@ -1,10 +1,13 @@
 package converter
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"io"
 	"maps"
+	"os"
 	"strings"
 	"sync"
 
@@ -111,39 +114,83 @@ func (p *platform) mergeModel(m *modelLayer, loaded *loadOrder) error {
 	return nil
 }
 
-// bootstrapLayer returns the last layer of the Nydus manifest and its bytes.
-func (p *platform) bootstrapLayer() (image.Layer, []byte, error) {
-	p.image.Root = p.tree.Root
-	boot, err := bootstrap.Encode(p.image)
+// bootstrapLayer writes the last layer of the Nydus manifest to a file.
+func (p *platform) bootstrapLayer(file io.Writer) (image.Layer, error) {
+	files, err := p.bootstrapFiles()
 	if err != nil {
-		return image.Layer{}, nil, classify(ErrSource, "bootstrap: %w", err)
+		return image.Layer{}, err
 	}
-	files := map[string][]byte{image.BootstrapName: boot}
-	maps.Copy(files, p.blobs.Metas())
+	sum := sha256.New()
+	out := bufio.NewWriterSize(tempWriter{file}, 1<<20)
+	size := &byteCounter{}
+	diffID, err := image.WriteBootstrapLayer(io.MultiWriter(out, sum, size), files)
+	if err == nil {
+		err = out.Flush()
+	}
+	if err != nil {
+		return image.Layer{}, err
+	}
+	return image.BootstrapLayer(digest.NewDigest(digest.SHA256, sum), diffID, size.n), nil
+}
+
+// bootstrapFiles are the files of that layer.
+func (p *platform) bootstrapFiles() (map[string]image.File, error) {
+	p.image.Root = p.tree.Root
+	boot, err := bootstrap.NewEncoder(p.image)
+	if err != nil {
+		return nil, classify(ErrSource, "bootstrap: %w", err)
+	}
 	fitting, err := fitMaps(p.maps, chunkmap.MaxLayerMaps)
 	if err != nil {
-		return image.Layer{}, nil, err
+		return nil, err
 	}
+	files := image.Files(p.blobs.Metas())
+	files[image.BootstrapName] = boot
 	for blob, m := range fitting {
-		files[chunkmap.FileName(blob)] = m.Encode()
+		files[chunkmap.FileName(blob)] = mapFile{m}
 	}
-	var out bytes.Buffer
-	diffID, err := image.WriteBootstrapLayer(&out, files)
+	return files, nil
+}
+
+// mapFile is a chunk map as a file, encoded when it is written.
+type mapFile struct{ m *chunkmap.Map }
+
+func (f mapFile) Size() int64 { return int64(f.m.EncodedSize()) }
+
+func (f mapFile) WriteTo(w io.Writer) (int64, error) {
+	n, err := w.Write(f.m.Encode())
+	return int64(n), err
+}
+
+type byteCounter struct{ n int64 }
+
+func (c *byteCounter) Write(p []byte) (int, error) {
+	c.n += int64(len(p))
+	return len(p), nil
+}
+
+// pushBootstrap makes the last layer of the Nydus manifest and brings it to the target.
+func (p *platform) pushBootstrap(ctx context.Context) (image.Layer, error) {
+	file, err := os.CreateTemp(p.c.temp, "bootstrap-")
 	if err != nil {
-		return image.Layer{}, nil, err
+		return image.Layer{}, tempError(err)
 	}
-	prof("4boot")
-	return image.BootstrapLayer(digest.FromBytes(out.Bytes()), diffID, int64(out.Len())), out.Bytes(), nil
+	defer func() { _ = os.Remove(file.Name()) }() // the folder goes too
+	l, err := p.bootstrapLayer(file)
+	if cerr := tempError(file.Close()); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return l, err
+	}
+	return l, p.c.push(ctx, tempBlob(l.Descriptor, file.Name()), p.record("bootstrap", l, p.base.Platform.String()))
 }
 
 // variants writes what names the layers: bootstrap, configurations and manifests. It returns the descriptors of the manifests for
 // the index.
 func (p *platform) variants(ctx context.Context) (plain, nydus ocispec.Descriptor, err error) {
-	boot, raw, err := p.bootstrapLayer()
+	boot, err := p.pushBootstrap(ctx)
 	if err != nil {
-		return plain, nydus, err
-	}
-	if err := p.c.push(ctx, rawBlob(boot.Descriptor, raw), p.record("bootstrap", boot, p.base.Platform.String())); err != nil {
 		return plain, nydus, err
 	}
 	cfg := p.c.cfg
@@ -151,7 +198,7 @@ func (p *platform) variants(ctx context.Context) (plain, nydus ocispec.Descripto
 	var model, nydusModel []image.Layer
 	for _, m := range p.c.layers {
 		model = append(model, m.image())
-		if m.ChunkCount() > 0 {
+		if m.chunks > 0 {
 			nydusModel = append(nydusModel, image.BlobLayer(m.Digest, m.Size))
 		}
 		settings.History = append(settings.History, "shoal convert: "+m.of)

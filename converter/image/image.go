@@ -12,6 +12,7 @@ package image
 
 import (
 	"archive/tar"
+	"bytes"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -253,9 +254,24 @@ func Index(manifests []ocispec.Descriptor, annotations map[string]string) (Blob,
 	return newBlob(ocispec.MediaTypeImageIndex, raw), nil
 }
 
+// File is what a file of a layer has in it: Size bytes, which WriteTo writes. A bytes.Reader that nothing was read from is one.
+type File interface {
+	io.WriterTo
+	Size() int64
+}
+
+// Files returns files that are in memory as WriteBootstrapLayer takes them.
+func Files(raw map[string][]byte) map[string]File {
+	out := make(map[string]File, len(raw))
+	for name, data := range raw {
+		out[name] = bytes.NewReader(data)
+	}
+	return out
+}
+
 // WriteBootstrapLayer writes the bootstrap layer, a gzip-compressed tar with the given files in the order of their names but
-// the bootstrap first, and returns its DiffID.
-func WriteBootstrapLayer(w io.Writer, files map[string][]byte) (diffID digest.Digest, err error) {
+// the bootstrap first, and returns its DiffID. Files are written one after the other.
+func WriteBootstrapLayer(w io.Writer, files map[string]File) (diffID digest.Digest, err error) {
 	zw := gzip.NewWriter(w)
 	sum := sha256.New()
 	tw := tar.NewWriter(io.MultiWriter(zw, sum))
@@ -274,11 +290,11 @@ func WriteBootstrapLayer(w io.Writer, files map[string][]byte) (diffID digest.Di
 	for _, name := range names {
 		if err == nil {
 			err = tw.WriteHeader(&tar.Header{
-				Typeflag: tar.TypeReg, Name: name, Mode: 0o444, Size: int64(len(files[name])), ModTime: epoch,
+				Typeflag: tar.TypeReg, Name: name, Mode: 0o444, Size: files[name].Size(), ModTime: epoch,
 			})
 		}
 		if err == nil {
-			_, err = tw.Write(files[name])
+			_, err = files[name].WriteTo(tw)
 		}
 	}
 	for _, end := range []func() error{tw.Close, zw.Close} {

@@ -72,7 +72,7 @@ func TestBootstrapLayerDoesNotDependOnMapOrder(t *testing.T) {
 	var first digest.Digest
 	for range 20 {
 		var out bytes.Buffer
-		_, err := WriteBootstrapLayer(&out, files)
+		_, err := WriteBootstrapLayer(&out, Files(files))
 		check(t, err)
 		got := digest.FromBytes(out.Bytes())
 		if first != "" && got != first {
@@ -90,7 +90,7 @@ func TestBootstrapLayerIsTheSameWithEveryToolchain(t *testing.T) {
 		text[i] ^= byte(i * i >> 7)
 	}
 	var out bytes.Buffer
-	_, err := WriteBootstrapLayer(&out, map[string][]byte{BootstrapName: text})
+	_, err := WriteBootstrapLayer(&out, Files(map[string][]byte{BootstrapName: text}))
 	check(t, err)
 	const want = "sha256:9eeb014ca893dfa28301f977691ff92a840282530cd96ea8171f614dc031afd7"
 	if got := digest.FromBytes(out.Bytes()); got != want {
