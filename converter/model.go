@@ -104,7 +104,7 @@ type part struct {
 }
 
 func newEntry(root string, f *source.File) layer.Entry {
-	e := layer.Entry{Name: root + "/" + f.Path, Executable: f.Executable, Link: f.Link, Size: f.Size, Open: f.Open}
+	e := layer.Entry{Name: root + "/" + f.Path, Executable: f.Executable, Link: f.Link, Size: f.Size, Open: f.Opener()}
 	switch {
 	case f.Mode.IsDir():
 		e.Kind = layer.Dir
@@ -117,9 +117,9 @@ func newEntry(root string, f *source.File) layer.Entry {
 // split distributes the model over layers: first one with all folders, links and small files, then the large files.
 func split(modelPath string, files []source.File) []part {
 	root := strings.TrimPrefix(modelPath, "/")
-	var small part
+	small := part{entries: append(make([]layer.Entry, 0, len(files)+8), parents(root+"/x")...)}
+	folders, count := len(small.entries), 0
 	var large []layer.Entry
-	count := 0
 	for i := range files {
 		e := newEntry(root, &files[i])
 		if e.Kind == layer.File && e.Size >= largeFile {
@@ -132,8 +132,7 @@ func split(modelPath string, files []source.File) []part {
 		small.entries = append(small.entries, e)
 	}
 	var parts []part
-	if len(small.entries) > 0 {
-		small.entries = append(parents(root+"/x"), small.entries...)
+	if len(small.entries) > folders {
 		small.of = smallFiles(count)
 		parts = append(parts, small)
 	}

@@ -22,13 +22,15 @@ type compressor struct {
 	out  []byte
 }
 
-func newCompressor(kind Compressor) (*compressor, error) {
+// newCompressor returns a compressor of chunks of up to chunkSize bytes, a power of two. More than a chunk it need not remember: what it holds
+// is twice the window.
+func newCompressor(kind Compressor, chunkSize int) (*compressor, error) {
 	c := &compressor{kind: kind}
 	switch kind {
 	case None, LZ4:
 	case Zstd:
 		var err error
-		if c.zw, err = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false)); err != nil {
+		if c.zw, err = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithWindowSize(chunkSize)); err != nil {
 			return nil, err
 		}
 	default:

@@ -37,7 +37,7 @@ func newPackPool(kind Compressor, chunkSize int) (*packPool, error) {
 		p.spare = append(p.spare, &packJob{data: make([]byte, 0, min(chunkSize, 64<<10)), done: make(chan struct{}, 1)})
 	}
 	for range count {
-		c, err := newCompressor(kind)
+		c, err := newCompressor(kind, chunkSize)
 		if err != nil {
 			p.close()
 			return nil, err

@@ -23,8 +23,19 @@ func stampOf(info fs.FileInfo) stamp {
 // localFile reads a file on disk. What is read once cannot be compared with anything, so at its end the file must still be the one that was
 // listed.
 type localFile struct {
-	file   *os.File
-	listed *File
+	file *os.File
+	seen stamp // when it was listed
+}
+
+func openLocalFile(path string, seen stamp, offset int64) (io.ReadCloser, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := file.Seek(offset, io.SeekStart); err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	return &localFile{file, seen}, nil
 }
 
 func (f *localFile) Read(p []byte) (int, error) {
@@ -36,8 +47,8 @@ func (f *localFile) Read(p []byte) (int, error) {
 	if serr != nil {
 		return n, serr
 	}
-	if stampOf(info) != f.listed.seen {
-		return n, changed(f.listed.real)
+	if stampOf(info) != f.seen {
+		return n, changed(f.file.Name())
 	}
 	return n, err
 }

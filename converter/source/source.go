@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -53,20 +52,21 @@ func (f *File) URL(ctx context.Context) (string, error) {
 // its source promises, the reader ends with an error instead of io.EOF. So does, with ErrChanged, that of a file on disk which was
 // changed since it was listed.
 func (f *File) Open(ctx context.Context, offset int64) (io.ReadCloser, error) {
-	switch {
-	case f.open != nil:
-		return f.open(ctx, offset)
-	case f.real == "":
+	open := f.Opener()
+	if open == nil {
 		return nil, fmt.Errorf("%s can be read only once, in the order of its source", f.Path)
 	}
-	file, err := os.Open(f.real)
-	if err != nil {
-		return nil, err
+	return open(ctx, offset)
+}
+
+// Opener returns what Open does as a function that holds no more than it needs of the file; nil if it can be read only once. Of models
+// with very many files the listing can go then.
+func (f *File) Opener() func(ctx context.Context, offset int64) (io.ReadCloser, error) {
+	if f.open != nil || f.real == "" {
+		return f.open
 	}
-	if _, err := file.Seek(offset, io.SeekStart); err != nil {
-		return nil, errors.Join(err, file.Close())
-	}
-	return &localFile{file, f}, nil
+	real, seen := f.real, f.seen
+	return func(_ context.Context, offset int64) (io.ReadCloser, error) { return openLocalFile(real, seen, offset) }
 }
 
 // Visit gets one file. content is valid until it returns, and nil for folders and links; what it leaves is skipped.
