@@ -29,7 +29,7 @@ func BenchmarkPacker(b *testing.B) {
 		})
 		b.Run(name+", one by one", func(b *testing.B) {
 			b.SetBytes(int64(total))
-			c, err := newCompressor(kind)
+			c, err := newCompressor(kind, 1<<20)
 			check(b, err)
 			defer c.close()
 			for b.Loop() {

@@ -36,7 +36,7 @@ func tocEntry(flags uint32, name string, off, stored int, plain string) string {
 }
 
 func TestInlinedBootstrapIsFound(t *testing.T) {
-	comp, err := newCompressor(Zstd)
+	comp, err := newCompressor(Zstd, 1<<20)
 	check(t, err)
 	packed, err := comp.pack(bytes.Repeat([]byte("boot"), 2000))
 	check(t, err)

@@ -284,7 +284,7 @@ func TestMetaOfOtherToolsIsDecoded(t *testing.T) {
 		want, v1, v2 = append(want, c), appendEntries(v1, slices.Values([]Chunk{c})), append(v2, v2Entry(4096, 1, 101, 1, 0)...)
 	}
 	pack := func(kind Compressor, table []byte) []byte {
-		comp, err := newCompressor(kind)
+		comp, err := newCompressor(kind, 1<<20)
 		check(t, err)
 		out, err := comp.pack(table)
 		check(t, err)

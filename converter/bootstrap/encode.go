@@ -50,12 +50,11 @@ func (p *placed) size() int64 {
 	return 0
 }
 
-// Encoder writes the bootstrap of an image, whose size it knows before. The image must not be changed meanwhile. It is not safe for
-// concurrent use.
+// Encoder writes the bootstrap of an image, whose size it knows before. It numbers the image's inodes: an image has one Encoder at a time, and
+// must not be changed meanwhile. It is not safe for concurrent use.
 type Encoder struct {
 	img    *Image
 	inodes []*placed // in order of placement, root first
-	seen   map[*Inode]*placed
 	size   int64
 	meta   int64 // offset of nid 0
 	blobs  int64 // offset of the blob table
@@ -78,7 +77,7 @@ func Encode(img *Image) ([]byte, error) {
 // NewEncoder returns an Encoder of an image. Equal images have equal bootstraps. The error is ErrUnsupported if the format
 // has no way to express the image, and ErrInvalid if the image contradicts itself.
 func NewEncoder(img *Image) (*Encoder, error) {
-	e := &Encoder{img: img, seen: map[*Inode]*placed{}}
+	e := &Encoder{img: img}
 	if err := e.check(); err != nil {
 		return nil, err
 	}
@@ -152,9 +151,17 @@ func (e *Encoder) check() error {
 	return nil
 }
 
+// seen returns the place of an inode that was visited; nil for others, whatever number they have of another Encoder.
+func (e *Encoder) seen(n *Inode) *placed {
+	if i := int(n.number) - 1; i >= 0 && i < len(e.inodes) && e.inodes[i].n == n {
+		return e.inodes[i]
+	}
+	return nil
+}
+
 // collect visits the tree, parents first, and lists each inode once.
 func (e *Encoder) collect(n *Inode, parent *placed, depth int) (*placed, error) {
-	if p, ok := e.seen[n]; ok {
+	if p := e.seen(n); p != nil {
 		if n.IsDir() {
 			return nil, fmt.Errorf("a directory has two names: %w", ErrInvalid)
 		}
@@ -164,8 +171,8 @@ func (e *Encoder) collect(n *Inode, parent *placed, depth int) (*placed, error) 
 	if depth > maxDepth {
 		return nil, fmt.Errorf("more than %d levels of directories: %w", maxDepth, ErrUnsupported)
 	}
-	p := &placed{n: n, nlink: 1, ino: uint32(len(e.inodes) + 1)}
-	e.seen[n] = p
+	n.number = uint32(len(e.inodes) + 1)
+	p := &placed{n: n, nlink: 1, ino: n.number}
 	e.inodes = append(e.inodes, p)
 	xattrs, err := encodeXattrs(n.Xattrs)
 	if err != nil {
@@ -254,7 +261,7 @@ func (e *Encoder) checkFile(n *Inode) error {
 func (e *Encoder) checkPrefetch() error {
 	listed := map[*Inode]bool{}
 	for i, n := range e.img.Prefetch {
-		if e.seen[n] == nil || listed[n] {
+		if n == nil || e.seen(n) == nil || listed[n] {
 			return fmt.Errorf("prefetch entry %d is not in the tree or stands twice: %w", i, ErrInvalid)
 		}
 		listed[n] = true
@@ -304,7 +311,7 @@ func (e *Encoder) head() []byte {
 	e.putSuper(out)
 	e.putBlobs(out)
 	for i, n := range e.img.Prefetch {
-		binary.LittleEndian.PutUint32(out[e.first+int64(prefetchEntrySize*i):], uint32(e.nid(e.seen[n])))
+		binary.LittleEndian.PutUint32(out[e.first+int64(prefetchEntrySize*i):], uint32(e.nid(e.seen(n))))
 	}
 	return out
 }

@@ -88,7 +88,7 @@ func FuzzDecodeMeta(f *testing.F) {
 	f.Add(metaOf(table, 2, featureAligned|featureV2, None, len(table)))
 	many := bytes.Repeat(v2Entry(0, 1, 0, 1, 0), 100)
 	for _, kind := range []Compressor{LZ4, Zstd} {
-		comp, err := newCompressor(kind)
+		comp, err := newCompressor(kind, 1<<20)
 		check(f, err)
 		packed, err := comp.pack(many)
 		check(f, err)

@@ -127,8 +127,9 @@ type Inode struct {
 	Chunks    []uint32          // of a regular file, places in Image.Chunks in order
 	Children  map[string]*Inode // of a directory
 
-	layer  int            // of the Tree that made it
-	linked map[string]int // of a directory: the layers that gave names to inodes of earlier layers
+	number uint32           // that an Encoder gave it
+	layer  int32            // of the Tree that made it
+	linked map[string]int32 // of a directory: the layers that gave names to inodes of earlier layers
 }
 
 // Type returns the file type of the mode.

@@ -125,9 +125,9 @@ func TestExpanderRefuses(t *testing.T) {
 	defer x.Close()
 	bomb := make([]byte, testChunk) // a chunk that expands to more than it says
 	for _, kind := range []Compressor{None, LZ4, Zstd, Gzip} {
-		comp, err := newCompressor(kind)
+		comp, err := newCompressor(kind, 1<<20)
 		if kind == Gzip {
-			comp, err = newCompressor(Zstd)
+			comp, err = newCompressor(Zstd, 1<<20)
 		}
 		check(t, err)
 		stored, err := comp.pack(bomb)

@@ -17,7 +17,7 @@ const maxLinkHops = 40
 // within the tree. The zero Tree is not usable; see NewTree. It is not safe for concurrent use.
 type Tree struct {
 	Root  *Inode
-	layer int
+	layer int32
 	count int   // of names ever made
 	bytes int64 // in them, and in what hangs on them
 }
@@ -84,7 +84,7 @@ func (t *Tree) Add(path string, n *Inode) error {
 }
 
 // layerOf returns the layer that gave the directory the name.
-func (n *Inode) layerOf(name string) int { return max(n.Children[name].layer, n.linked[name]) }
+func (n *Inode) layerOf(name string) int32 { return max(n.Children[name].layer, n.linked[name]) }
 
 // Link gives the file at target a second name. The target must exist and be no directory.
 func (t *Tree) Link(path, target string) error {
@@ -118,7 +118,7 @@ func (t *Tree) Link(path, target string) error {
 	}
 	dir.Children[name] = n
 	if dir.linked == nil {
-		dir.linked = map[string]int{}
+		dir.linked = map[string]int32{}
 	}
 	dir.linked[name] = t.layer
 	return nil

@@ -64,7 +64,7 @@ type segment struct {
 // segment returns what is at an offset of the layer, before its end.
 func (l *Layer) segment(at int64) (segment, error) {
 	if at >= l.TarSize {
-		raw := l.table[at-l.TarSize:]
+		raw := l.table(l.TarSize, l.Chunks())[at-l.TarSize:]
 		return segment{raw: raw, length: int64(len(raw))}, nil
 	}
 	i := sort.Search(len(l.Entries), func(i int) bool { return at < l.end(i) })

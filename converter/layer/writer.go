@@ -39,7 +39,7 @@ type Layer struct {
 	chunkSize uint32
 	offsets   []int64    // where the header of each entry ends
 	digests   [][32]byte // of the chunks
-	table     []byte
+	table     func(offset int64, chunks iter.Seq[Chunk]) []byte
 }
 
 // Writer makes a layer of the entries added to it. It is not safe for concurrent use.
@@ -57,7 +57,7 @@ func NewWriter(out io.Writer, cfg Config) *Writer {
 	if cfg.Progress == nil {
 		cfg.Progress = func(int64) {}
 	}
-	return &Writer{cfg: cfg, out: out, sum: sha256.New(), cut: chunkmap.NewCutter(), layer: Layer{chunkSize: cfg.ChunkSize}, free: newPool(cfg.ChunkSize)}
+	return &Writer{cfg: cfg, out: out, sum: sha256.New(), cut: chunkmap.NewCutter(), layer: Layer{chunkSize: cfg.ChunkSize, table: cfg.Table}, free: newPool(cfg.ChunkSize)}
 }
 
 // Size returns the number of bytes written so far.
@@ -120,8 +120,7 @@ func (w *Writer) Finish() (*Layer, error) {
 	l := &w.layer
 	tarSize := l.TarSize
 	if l.ChunkCount() > 0 {
-		l.table = w.cfg.Table(tarSize, l.Chunks())
-		if err := w.emit(l.table); err != nil {
+		if err := w.emit(l.table(tarSize, l.Chunks())); err != nil {
 			return nil, err
 		}
 	}
