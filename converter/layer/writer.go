@@ -117,7 +117,7 @@ func (w *Writer) Finish() (*Layer, error) {
 	if err := w.zeros(-w.layer.TarSize & (Align - 1)); err != nil {
 		return nil, err
 	}
-	l := &w.layer
+	l := w.layer // a copy: the Writer and its buffers can go
 	tarSize := l.TarSize
 	if l.ChunkCount() > 0 {
 		if err := w.emit(l.table(tarSize, l.Chunks())); err != nil {
@@ -127,7 +127,7 @@ func (w *Writer) Finish() (*Layer, error) {
 	l.TarSize, l.Size = tarSize, w.cut.Size()
 	l.Digest = digest.NewDigest(digest.SHA256, w.sum)
 	l.Map = w.cut.Map(l.Digest)
-	return l, nil
+	return &l, nil
 }
 
 // emit appends bytes that are not those of a file.
