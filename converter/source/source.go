@@ -65,8 +65,8 @@ func (f *File) Opener() func(ctx context.Context, offset int64) (io.ReadCloser, 
 	if f.open != nil || f.real == "" {
 		return f.open
 	}
-	real, seen := f.real, f.seen
-	return func(_ context.Context, offset int64) (io.ReadCloser, error) { return openLocalFile(real, seen, offset) }
+	path, seen := f.real, f.seen
+	return func(_ context.Context, offset int64) (io.ReadCloser, error) { return openLocalFile(path, seen, offset) }
 }
 
 // Visit gets one file. content is valid until it returns, and nil for folders and links; what it leaves is skipped.
