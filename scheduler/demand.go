@@ -118,14 +118,13 @@ func (m *Machine) grantDemanded(now time.Time, t *task) {
 		delete(t.urgent, i)
 		return true
 	})
-	idle := func(i int) bool { return t.holders[i] == 0 && !t.leased.Test(uint(i)) }
 	most := max(int(m.cfg.LeaseBytes/max(t.PieceSize, 1)), 1)
 	for at := 0; at < len(t.demanded); at++ {
 		run := Run{t.demanded[at], t.demanded[at] + 1}
-		if !idle(run.First) {
+		if !t.idle(run.First) {
 			continue
 		}
-		for at+1 < len(t.demanded) && t.demanded[at+1] == run.End && run.End-run.First < most && idle(run.End) {
+		for at+1 < len(t.demanded) && t.demanded[at+1] == run.End && run.End-run.First < most && t.idle(run.End) {
 			run.End++
 			at++
 		}
