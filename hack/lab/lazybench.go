@@ -266,6 +266,9 @@ func lazyOnce(ctx context.Context, cfg lazyBenchConfig, way, read string) (run l
 	if err := b.prepare(ctx); err != nil {
 		return run, err
 	}
+	if err := shards.Touch(filepath.Join(c.Dir(), "touched"), int64(2+cfg.nodes)*cfg.size); err != nil {
+		return run, err
+	}
 	run.Nodes = make([]lazyNode, cfg.nodes)
 	began := time.Now()
 	group, groupCtx := errgroup.WithContext(ctx)

@@ -2,6 +2,7 @@ package dispatch
 
 import (
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -26,6 +27,42 @@ func TestWhatIsDemandedIsAskedBesideAllElse(t *testing.T) {
 	}
 	if got := p.Next(t0); len(got) != 0 {
 		t.Errorf("%v is asked although each parent has a request", got)
+	}
+}
+
+func TestWhatAnotherIsGettingIsAskedOfHim(t *testing.T) {
+	p := withParents(planner(100), "a")
+	p.Partial(true)
+	p.Demand([]Run{{7, 8}})
+	asked := p.Next(t0)
+	if len(asked) != 1 || asked[0].Parent != "a" {
+		t.Fatalf("requests %v, want one to a", asked)
+	}
+	p.Done(t0, asked[0], Shared)
+	if got := p.Next(t0); len(got) != 0 {
+		t.Errorf("requests %v at once, want none", got)
+	}
+	withParents(p, "b")
+	if got := p.Next(t0); len(got) != 1 || got[0].Parent != "b" || !got[0].Demanded {
+		t.Errorf("requests %v once b has it, want one to b, demanded", got)
+	}
+}
+
+func TestReadersWhoWaitAllTheTimeAreServedAlongWithTheRest(t *testing.T) {
+	p := withParents(planner(100), "a")
+	p.Strained(true)
+	p.Demand([]Run{{90, 91}})
+	got := p.Next(t0)
+	if len(got) == 0 || got[0].Run != (Run{90, 91}) || got[0].Demanded {
+		t.Fatalf("requests %v, want piece 90 first, not demanded", got)
+	}
+	for _, r := range got {
+		p.Done(t0, r, Busy)
+	}
+	p.Partial(true) // there is no rest
+	got = p.Next(t0.Add(time.Second))
+	if len(got) != 1 || got[0].Run != (Run{90, 91}) || !got[0].Demanded {
+		t.Errorf("requests %v of a part of the blob, want piece 90, demanded", got)
 	}
 }
 

@@ -128,7 +128,7 @@ func (c *Client) Piece(ctx context.Context, addr string, d digest.Digest, off in
 	return c.fetch(ctx, wanted{addr, d, off, buf, false})
 }
 
-// Demanded is Piece for what a reader waits for: the peer neither refuses it because it is busy nor sends others' pieces first.
+// Demanded is Piece for what a reader waits for: the peer does not refuse it because it is busy, and sends it before others' pieces.
 func (c *Client) Demanded(ctx context.Context, addr string, d digest.Digest, off int64, buf []byte) error {
 	return c.fetch(ctx, wanted{addr, d, off, buf, true})
 }

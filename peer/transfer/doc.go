@@ -5,7 +5,8 @@
 //	POST /v1/blobs/{digest}/suspect?piece=N    the holder reads the piece back and drops it when it is bad
 //	POST /v1/tasks/{digest}/haves              body: what the task is (JSON) → an endless stream of frames
 //
-// A range with "Shoal-Demanded: 1" is waited for by a reader: it takes no upload slot and is not refused because another peer is getting it.
+// A range with "Shoal-Demanded: 1" is waited for by a reader: it takes no upload slot, and is refused because another peer is getting it
+// only while the host also sends what nobody waits for.
 //
 // Every request carries "Authorization: Bearer TOKEN" with the token of the cluster. What the answers mean:
 //

@@ -85,8 +85,8 @@ type Config struct {
 	// UploadSlots bounds the ranges sent at a time; more are refused with 503. Zero is DefaultUploadSlots.
 	UploadSlots int
 	// Spacing is how long after a range began to be sent to one peer it is refused to others with 503: they take another piece
-	// meanwhile, and this one from the first receiver. So what is rare leaves a host once. Zero is DefaultSpacing, negative
-	// never refuses.
+	// meanwhile, and this one from the first receiver. So what is rare leaves a host once. What a reader waits for is refused only
+	// while something else is being sent. Zero is DefaultSpacing, negative never refuses.
 	Spacing time.Duration
 	// UploadStall ends an upload whose receiver takes no byte for this long. Zero is DefaultUploadStall.
 	UploadStall time.Duration
@@ -199,7 +199,7 @@ func (h *handler) serveBlob(w http.ResponseWriter, r *http.Request) {
 		h.fail(w, d, err)
 		return
 	}
-	if !demanded && !h.begin(upRange{d, off}) {
+	if !h.begin(upRange{d, off}, demanded) {
 		release()
 		h.refuse(w, busyPiece, "another peer is getting this piece; it will have it in a moment")
 		return
@@ -257,10 +257,12 @@ func (h *handler) untake(demanded bool) {
 	h.slots.Release()
 }
 
-func (h *handler) begin(r upRange) bool {
+// begin reports whether a range may be sent, and notes that it is. What readers wait for is sent again and again only while nothing else is sent: else many
+// who wait for the same would keep what the others need from leaving this host.
+func (h *handler) begin(r upRange, demanded bool) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.slots.Begin(time.Now(), r)
+	return h.slots.Begin(time.Now(), r) || demanded && h.bulk == 0
 }
 
 func (h *handler) refuse(w http.ResponseWriter, kind, text string) {

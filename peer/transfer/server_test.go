@@ -1,6 +1,7 @@
 package transfer_test
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -197,6 +198,37 @@ func TestWhatIsDemandedIsSentBesideAllElseWhichMakesWay(t *testing.T) {
 	}
 	if err := c.Demanded(t.Context(), addr, d, 0, make([]byte, 10)); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestWhatManyWaitForIsSentOnceAtATimeWhileTheRestGoesOn(t *testing.T) {
+	blobs := newBig(t, 256<<20)
+	addr := serve(t, transfer.Config{UploadStall: time.Minute, Spacing: time.Minute}, blobs)
+	d := digest.FromString("big")
+	c := newClient(t, transfer.ClientConfig{})
+	awaited := func(off int64) error { return c.Demanded(t.Context(), addr, d, off, make([]byte, 10)) }
+	for range 2 {
+		if err := awaited(0); err != nil {
+			t.Fatalf("%v although nothing else is sent", err)
+		}
+		<-blobs.opened
+	}
+	bulk, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bulk.Close()
+	if _, err := io.WriteString(bulk, "GET /v1/blobs/"+d.String()+" HTTP/1.1\r\nHost: x\r\nRange: bytes=4096-268435455\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := bufio.NewReader(bulk).ReadString('\n'); err != nil { // it is being sent
+		t.Fatal(err)
+	}
+	if err := awaited(100); err != nil {
+		t.Errorf("%v of a range that nobody else gets", err)
+	}
+	if err := awaited(100); !errors.Is(err, transfer.ErrShared) {
+		t.Errorf("error %v of a range that has just been sent to another, want ErrShared", err)
 	}
 }
 
