@@ -62,6 +62,34 @@ func (t *task) awaited(run dispatch.Run) bool {
 	return false
 }
 
+// hurry says of a read of the origin whether readers wait for any of it, so that it does not make way for what readers wait for.
+type hurry struct {
+	run dispatch.Run
+	on  chan struct{} // closed when they do
+}
+
+// up has the read make way no more. It is called by the task's loop only.
+func (h *hurry) up() {
+	select {
+	case <-h.on:
+	default:
+		close(h.on)
+	}
+}
+
+// hurryUp has the reads of the origin under way that bring any of a run make way no more. Blobs without a chunk map are read as a whole, and what readers
+// wait for beside that.
+func (t *task) hurryUp(run dispatch.Run) {
+	if t.cm == nil {
+		return
+	}
+	for _, h := range t.hurries {
+		if h.run.First < run.End && run.First < h.run.End {
+			h.up()
+		}
+	}
+}
+
 // again is how long after the scheduler was told what is waited for it is told once more.
 const again = time.Second
 
@@ -71,6 +99,7 @@ func (t *task) demand(now time.Time) {
 	for _, w := range t.readers {
 		if w.short && t.apart(w.run) {
 			short = append(short, w.run)
+			t.hurryUp(w.run)
 		} else {
 			long = append(long, w.run)
 		}

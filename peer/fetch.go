@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,7 +30,12 @@ func (t *task) start(ctx context.Context, r dispatch.Request) {
 		if !leased {
 			t.peer.metrics.selfReads.Inc()
 		}
-		how := reading{t.checks(r.Run), origin{from, authorization, err, r.Demanded || t.awaited(r.Run)}, leased}
+		hurry := &hurry{run: r.Run, on: make(chan struct{})}
+		t.hurries = append(t.hurries, hurry)
+		if r.Demanded || t.awaited(r.Run) {
+			hurry.up()
+		}
+		how := reading{t.checks(r.Run), origin{from, authorization, err, hurry}, leased}
 		if how.checks == nil && (r.Demanded || t.partial()) {
 			how.checks = t.claims(r.Run)
 		}
@@ -69,6 +75,7 @@ func (t *task) leased(run dispatch.Run, demanded bool) {
 	t.moved = time.Now()
 	t.unfail()
 	if demanded {
+		t.hurryUp(run)
 		t.planner.LeaseFirst(run)
 		return
 	}
@@ -174,7 +181,7 @@ type origin struct {
 	blob          source.Blob
 	authorization string
 	err           error
-	demanded      bool // readers wait for it
+	hurry         *hurry
 }
 
 // reading says how a run of pieces is read from the origin.
@@ -218,6 +225,7 @@ func (t *task) readSource(ctx context.Context, r dispatch.Request, how reading) 
 		t.peer.metrics.corruptSource.Inc()
 	}
 	t.post(func() {
+		t.hurries = slices.DeleteFunc(t.hurries, func(h *hurry) bool { return h == how.origin.hurry })
 		outcome := dispatch.OK
 		if err != nil {
 			outcome = dispatch.Transient
@@ -353,9 +361,7 @@ func (t *task) fetch(ctx context.Context, off, length int64, o origin) (io.ReadC
 	chain := t.peer.cfg.Limits.FromOrigin()
 	return &beating{ReadCloser: body, step: chain.Step, beat: func() { t.post(func() { t.reading = true }) },
 		pace: func(n int) error {
-			if !o.demanded {
-				t.peer.gate.pass(ctx)
-			}
+			t.peer.gate.pass(ctx, o.hurry.on)
 			return chain.Pace(ctx, t.blob.Digest.String(), n)
 		}}, nil
 }

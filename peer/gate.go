@@ -85,8 +85,13 @@ func (g *gate) opening(now time.Time) <-chan struct{} {
 	return g.free
 }
 
-// pass waits until the gate is open, for gatePause at the most.
-func (g *gate) pass(ctx context.Context) {
+// pass waits until the gate is open or hurry is closed, for gatePause at the most.
+func (g *gate) pass(ctx context.Context, hurry <-chan struct{}) {
+	select {
+	case <-hurry:
+		return
+	default:
+	}
 	free := g.opening(time.Now())
 	if free == nil {
 		return
@@ -95,6 +100,7 @@ func (g *gate) pass(ctx context.Context) {
 	defer timer.Stop()
 	select {
 	case <-free:
+	case <-hurry:
 	case <-timer.C:
 	case <-ctx.Done():
 	}

@@ -3,6 +3,10 @@ package peer
 import (
 	"testing"
 	"time"
+
+	"github.com/shoal-project/shoal/peer/chunkmap"
+	"github.com/shoal-project/shoal/peer/dispatch"
+	"github.com/shoal-project/shoal/peer/piece"
 )
 
 // a gate that is closed all the time holds others back a fifth of it, in the long run.
@@ -61,12 +65,44 @@ func TestGateOpensWhenTheLastIsServed(t *testing.T) {
 	passed := make(chan time.Duration)
 	go func() {
 		begin := time.Now()
-		g.pass(t.Context())
+		g.pass(t.Context(), nil)
 		passed <- time.Since(begin)
 	}()
 	if !g.open(now) {
 		t.Error("closed although nobody waits")
 	}
 	<-passed
-	g.pass(t.Context())
+	g.pass(t.Context(), nil)
+}
+
+// What readers wait for may be in the middle of a read that had to make way for it.
+func TestReadsThatReadersWaitForMakeWayNoMore(t *testing.T) {
+	read := func(first, end piece.Index) *hurry {
+		return &hurry{run: dispatch.Run{First: first, End: end}, on: make(chan struct{})}
+	}
+	before, wanted, behind := read(0, 8), read(8, 16), read(16, 24)
+	task := &task{cm: &chunkmap.Map{}, hurries: []*hurry{before, wanted, behind}}
+	var g gate
+	g.close(time.Now())
+	passed := make(chan struct{})
+	go func() {
+		defer close(passed)
+		for range 100 { // ten seconds, if it makes way
+			g.pass(t.Context(), wanted.on)
+		}
+	}()
+	task.hurryUp(dispatch.Run{First: 10, End: 11})
+	task.hurryUp(dispatch.Run{First: 15, End: 16})
+	select {
+	case <-passed:
+	case <-time.After(5 * time.Second):
+		t.Error("the read still makes way")
+	}
+	for _, h := range []*hurry{before, behind} {
+		select {
+		case <-h.on:
+			t.Errorf("nobody waits for %v, and it makes way no more", h.run)
+		default:
+		}
+	}
 }

@@ -59,6 +59,7 @@ type task struct {
 	workers       sync.WaitGroup
 	readers       map[*Reader]waited
 	whole         bool       // all of it is fetched, not only what readers of ranges wait for
+	hurries       []*hurry   // of the reads of the origin under way
 	told          *piece.Set // pieces the scheduler was told that they are waited for
 	toldAt        time.Time
 	rushing       bool                                    // the gate is closed because of this task

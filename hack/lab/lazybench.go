@@ -117,13 +117,13 @@ for name, at in places:
 `
 )
 
-// readFirst reads the beginning of the model by small programs, for the time at which a container has any byte of it; starting Python takes longer.
-const readFirst = `head -c 16 /models/*/model-00001-*.safetensors >/dev/null && date '+{"first":%s.%N,"done":%s.%N}'`
+// readFirst reads the beginning of the model by a small program, for the time at which a container has any byte of it; starting Python takes longer.
+const readFirst = `head -c 16 /models/*/model-00001-*.safetensors >/dev/null && echo "{\"first\":$EPOCHREALTIME,\"done\":$EPOCHREALTIME}"`
 
 // lazyProgram returns the command of a container that reads.
 func lazyProgram(read string) ([]string, error) {
 	if read == "first" {
-		return []string{"/bin/sh", "-c", readFirst}, nil
+		return []string{"/bin/bash", "-c", readFirst}, nil
 	}
 	body, ok := map[string]string{"mmap": readMapped, "sequential": readSequential, "random": readRandom}[read]
 	if !ok {

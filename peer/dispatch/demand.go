@@ -127,11 +127,13 @@ func (p *Planner) nextDemanded(now time.Time) (out []Request) {
 	return out
 }
 
-// comes reports whether piece i is being read at the origin and comes with what is in front of it soon. The read of a whole blob leaves out
-// what is held by then.
+// comes reports whether piece i is being read at the origin and comes with what is in front of it soon. The read of a whole blob for its digests leaves
+// out what is held by then.
 func (p *Planner) comes(i piece.Index) bool {
-	whole := Run{0, piece.Index(p.layout.Count())}
-	part := slices.DeleteFunc(slices.Clone(p.reading), func(r Run) bool { return r == whole })
+	part, whole := p.reading, Run{0, piece.Index(p.layout.Count())}
+	if !p.known.Full() {
+		part = slices.DeleteFunc(slices.Clone(part), func(r Run) bool { return r == whole })
+	}
 	return holdsRun(part, i) || holdsRun(p.rushing, i)
 }
 

@@ -1,6 +1,7 @@
 package dispatch
 
 import (
+	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -109,6 +110,23 @@ func TestLeaseOfWhatIsDemandedIsReadBesideOthers(t *testing.T) {
 	p.Done(t0, Request{Run: Run{0, 16}}, OK)
 	if d := cmp.Diff([]Request{{Run: Run{32, 40}}}, p.Next(t0)); d != "" {
 		t.Errorf("the lease around it (-want +got):\n%s", d)
+	}
+}
+
+func TestWhatIsReadWithAllOfASmallBlobIsNotReadTwice(t *testing.T) {
+	p := planner(3)
+	p.Lease(Run{0, 3})
+	p.Next(t0)
+	p.LeaseFirst(Run{1, 2})
+	if got := p.Next(t0); len(got) != 0 {
+		t.Errorf("requests %v although all of the blob is being read", got)
+	}
+	unknown := New(Config{}, piece.Layout{Size: 3 << 20, PieceSize: 1 << 20}, piece.NewSet(3), piece.NewSet(3), rand.New(rand.NewPCG(1, 2)))
+	unknown.Lease(Run{0, 3})
+	unknown.Next(t0)
+	unknown.LeaseFirst(Run{1, 2})
+	if got := unknown.Next(t0); len(got) != 1 || got[0].Run != (Run{1, 2}) {
+		t.Errorf("requests %v of a blob that is read in order for its digests, want piece 1", got)
 	}
 }
 

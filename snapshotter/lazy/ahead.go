@@ -11,6 +11,7 @@ import (
 // job is what is fetched ahead for a mount.
 type job struct {
 	mount *mount
+	first []step // beside the others, as somebody who waits for them
 	steps []step
 }
 
@@ -18,11 +19,15 @@ const (
 	// retryAhead and maxRetryAhead are the first and the longest pause after a step failed.
 	retryAhead    = time.Second
 	maxRetryAhead = time.Minute
+	// firstAtOnce is how many of the first steps are under way at a time: enough to hide the way to the origin, and few, as they have an order.
+	firstAtOnce = 2
+	// firstAlone is how long the others wait for them at the most.
+	firstAlone = 300 * time.Millisecond
 )
 
-func (d *Driver) enqueue(m *mount, steps []step) {
+func (d *Driver) enqueue(j job) {
 	d.mu.Lock()
-	d.jobs = append(d.jobs, job{m, steps})
+	d.jobs = append(d.jobs, j)
 	d.mu.Unlock()
 	select {
 	case d.wake <- struct{}{}:
@@ -67,6 +72,15 @@ func (d *Driver) runJob(ctx context.Context, j job) {
 		}
 	}()
 	steps, pace := sync.WaitGroup{}, newPace(time.Now)
+	begun := make(chan struct{})
+	steps.Go(func() {
+		defer close(begun)
+		d.runFirst(ctx, j)
+	})
+	select {
+	case <-begun:
+	case <-time.After(firstAlone):
+	}
 	for _, s := range j.steps {
 		dev := j.mount.devices[s.blob]
 		if dev.whole.Load() {
@@ -85,6 +99,23 @@ func (d *Driver) runJob(ctx context.Context, j job) {
 	if ctx.Err() == nil {
 		d.log.Info("image fetched", "image", j.mount.image.Name, "target", j.mount.target, "seconds", time.Since(begin).Seconds())
 	}
+}
+
+// runFirst fetches what is read first.
+func (d *Driver) runFirst(ctx context.Context, j job) {
+	var steps errgroup.Group
+	steps.SetLimit(firstAtOnce)
+	for _, s := range j.first {
+		dev := j.mount.devices[s.blob]
+		if dev.whole.Load() {
+			continue
+		}
+		steps.Go(func() error {
+			d.runStep(ctx, j.mount, dev, s, func(int64) {})
+			return nil
+		})
+	}
+	_ = steps.Wait() // none fails
 }
 
 // runStep repeats a step until it succeeds.

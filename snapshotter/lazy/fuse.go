@@ -274,7 +274,7 @@ func (d *Fuse) fetch(ctx context.Context, m *fuseMount) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	chunks := byDevice(m.img)
-	for _, s := range plan(m.img, m.image.Prefetch) {
+	for _, s := range slices.Concat(plan(m.img, m.image.Prefetch)) {
 		select {
 		case <-m.gone:
 			return

@@ -81,7 +81,7 @@ func (d *Driver) Mount(ctx context.Context, image Image, target string) error {
 		return fmt.Errorf("mount %s: %w", image.Name, err)
 	}
 	m := &mount{image: image, target: target, devices: devices, gone: make(chan struct{}), places: placesIn(image.Bootstrap)}
-	steps := plan(img, image.Prefetch)
+	first, steps := plan(img, image.Prefetch)
 	d.mounting.Lock()
 	defer d.mounting.Unlock()
 	if done, err := d.mounted(image, target); done || err != nil {
@@ -95,7 +95,7 @@ func (d *Driver) Mount(ctx context.Context, image Image, target string) error {
 		d.drop(m)
 		return fmt.Errorf("mount %s: %w", image.Name, err)
 	}
-	d.enqueue(m, steps)
+	d.enqueue(job{m, first, steps})
 	return nil
 }
 

@@ -2,6 +2,7 @@ package lazy
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 
@@ -16,20 +17,22 @@ type step struct {
 	all bool
 }
 
-// plan returns what is fetched ahead, in this order: of a whole image its blobs as they are needed; of listed files their bytes.
-func plan(img *bootstrap.Image, p Prefetch) []step {
+// plan returns what is fetched ahead, in this order: of a whole image its blobs as they are needed, and what is read first beside them; of listed files
+// their bytes.
+func plan(img *bootstrap.Image, p Prefetch) (first, steps []step) {
 	switch {
 	case p.None:
-		return nil
+		return nil, nil
 	case len(p.Files) > 0:
-		return planFiles(img, p.Files)
+		return nil, planFiles(img, p.Files)
 	}
-	return planWhole(img)
+	return planFirst(img), planWhole(img)
 }
 
 // planWhole returns all blobs: as the prefetch table comes to them, and then by the names of files. A table that names no program lists what
 // programs read, such as a model: before it come the blobs with the programs, and with the libraries beside them, without which nobody reads anything.
 func planWhole(img *bootstrap.Image) []step {
+	table, all := filesOf(img.Prefetch), filesOf([]*bootstrap.Inode{img.Root})
 	var out []step
 	seen := make([]bool, len(img.Blobs))
 	visit := func(n *bootstrap.Inode) {
@@ -40,7 +43,6 @@ func planWhole(img *bootstrap.Image) []step {
 			}
 		}
 	}
-	table, all := filesOf(img.Prefetch), filesOf([]*bootstrap.Inode{img.Root})
 	if !slices.ContainsFunc(table, isProgram) {
 		for _, n := range all {
 			if isProgram(n) {
@@ -61,22 +63,7 @@ func isProgram(n *bootstrap.Inode) bool {
 
 // planFiles returns the chunks of the files in this order, those that lie together as one step.
 func planFiles(img *bootstrap.Image, files []string) []step {
-	var out []step
-	seen := make(map[uint32]bool)
-	visit := func(n *bootstrap.Inode) {
-		for _, i := range n.Chunks {
-			c := &img.Chunks[i]
-			if seen[i] {
-				continue
-			}
-			seen[i] = true
-			if last := len(out) - 1; last >= 0 && out[last].blob == int(c.Blob) && out[last].off+out[last].length == c.DeviceOffset {
-				out[last].length += int64(c.Size)
-				continue
-			}
-			out = append(out, step{blob: int(c.Blob), off: c.DeviceOffset, length: int64(c.Size)})
-		}
-	}
+	b := builder{img: img, step: math.MaxInt64, seen: map[uint32]bool{}}
 	var wanted []*bootstrap.Inode
 	for _, name := range files {
 		if n := lookup(img, name); n != nil {
@@ -84,9 +71,9 @@ func planFiles(img *bootstrap.Image, files []string) []step {
 		}
 	}
 	for _, n := range filesOf(wanted) {
-		visit(n)
+		b.add(n, n.Size)
 	}
-	return out
+	return b.out
 }
 
 // lookup returns the inode at a path of the image, without following links; nil if there is none.

@@ -43,7 +43,8 @@ func TestPlanFollowsThePolicy(t *testing.T) {
 			[]step{{blob: 0, length: 8192}, {blob: 1, off: 4096, length: 4096}, {blob: 1, length: 4096}}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if diff := cmp.Diff(tc.want, plan(small(), tc.policy), cmp.AllowUnexported(step{})); diff != "" {
+			_, steps := plan(small(), tc.policy)
+			if diff := cmp.Diff(tc.want, steps, cmp.AllowUnexported(step{})); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
 			}
 		})
@@ -53,7 +54,8 @@ func TestPlanFollowsThePolicy(t *testing.T) {
 // Nobody reads a model before the program and its libraries are there; a table that names a program knows better.
 func TestProgramsComeBeforeWhatTheyRead(t *testing.T) {
 	order := func(img *bootstrap.Image) (blobs []int) {
-		for _, s := range plan(img, Prefetch{}) {
+		_, steps := plan(img, Prefetch{})
+		for _, s := range steps {
 			blobs = append(blobs, s.blob)
 		}
 		return blobs
@@ -67,6 +69,52 @@ func TestProgramsComeBeforeWhatTheyRead(t *testing.T) {
 	img.Prefetch = append(img.Prefetch, program)
 	if diff := cmp.Diff([]int{2, 0, 1}, order(img)); diff != "" {
 		t.Errorf("a table with the program: -want +got:\n%s", diff)
+	}
+}
+
+// A container begins with its loader and its libraries, which lie somewhere in blobs of gigabytes, and a reader of a model with its head.
+func TestWhatContainersReadFirstComesFirst(t *testing.T) {
+	const long = 20 << 20
+	img := &bootstrap.Image{ChunkSize: long, Blobs: make([]bootstrap.Blob, 1)}
+	file := func(mode uint32, size int64) *bootstrap.Inode {
+		i := uint32(len(img.Chunks))
+		img.Chunks = append(img.Chunks, bootstrap.Chunk{Index: i, Size: uint32(size), Length: uint32(size), DeviceOffset: int64(i) * 2 * long})
+		return &bootstrap.Inode{Mode: bootstrap.TypeRegular | mode, Size: size, Chunks: []uint32{i}}
+	}
+	dir := func(children map[string]*bootstrap.Inode) *bootstrap.Inode {
+		return &bootstrap.Inode{Mode: bootstrap.TypeDir, Children: children}
+	}
+	shard, model := file(0o644, long), file(0o644, long)
+	program, python, libc, loader, accounts := file(0o755, 100<<10), file(0o755, 7<<20), file(0o644, 2<<20), file(0o755, 200<<10), file(0o644, 500)
+	img.Root = dir(map[string]*bootstrap.Inode{
+		"bin": dir(map[string]*bootstrap.Inode{"dash": program, "server": file(0o755, 5000), "python3.11": python}),
+		"etc": dir(map[string]*bootstrap.Inode{"passwd": accounts}),
+		"lib": dir(map[string]*bootstrap.Inode{"ld-linux-x86-64.so.2": loader, "libc.so.6": libc, "libother.so": file(0o755, 5000)}),
+		"usr": dir(map[string]*bootstrap.Inode{"passwd": file(0o644, 5000), "bash": file(0o644, 5000)}), // of other kinds
+		"m":   dir(map[string]*bootstrap.Inode{"1": shard, "2": model}),
+	})
+	img.Prefetch = []*bootstrap.Inode{shard, model}
+	of := func(nodes ...*bootstrap.Inode) (want []step) {
+		for _, n := range nodes {
+			want = append(want, step{off: img.Chunks[n.Chunks[0]].DeviceOffset, length: min(n.Size, max(firstHead, n.Size%long))})
+		}
+		return want
+	}
+	first, _ := plan(img, Prefetch{})
+	if diff := cmp.Diff(of(accounts, loader, libc, program, shard, model, python), first, cmp.AllowUnexported(step{})); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	img.Prefetch = []*bootstrap.Inode{libc, program, shard} // as somebody has seen it run
+	first, _ = plan(img, Prefetch{})
+	if diff := cmp.Diff(of(libc, program, shard), first, cmp.AllowUnexported(step{})); diff != "" {
+		t.Errorf("a table with a program: -want +got:\n%s", diff)
+	}
+	img.Prefetch = nil
+	for range 12 {
+		img.Prefetch = append(img.Prefetch, file(0o755, 3<<20))
+	}
+	if first, _ = plan(img, Prefetch{}); len(first) != firstTotal/(3<<20) {
+		t.Errorf("%d files of 3 MiB come first, want as many as %d bytes hold", len(first), firstTotal)
 	}
 }
 
