@@ -107,6 +107,30 @@ func TestBlobIsWholeAfterRangesOfItAndNoPieceIsReadTwice(t *testing.T) {
 	})
 }
 
+// An image that is mounted has its blobs open long before all of them are wanted.
+func TestHostThatWantedNothingForLongDoesNotTakeThatForAStandstill(t *testing.T) {
+	s := peertest.NewSwarm(t)
+	b, data := s.Origin.Random(8*mib, 6)
+	b = s.Origin.WithMap(t, b, data)
+	s.Host(peertest.Seed)
+	h := s.Host(peertest.SelfAfter(100 * time.Millisecond))
+	r, err := h.Open(t.Context(), b, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if err := readRange(t.Context(), h, b, 3*mib, data[3*mib:][:4096]); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(1500 * time.Millisecond) // longer than its patience
+	if _, err := r.AwaitAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.Counter(t, "shoal_peer_read_bytes_total", "source"); got != 0 {
+		t.Errorf("the host read %.0f bytes from the origin by itself", got)
+	}
+}
+
 func TestRangesOfABlobThatIsWrongAtTheOriginAreDroppedWhenThatShows(t *testing.T) {
 	s := peertest.NewSwarm(t)
 	b, data := s.Origin.Random(5*mib, 4)

@@ -78,7 +78,11 @@ func (t *task) report(now time.Time) {
 func (t *task) chooseMode(now time.Time) {
 	if !t.planner.Wanting() {
 		t.planner.Self(false)
+		t.wantedFrom = time.Time{}
 		return
+	}
+	if t.wantedFrom.IsZero() {
+		t.wantedFrom = now
 	}
 	if t.session != nil {
 		if !t.lastResort && len(t.readers) > 0 && t.stands(now) {
@@ -129,10 +133,10 @@ func crossingFailed(task string, run api.Run, text string) api.Event {
 	return api.Event{Failed: &api.LeaseFailed{Task: task, Run: run, Failure: failureTransient, Text: text, Border: true}}
 }
 
-// stands reports whether the task has had no piece for so long that a slow origin or parent is no excuse any more.
+// stands reports whether the task has had no piece, although it wants some, for so long that a slow origin or parent is no excuse any more.
 func (t *task) stands(now time.Time) bool {
 	patience := t.peer.cfg.SelfAfter + time.Duration(t.st.Layout().PieceSize)*time.Microsecond // a piece at 1 MB/s
-	return now.Sub(t.moved) > patience
+	return now.Sub(t.moved) > patience && now.Sub(t.wantedFrom) > patience
 }
 
 // substitute returns the seed that stands in for the scheduler: the known one that wins the rendezvous and still answers.

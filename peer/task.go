@@ -78,6 +78,7 @@ type task struct {
 	crossed       bool // a piece came that was leased to be fetched across the border, likewise
 	reported      time.Time
 	moved         time.Time                   // when a piece came last, or somebody asked
+	wantedFrom    time.Time                   // since when something is wanted; zero while nothing is
 	left          time.Time                   // when a reference was given up last
 	asking        bool                        // a seed is being asked for digests
 	lastResort    bool                        // the origin is read without leases although a scheduler lives

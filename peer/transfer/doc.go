@@ -6,7 +6,7 @@
 //	POST /v1/tasks/{digest}/haves              body: what the task is (JSON) → an endless stream of frames
 //
 // A range with "Shoal-Demanded: 1" is waited for by a reader: it takes no upload slot, and is refused because another peer is getting it
-// only while the host also sends what nobody waits for.
+// only while others ask the host for what nobody waits for.
 //
 // Every request carries "Authorization: Bearer TOKEN" with the token of the cluster. What the answers mean:
 //

@@ -86,7 +86,7 @@ type Config struct {
 	UploadSlots int
 	// Spacing is how long after a range began to be sent to one peer it is refused to others with 503: they take another piece
 	// meanwhile, and this one from the first receiver. So what is rare leaves a host once. What a reader waits for is refused only
-	// while something else is being sent. Zero is DefaultSpacing, negative never refuses.
+	// while others ask for something else. Zero is DefaultSpacing, negative never refuses.
 	Spacing time.Duration
 	// UploadStall ends an upload whose receiver takes no byte for this long. Zero is DefaultUploadStall.
 	UploadStall time.Duration
@@ -124,8 +124,9 @@ type handler struct {
 
 	mu       sync.Mutex // guards what follows
 	slots    *Slots[upRange]
-	demanded int // ranges being sent that readers wait for
-	bulk     int // and others
+	demanded int       // ranges being sent that readers wait for
+	bulk     int       // and others
+	bulkAt   time.Time // when one of these was asked for last
 }
 
 // upRange is a range of a blob that is being sent, or was a moment ago.
@@ -239,7 +240,9 @@ func (h *handler) take(demanded bool) bool {
 	case demanded:
 		h.demanded++
 		return true
-	case h.demanded > 0 && h.bulk > 0 || !h.slots.Take():
+	}
+	h.bulkAt = time.Now()
+	if h.demanded > 0 && h.bulk > 0 || !h.slots.Take() {
 		return false
 	}
 	h.bulk++
@@ -257,12 +260,13 @@ func (h *handler) untake(demanded bool) {
 	h.slots.Release()
 }
 
-// begin reports whether a range may be sent, and notes that it is. What readers wait for is sent again and again only while nothing else is sent: else many
-// who wait for the same would keep what the others need from leaving this host.
+// begin reports whether a range may be sent, and notes that it is. What readers wait for is sent again and again only while nobody asks for anything else:
+// many who wait for the same would keep what the others need from leaving this host.
 func (h *handler) begin(r upRange, demanded bool) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.slots.Begin(time.Now(), r) || demanded && h.bulk == 0
+	now := time.Now()
+	return h.slots.Begin(now, r) || demanded && now.Sub(h.bulkAt) > h.cfg.Spacing
 }
 
 func (h *handler) refuse(w http.ResponseWriter, kind, text string) {
