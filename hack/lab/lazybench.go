@@ -248,6 +248,9 @@ func (c *lazyCase) sum(limit float64) {
 	c.Ratio = c.Ready / limit
 }
 
+// mostTouched bounds the memory that is touched before each figure.
+const mostTouched = 12 << 30
+
 // lazyOnce makes a cluster, brings a new image to all nodes at once, and removes the cluster.
 func lazyOnce(ctx context.Context, cfg lazyBenchConfig, way, read string) (run lazyRun, err error) {
 	c, err := cluster.New(ctx, cluster.Config{Shoal: cfg.shoal, Link: cfg.link, Log: cfg.log})
@@ -266,7 +269,7 @@ func lazyOnce(ctx context.Context, cfg lazyBenchConfig, way, read string) (run l
 	if err := b.prepare(ctx); err != nil {
 		return run, err
 	}
-	if err := shards.Touch(filepath.Join(c.Dir(), "touched"), int64(2+cfg.nodes)*cfg.size); err != nil {
+	if err := shards.Touch(filepath.Join(c.Dir(), "touched"), min(int64(4+3*cfg.nodes)*cfg.size, mostTouched)); err != nil {
 		return run, err
 	}
 	run.Nodes = make([]lazyNode, cfg.nodes)
