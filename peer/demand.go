@@ -110,7 +110,6 @@ func (t *task) demand(now time.Time) {
 	t.planner.Demand(short)
 	t.planner.Readers(long)
 	t.planner.Partial(t.partial())
-	t.planner.Strained(t.peer.gate.strained(now))
 	t.planner.Calm(t.peer.gate.closed(now))
 	if t.session == nil || len(short) == 0 {
 		return

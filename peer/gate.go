@@ -67,14 +67,6 @@ func (g *gate) open(now time.Time) bool {
 
 func (g *gate) closed(now time.Time) bool { return g.opening(now) != nil }
 
-// strained reports whether the gate was closed for so long that it stays open.
-func (g *gate) strained(now time.Time) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.account(now)
-	return g.strain
-}
-
 // opening returns what is closed when the gate opens; nil while it is open.
 func (g *gate) opening(now time.Time) <-chan struct{} {
 	g.mu.Lock()

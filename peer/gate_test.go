@@ -21,9 +21,6 @@ func TestGateDoesNotHoldOthersBackForGood(t *testing.T) {
 	const steps, step = 6000, 10 * time.Millisecond
 	for i := range steps {
 		now = now.Add(step)
-		if g.strained(now) == g.closed(now) {
-			t.Fatalf("step %d: strained %t and closed %[2]t", i, g.closed(now))
-		}
 		if g.closed(now) {
 			held++
 		}

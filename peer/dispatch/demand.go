@@ -43,13 +43,6 @@ func (p *Planner) LeaseFirst(run Run) {
 	p.first = append(p.first, run)
 }
 
-// Strained tells whether readers have waited for so long that they need all of the blob rather than any part of it at once: haste would only have the same
-// pieces sent to many, in the place of those that nobody has yet.
-func (p *Planner) Strained(on bool) { p.strained = on }
-
-// patient reports whether what is demanded is taken from parents along with the rest, though before it.
-func (p *Planner) patient() bool { return p.strained && !p.partial }
-
 // Wanting reports whether anything that is to be fetched is missing, what is being put together on this host left aside.
 func (p *Planner) Wanting() bool {
 	if !p.partial {
@@ -107,7 +100,7 @@ func (p *Planner) nextDemanded(now time.Time) (out []Request) {
 	}
 	rushes := p.rushes()
 	p.Demanding(func(i piece.Index) {
-		if rushes >= p.cfg.Demanded || !p.open.Has(i) || p.patient() {
+		if rushes >= p.cfg.Demanded || !p.open.Has(i) {
 			return
 		}
 		par := p.quickest(now, i)

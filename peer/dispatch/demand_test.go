@@ -3,7 +3,6 @@ package dispatch
 import (
 	"math/rand/v2"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -46,24 +45,6 @@ func TestWhatAnotherIsGettingIsAskedOfHim(t *testing.T) {
 	withParents(p, "b")
 	if got := p.Next(t0); len(got) != 1 || got[0].Parent != "b" || !got[0].Demanded {
 		t.Errorf("requests %v once b has it, want one to b, demanded", got)
-	}
-}
-
-func TestReadersWhoWaitAllTheTimeAreServedAlongWithTheRest(t *testing.T) {
-	p := withParents(planner(100), "a")
-	p.Strained(true)
-	p.Demand([]Run{{90, 91}})
-	got := p.Next(t0)
-	if len(got) == 0 || got[0].Run != (Run{90, 91}) || got[0].Demanded {
-		t.Fatalf("requests %v, want piece 90 first, not demanded", got)
-	}
-	for _, r := range got {
-		p.Done(t0, r, Busy)
-	}
-	p.Partial(true) // there is no rest
-	got = p.Next(t0.Add(time.Second))
-	if len(got) != 1 || got[0].Run != (Run{90, 91}) || !got[0].Demanded {
-		t.Errorf("requests %v of a part of the blob, want piece 90, demanded", got)
 	}
 }
 

@@ -118,7 +118,6 @@ type Planner struct {
 	steady    *piece.Set // those of them that were demanded after the ones before them
 	partial   bool       // only what is demanded is fetched
 	calm      bool       // as in Calm
-	strained  bool       // as in Strained
 	first     []Run      // leases of what is demanded
 	rushing   []Run      // reads of the origin of those
 }
@@ -425,14 +424,6 @@ func (p *Planner) demanded(now time.Time, par *parent) (piece.Index, bool) {
 	ahead := piece.Index(max(p.cfg.Window/max(p.layout.PieceSize, 1), 1))
 	for _, r := range p.readers {
 		if i, ok := p.rarest(now, par, Run{r.First, min(r.End, r.First+ahead)}); ok {
-			return i, true
-		}
-	}
-	if !p.patient() {
-		return 0, false
-	}
-	for _, r := range p.demands {
-		if i, ok := p.rarest(now, par, r); ok {
 			return i, true
 		}
 	}

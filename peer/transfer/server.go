@@ -124,9 +124,10 @@ type handler struct {
 
 	mu       sync.Mutex // guards what follows
 	slots    *Slots[upRange]
-	demanded int       // ranges being sent that readers wait for
-	bulk     int       // and others
-	bulkAt   time.Time // when one of these was asked for last
+	awaited  *Slots[upRange] // of what readers wait for
+	demanded int             // ranges being sent that readers wait for
+	bulk     int             // and others
+	bulkAt   time.Time       // when one of these was asked for last
 }
 
 // upRange is a range of a blob that is being sent, or was a moment ago.
@@ -151,7 +152,7 @@ func NewHandler(cfg Config, blobs Blobs) (http.Handler, error) {
 	h := &handler{
 		cfg: cfg, blobs: blobs, log: cmp.Or(cfg.Log, slog.New(slog.DiscardHandler)),
 		metrics: newServerMetrics(cfg.Registerer),
-		slots:   NewSlots[upRange](cfg.UploadSlots, cfg.Spacing), suspects: make(chan struct{}, suspectSlots),
+		slots:   NewSlots[upRange](cfg.UploadSlots, cfg.Spacing), awaited: NewSlots[upRange](demandSlots, cfg.Spacing), suspects: make(chan struct{}, suspectSlots),
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/blobs/{digest}", h.serveBlob)
@@ -260,13 +261,17 @@ func (h *handler) untake(demanded bool) {
 	h.slots.Release()
 }
 
-// begin reports whether a range may be sent, and notes that it is. What readers wait for is sent again and again only while nobody asks for anything else:
-// many who wait for the same would keep what the others need from leaving this host.
+// begin reports whether a range may be sent, and notes that it is. What readers wait for is sent to others who wait for it as well only while nobody asks for
+// anything else: many who wait for the same would keep what the others need from leaving this host.
 func (h *handler) begin(r upRange, demanded bool) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	now := time.Now()
-	return h.slots.Begin(now, r) || demanded && now.Sub(h.bulkAt) > h.cfg.Spacing
+	if !demanded {
+		return h.slots.Begin(now, r)
+	}
+	_ = h.slots.Begin(now, r) // nobody else need get it now
+	return h.awaited.Begin(now, r) || now.Sub(h.bulkAt) > h.cfg.Spacing
 }
 
 func (h *handler) refuse(w http.ResponseWriter, kind, text string) {
