@@ -16,8 +16,8 @@ import (
 
 const (
 	taskID      = scheduler.TaskID("sha256:blob")
-	batchDelay  = 20 * time.Millisecond // as in scheduler/api
-	hostSilence = 2 * time.Second       // as in scheduler/server
+	batchDelay  = 20 * time.Millisecond   // as in scheduler/api
+	hostSilence = 1250 * time.Millisecond // as in scheduler/server
 )
 
 func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }
