@@ -16,6 +16,8 @@ const (
 	// a model's shard, which loaders read of all shards before they read any.
 	firstWhole = 8 << 20
 	firstHead  = 256 << 10
+	// firstLeast is what each file counts for at the least, so that there are not too many of them.
+	firstLeast = 4 << 10
 	// firstStep is how many bytes are asked for at a time: who waits for something else meanwhile does not wait for long.
 	firstStep = 1 << 20
 )
@@ -54,23 +56,32 @@ func likely() []string {
 	}
 }
 
-// calledAs returns the files of an image that the patterns are about, in the order of these: accounts and the like in /etc, programs, and libraries.
+// calledAs returns the files of an image that the patterns are about, in the order of these: accounts and the like in /etc, programs, and libraries. Each is
+// there once, however many names it has.
 func calledAs(img *bootstrap.Image, patterns []string) []*bootstrap.Inode {
 	type match struct {
 		rank int
 		node *bootstrap.Inode
 	}
 	var found []match
+	at := map[*bootstrap.Inode]int{} // in found
 	_ = img.Walk(func(name string, n *bootstrap.Inode) error { // visit never fails
 		dir, base := path.Split(name)
 		if n.Type() != bootstrap.TypeRegular || n.Size > firstWhole || dir != "etc/" && (!isProgram(n) && !strings.Contains(base, ".so") || n.Size < 4096) {
 			return nil
 		}
 		for rank, pattern := range patterns {
-			if matches, _ := path.Match(pattern, base); matches {
-				found = append(found, match{rank, n})
-				break
+			matches, _ := path.Match(pattern, base)
+			if !matches {
+				continue
 			}
+			if i, known := at[n]; known {
+				found[i].rank = min(found[i].rank, rank)
+			} else {
+				at[n] = len(found)
+				found = append(found, match{rank, n})
+			}
+			break
 		}
 		return nil
 	})
@@ -97,8 +108,8 @@ func (b *builder) addFirst(n *bootstrap.Inode) {
 	if length > firstWhole {
 		length = firstHead
 	}
-	if length <= b.room {
-		b.room -= b.add(n, length)
+	if max(length, firstLeast) <= b.room {
+		b.room -= max(b.add(n, length), firstLeast)
 	}
 }
 

@@ -2,6 +2,7 @@ package lazy
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"testing"
 
@@ -115,6 +116,30 @@ func TestWhatContainersReadFirstComesFirst(t *testing.T) {
 	}
 	if first, _ = plan(img, Prefetch{}); len(first) != firstTotal/(3<<20) {
 		t.Errorf("%d files of 3 MiB come first, want as many as %d bytes hold", len(first), firstTotal)
+	}
+}
+
+// A hostile image has files without end that are called as what containers read first, and names without end for what is long.
+func TestWhatComesFirstIsBounded(t *testing.T) {
+	const many = 20_000
+	img := &bootstrap.Image{Blobs: make([]bootstrap.Blob, 1)}
+	etc, lib := map[string]*bootstrap.Inode{}, map[string]*bootstrap.Inode{}
+	for i := range many {
+		img.Chunks = append(img.Chunks, bootstrap.Chunk{Index: uint32(i), Size: 1, DeviceOffset: int64(i) * 4096})
+		etc[fmt.Sprintf("python3.%d", i)] = &bootstrap.Inode{Mode: bootstrap.TypeRegular, Size: 1, Chunks: []uint32{uint32(i)}}
+	}
+	long := &bootstrap.Inode{Mode: bootstrap.TypeRegular | 0o755, Size: 4096, Chunks: []uint32{0}}
+	for i := range many {
+		lib[fmt.Sprintf("libz.so.1.%d", i)] = long
+	}
+	lib["libc.so.6"] = long
+	img.Root = &bootstrap.Inode{Mode: bootstrap.TypeDir, Children: map[string]*bootstrap.Inode{
+		"etc": {Mode: bootstrap.TypeDir, Children: etc}, "lib": {Mode: bootstrap.TypeDir, Children: lib}}}
+	if first, _ := plan(img, Prefetch{}); len(first) > firstTotal/4096 {
+		t.Errorf("%d steps come first, want %d at the most", len(first), firstTotal/4096)
+	}
+	if found := calledAs(img, []string{"libz.so.1*", "libc.so.6"}); len(found) != 1 {
+		t.Errorf("a file with %d names is found %d times", many+1, len(found))
 	}
 }
 
