@@ -130,13 +130,18 @@ func (l *lazyLab) run(ctx context.Context, ref, id string, dirs ...string) map[s
 	l.t.Helper()
 	out, err := l.containerd.RunContainer(ctx, cluster.Container{ID: id, Image: ref, Args: append([]string{"/bin/sums"}, dirs...)})
 	check(l.t, err)
-	sums := map[string]string{}
+	return sums(out)
+}
+
+// sums reads what the program printed.
+func sums(out string) map[string]string {
+	byFile := map[string]string{}
 	for line := range strings.Lines(out) {
 		if sum, file, ok := strings.Cut(strings.TrimSpace(line), " "); ok {
-			sums[file] = sum
+			byFile[file] = sum
 		}
 	}
-	return sums
+	return byFile
 }
 
 // wantFiles are those of the base image and of the model's folder.
