@@ -64,7 +64,7 @@ func calledAs(img *bootstrap.Image, patterns []string) []*bootstrap.Inode {
 		node *bootstrap.Inode
 	}
 	var found []match
-	at := map[*bootstrap.Inode]int{} // in found
+	at := map[*bootstrap.Inode]int{}                           // in found
 	_ = img.Walk(func(name string, n *bootstrap.Inode) error { // visit never fails
 		dir, base := path.Split(name)
 		if n.Type() != bootstrap.TypeRegular || n.Size > firstWhole || dir != "etc/" && (!isProgram(n) && !strings.Contains(base, ".so") || n.Size < 4096) {

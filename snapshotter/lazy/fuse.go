@@ -269,42 +269,77 @@ func (d *Fuse) Run(ctx context.Context) error {
 	}
 }
 
-// fetch has the peer fetch what the plan says, one blob after the other. What cannot be had is left to who reads it.
+// fetch has the peer fetch what the plan says while the mount lasts: what is read first beside the blobs, which come one after the other.
 func (d *Fuse) fetch(ctx context.Context, m *fuseMount) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	chunks := byDevice(m.img)
-	for _, s := range slices.Concat(plan(m.img, m.image.Prefetch)) {
+	go func() { // ends with the fetch
 		select {
 		case <-m.gone:
-			return
-		default:
+			cancel()
+		case <-ctx.Done():
 		}
-		err := m.pools[s.blob].use(ctx, func(r Reader) error {
-			if s.all {
-				r.Prefetch()
-				return awaitAll(ctx, r, 0, m.img.Blobs[s.blob].Size)
+	}()
+	first, steps := plan(m.img, m.image.Prefetch)
+	chunks := byDevice(m.img)
+	begun := make(chan struct{})
+	var beside sync.WaitGroup
+	beside.Go(func() {
+		defer close(begun)
+		d.fetchSteps(ctx, m, chunks, first)
+	})
+	select {
+	case <-begun:
+	case <-time.After(firstAlone):
+	}
+	d.fetchSteps(ctx, m, chunks, steps)
+	beside.Wait()
+}
+
+// fetchSteps fetches steps in their order. Those that fail are tried again when it is through, until none does.
+func (d *Fuse) fetchSteps(ctx context.Context, m *fuseMount, chunks [][]uint32, steps []step) {
+	for pause := retryAhead; ; pause = min(2*pause, maxRetryAhead) {
+		var failed []step
+		for _, s := range steps {
+			err := m.fetchStep(ctx, chunks[s.blob], s)
+			if ctx.Err() != nil {
+				return
 			}
-			of := chunks[s.blob]
-			first, _ := slices.BinarySearchFunc(of, s.off, func(i uint32, off int64) int { return cmp.Compare(m.img.Chunks[i].DeviceOffset, off) })
-			for _, i := range of[first:] {
-				c := &m.img.Chunks[i]
-				if c.DeviceOffset >= s.off+s.length {
-					break
-				}
-				if err := awaitAll(ctx, r, c.Offset, int64(c.Length)); err != nil {
-					return err
-				}
+			if err != nil {
+				d.log.Warn("fetching ahead fails, it is tried again", "image", m.image.Name, "error", err, "pause", pause)
+				failed = append(failed, s)
 			}
-			return nil
-		})
-		if ctx.Err() != nil {
+		}
+		if steps = failed; len(steps) == 0 {
 			return
 		}
-		if err != nil {
-			d.log.Warn("fetching ahead fails", "image", m.image.Name, "error", err)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return
 		}
 	}
+}
+
+// fetchStep fetches a step of a blob with the chunks, which are in the order of its device.
+func (m *fuseMount) fetchStep(ctx context.Context, chunks []uint32, s step) error {
+	return m.pools[s.blob].use(ctx, func(r Reader) error {
+		if s.all {
+			r.Prefetch()
+			return awaitAll(ctx, r, 0, m.img.Blobs[s.blob].Size)
+		}
+		first, _ := slices.BinarySearchFunc(chunks, s.off, func(i uint32, off int64) int { return cmp.Compare(m.img.Chunks[i].DeviceOffset, off) })
+		for _, i := range chunks[first:] {
+			c := &m.img.Chunks[i]
+			if c.DeviceOffset >= s.off+s.length {
+				break
+			}
+			if err := awaitAll(ctx, r, c.Offset, int64(c.Length)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // byDevice returns the chunks of each blob in the order of its device.

@@ -2,13 +2,16 @@ package lazy
 
 import (
 	"bufio"
+	"context"
 	"crypto/sha256"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -63,3 +66,67 @@ func TestRootFuseMountsAnewWhatSomebodyElseUnmounted(t *testing.T) {
 		t.Error("something is mounted still")
 	}
 }
+
+// What cannot be had when an image is mounted is fetched when it can.
+func TestRootFuseFetchesAheadWhatFailedBefore(t *testing.T) {
+	needKernel(t)
+	w := newWorld(t, 4<<20)
+	w.fuse = true
+	var log logbook
+	n := w.node(t, &log)
+	away := filepath.Join(w.dir, "away")
+	check(t, os.Rename(w.origin.path(w.model()), away))
+	check(t, n.Mount(t.Context(), w.image(n, Prefetch{Files: []string{"/models/model.bin"}}), w.target))
+	eventually(t, "it fails", func() bool { return strings.Contains(log.String(), "fetching ahead fails") })
+	check(t, os.Rename(away, w.origin.path(w.model())))
+	eventually(t, "it is there", func() bool {
+		b, err := n.store.Get(w.model())
+		if err != nil {
+			return false
+		}
+		defer b.Close()
+		return b.Have().Count() > 0
+	})
+}
+
+// An image that is removed is fetched no further.
+func TestRootFuseFetchesNothingOfWhatIsUnmounted(t *testing.T) {
+	needKernel(t)
+	w := newWorld(t, 4<<20)
+	w.fuse = true
+	n := w.node(t, os.Stderr)
+	check(t, n.Mount(t.Context(), w.image(n, Prefetch{None: true}), w.target))
+	d := n.Mounter.(*successor).Fuse
+	d.mu.Lock()
+	m := d.mounts[w.target]
+	d.mu.Unlock()
+	m.image.Prefetch = Prefetch{}
+	for _, p := range m.pools {
+		p.source = newOrigins(endless{})
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		d.fetch(t.Context(), m)
+	}()
+	check(t, n.Unmount(t.Context(), w.target))
+	select {
+	case <-ended:
+	case <-time.After(30 * time.Second):
+		t.Error("it is fetched still")
+	}
+}
+
+// endless is a source of blobs that never come.
+type endless struct{ Reader }
+
+func (e endless) Open(context.Context, Blob) (Reader, error) { return e, nil }
+
+func (endless) Await(ctx context.Context, _, _ int64) (int64, error) {
+	<-ctx.Done()
+	return 0, context.Cause(ctx)
+}
+
+func (endless) Prefetch() {}
+
+func (endless) Close() error { return nil }
