@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -145,4 +146,27 @@ func TestRootImagesShareTheirModelUntilTheLastIsRemoved(t *testing.T) {
 	check(t, l.containerd.Forget(ctx, other))
 	eventually(t, "nothing is mounted", func() bool { return len(l.mounts()) == 0 })
 	eventually(t, "no snapshot is left", l.empty)
+}
+
+// A node that is restarted while registry, seed and scheduler are down has its images, and what was there of them. Reads of the rest fail, until it can be had.
+func TestRootANodeComesBackWithoutARegistry(t *testing.T) {
+	ctx, l := newLazyLab(t, "erofs", cluster.ContainerdConfig{})
+	check(t, l.node.Host().SetLink(ctx, faultLink/16))
+	check(t, l.containerd.Pull(ctx, l.ref))
+	want := l.wantFiles()
+	small := maps.Clone(want)
+	delete(small, "/models/model/weights.bin")
+	l.expect("before", small, l.run(ctx, l.ref, "before", "/etc"))
+	l.registry.Kill()
+	l.seeds[0].Kill()
+	l.schedulers[0].Kill()
+	l.node.Stop(10 * time.Second)
+	l.restart(ctx)
+	l.expect("without a registry", small, l.run(ctx, l.ref, "without", "/etc"))
+	if out, err := l.node.Host().Run(ctx, "dd", "if="+l.mounts()[0]+"/models/model/weights.bin", "bs=4096", "skip=5000", "count=1", "status=none"); err == nil {
+		t.Errorf("%d bytes of the model are read although nobody has them", len(out))
+	}
+	check(t, l.registry.Start(ctx))
+	check(t, l.node.Host().SetLink(ctx, faultLink))
+	l.expect("with a registry", want, l.run(ctx, l.ref, "with", "/etc", "/models"))
 }
