@@ -14,8 +14,8 @@ func acceptable(header http.Header) string {
 	kinds := [...]struct{ mediaType, word string }{
 		{ocispec.MediaTypeImageIndex, "index"},
 		{ocispec.MediaTypeImageManifest, "manifest"},
-		{"application/vnd.docker.distribution.manifest.list.v2+json", "docker-list"},
-		{"application/vnd.docker.distribution.manifest.v2+json", "docker-manifest"},
+		{dockerList, "docker-list"},
+		{dockerManifest, "docker-manifest"},
 	}
 	var named []string
 	for _, line := range header.Values("Accept") {

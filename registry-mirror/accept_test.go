@@ -9,11 +9,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-const (
-	dockerList     = "application/vnd.docker.distribution.manifest.list.v2+json"
-	dockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
-)
-
 // TestTagIsKeptForThoseWhoAcceptTheSame has the origin answer who accepts no index with the manifest of its choice, as docker-registry does.
 func TestTagIsKeptForThoseWhoAcceptTheSame(t *testing.T) {
 	f := newFixture(t, Config{TagTTL: time.Hour, VerdictTTL: time.Hour}, nil)

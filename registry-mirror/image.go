@@ -1,7 +1,6 @@
 package mirror
 
 import (
-	"encoding/json"
 	"fmt"
 	"slices"
 	"sync"
@@ -68,7 +67,7 @@ func (h *Handler) known(at request, manifest digest.Digest) (doc document, err e
 		!h.records.get(bucketManifests, manifest.String(), &rec) {
 		return doc, fmt.Errorf("manifest %s of %s/%s: %w", manifest, at.Registry, at.Repository, ErrUnknown)
 	}
-	if err := json.Unmarshal(rec.Body, &doc); err != nil {
+	if doc, err = parse(rec.MediaType, rec.Body); err != nil {
 		return doc, fmt.Errorf("manifest %s of %s/%s: %w", manifest, at.Registry, at.Repository, err)
 	}
 	if slices.ContainsFunc(doc.Layers, isForeign) {

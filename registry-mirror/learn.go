@@ -2,7 +2,6 @@ package mirror
 
 import (
 	"context"
-	"encoding/json"
 	"net/http"
 	"slices"
 	"strings"
@@ -22,15 +21,6 @@ const (
 	learnTimeout = 3 * time.Second
 )
 
-// document is what an index and a manifest have in common with what is looked for here.
-type document struct {
-	Manifests []ocispec.Descriptor `json:"manifests"`
-	Config    *ocispec.Descriptor  `json:"config"`
-	Layers    []ocispec.Descriptor `json:"layers"`
-
-	Annotations map[string]string `json:"annotations"`
-}
-
 // learn takes from a manifest that passes by what reading its blobs needs: their sizes, and the bootstrap layer with
 // their chunk maps, which stands in the Nydus variant beside a plain one. Nothing here can fail the answer.
 func (h *Handler) learn(ctx context.Context, req request, rec Record) {
@@ -39,8 +29,9 @@ func (h *Handler) learn(ctx context.Context, req request, rec Record) {
 	if h.records.get(bucketSiblings, key, &known) {
 		return
 	}
-	var doc document
-	if json.Unmarshal(rec.Body, &doc) != nil {
+	doc, err := parse(rec.MediaType, rec.Body)
+	if err != nil {
+		h.log.Warn("nothing is learned of a manifest", "registry", req.Registry, "repository", req.Repository, "manifest", rec.Digest, "error", err)
 		return
 	}
 	if len(doc.Manifests) > 0 {
@@ -134,15 +125,14 @@ func blobKey(req request, d digest.Digest) string {
 }
 
 func (h *Handler) sibling(ctx context.Context, req request, d digest.Digest) (document, error) {
-	var doc document
 	req.Reference, req.header = d.String(), req.header.Clone()
 	req.header.Set("Accept", ocispec.MediaTypeImageManifest)
 	req.method = http.MethodGet
 	rec, err := h.manifest(ctx, req)
 	if err != nil {
-		return doc, err
+		return document{}, err
 	}
-	return doc, json.Unmarshal(rec.Body, &doc)
+	return parse(rec.MediaType, rec.Body)
 }
 
 // isForeign reports whether a descriptor is of what lies elsewhere than in the registry, which therefore takes a manifest that names it without

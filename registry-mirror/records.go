@@ -72,14 +72,14 @@ const (
 	bucketManifests = "manifests" // digest → manifestRecord
 	bucketTags      = "tags"      // tagKey of a tag with what was acceptable, and of a digest the repository has → tagRecord
 	bucketVerdicts  = "verdicts"  // verdictKey → time of the last acceptance
-	bucketBlobs     = "told"      // blobKey → blobInfo
-	bucketSiblings  = "learned"   // blobKey of a plain manifest → digest of the Nydus one beside it; learnedKey → true
+	bucketBlobs     = "sizes"     // blobKey → blobInfo
+	bucketSiblings  = "variants"  // blobKey of a plain manifest → digest of the Nydus one beside it; learnedKey → true
 
 	bucketChallenges = "challenges" // registry/repository → WWW-Authenticate
 )
 
 // oldBuckets are of versions that believed more of what manifests say.
-func oldBuckets() []string { return []string{"blobs", "siblings"} }
+func oldBuckets() []string { return []string{"blobs", "siblings", "told", "learned"} }
 
 // OpenRecords opens or creates the file. One that is broken, as a power failure may leave it, is started anew: all in it can
 // be asked again.
