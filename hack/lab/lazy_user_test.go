@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"maps"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/sys/unix"
 
 	"github.com/shoal-project/shoal/hack/lab/cluster"
@@ -169,4 +172,36 @@ func TestRootANodeComesBackWithoutARegistry(t *testing.T) {
 	check(t, l.registry.Start(ctx))
 	check(t, l.node.Host().SetLink(ctx, faultLink))
 	l.expect("with a registry", want, l.run(ctx, l.ref, "with", "/etc", "/models"))
+}
+
+// A real registry takes a list that names another repository's blobs as layers. That opens none of them to who may read the list.
+func TestRootAListOfManifestsOpensNoBlobOfOthers(t *testing.T) {
+	ctx, l := newLazyLab(t, "", cluster.ContainerdConfig{})
+	check(t, l.containerd.Pull(ctx, l.ref))
+	l.run(ctx, l.ref, "owner", "/models") // all of the model is on the node
+	const list = "application/vnd.docker.distribution.manifest.list.v2+json"
+	body := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[],"layers":[{"mediaType":%q,"digest":%q,"size":%d}]}`,
+		list, types.OCIUncompressedLayer, l.model.digest, l.model.size)
+	ask := func(from *cluster.Host, method, url string) int {
+		t.Helper()
+		req, err := http.NewRequestWithContext(ctx, method, url, strings.NewReader(body))
+		check(t, err)
+		req.Header.Set("Content-Type", list)
+		req.Header.Set("Accept", list)
+		resp, err := from.Client().Do(req)
+		check(t, err)
+		check(t, resp.Body.Close())
+		return resp.StatusCode
+	}
+	const repository = "/v2/test/stranger"
+	if got := ask(l.registry.Host(), http.MethodPut, "http://"+l.registry.Addr()+repository+"/manifests/1"); got != http.StatusCreated {
+		t.Skipf("the registry looks at layers of a list: %d", got)
+	}
+	through := l.node.MirrorURL() + repository
+	if got := ask(l.node.Host(), http.MethodGet, through+"/manifests/1?ns="+l.registry.Addr()); got != http.StatusOK {
+		t.Fatalf("the list: status %d", got)
+	}
+	if got := ask(l.node.Host(), http.MethodGet, through+"/blobs/"+l.model.digest.String()+"?ns="+l.registry.Addr()); got != http.StatusNotFound {
+		t.Errorf("another's blob: status %d, want 404", got)
+	}
 }
