@@ -270,8 +270,11 @@ func (h *handler) begin(r upRange, demanded bool) bool {
 	if !demanded {
 		return h.slots.Begin(now, r)
 	}
-	_ = h.slots.Begin(now, r) // nobody else need get it now
-	return h.awaited.Begin(now, r) || now.Sub(h.bulkAt) > h.cfg.Spacing
+	if !h.awaited.Begin(now, r) && now.Sub(h.bulkAt) <= h.cfg.Spacing {
+		return false
+	}
+	_ = h.slots.Begin(now, r) // who does not wait gets it from who does
+	return true
 }
 
 func (h *handler) refuse(w http.ResponseWriter, kind, text string) {
