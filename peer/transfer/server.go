@@ -122,12 +122,10 @@ type handler struct {
 	metrics  *serverMetrics
 	suspects chan struct{}
 
-	mu       sync.Mutex // guards what follows
-	slots    *Slots[upRange]
-	awaited  *Slots[upRange] // of what readers wait for
-	demanded int             // ranges being sent that readers wait for
-	bulk     int             // and others
-	bulkAt   time.Time       // when one of these was asked for last
+	mu      sync.Mutex // guards what follows
+	slots   *Slots[upRange]
+	awaited *Slots[upRange] // of what readers wait for
+	bulkAt  time.Time       // when something else was asked for last
 }
 
 // upRange is a range of a blob that is being sent, or was a moment ago.
@@ -235,30 +233,21 @@ func pieceAt(f *os.File, off int64) piece.Index {
 func (h *handler) take(demanded bool) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	switch {
-	case demanded && h.demanded == demandSlots:
-		return false
-	case demanded:
-		h.demanded++
-		return true
+	if demanded {
+		return h.awaited.Take()
 	}
 	h.bulkAt = time.Now()
-	if h.demanded > 0 && h.bulk > 0 || !h.slots.Take() {
-		return false
-	}
-	h.bulk++
-	return true
+	return (h.awaited.Taken() == 0 || h.slots.Taken() == 0) && h.slots.Take()
 }
 
 func (h *handler) untake(demanded bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if demanded {
-		h.demanded--
-		return
+		h.awaited.Release()
+	} else {
+		h.slots.Release()
 	}
-	h.bulk--
-	h.slots.Release()
 }
 
 // begin reports whether a range may be sent, and notes that it is. What readers wait for is sent to others who wait for it as well only while nobody asks for

@@ -8,7 +8,8 @@ import (
 // Slots decides what a host sends to whom: how many ranges at a time, and that a range that was just begun for one peer is not begun for
 // another. It is pure state: no lock and no clock, so that a simulation can use it too. K names a range.
 type Slots[K comparable] struct {
-	free    int
+	most    int
+	taken   int
 	spacing time.Duration
 	started map[K]time.Time
 }
@@ -18,20 +19,23 @@ const maxStarted = 1024
 
 // NewSlots returns room for n ranges at a time. spacing is as Config.Spacing; zero or less never refuses.
 func NewSlots[K comparable](n int, spacing time.Duration) *Slots[K] {
-	return &Slots[K]{free: n, spacing: spacing, started: map[K]time.Time{}}
+	return &Slots[K]{most: n, spacing: spacing, started: map[K]time.Time{}}
 }
 
 // Take takes a slot, which Release gives back. It reports false when all are taken.
 func (s *Slots[K]) Take() bool {
-	if s.free == 0 {
+	if s.taken == s.most {
 		return false
 	}
-	s.free--
+	s.taken++
 	return true
 }
 
 // Release gives a slot back.
-func (s *Slots[K]) Release() { s.free++ }
+func (s *Slots[K]) Release() { s.taken-- }
+
+// Taken returns how many slots are taken.
+func (s *Slots[K]) Taken() int { return s.taken }
 
 // Begin notes that range r is sent from now on. It reports false, and notes nothing, when that began less than the spacing ago.
 func (s *Slots[K]) Begin(now time.Time, r K) bool {

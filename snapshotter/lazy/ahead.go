@@ -59,28 +59,11 @@ func (d *Driver) fetchAhead(ctx context.Context) error {
 
 // runJob fetches what a plan says, in its order as far as it goes.
 func (d *Driver) runJob(ctx context.Context, j job) {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := whileMounted(ctx, j.mount.gone)
 	defer cancel()
 	begin := time.Now()
-	unmounted := make(chan struct{})
-	defer close(unmounted)
-	go func() { // ends with the job
-		select {
-		case <-j.mount.gone:
-			cancel()
-		case <-unmounted:
-		}
-	}()
 	steps, pace := sync.WaitGroup{}, newPace(time.Now)
-	begun := make(chan struct{})
-	steps.Go(func() {
-		defer close(begun)
-		d.runFirst(ctx, j)
-	})
-	select {
-	case <-begun:
-	case <-time.After(firstAlone):
-	}
+	headStart(&steps, func() { d.runFirst(ctx, j) })
 	for _, s := range j.steps {
 		dev := j.mount.devices[s.blob]
 		if dev.whole.Load() {
@@ -98,6 +81,32 @@ func (d *Driver) runJob(ctx context.Context, j job) {
 	steps.Wait()
 	if ctx.Err() == nil {
 		d.log.Info("image fetched", "image", j.mount.image.Name, "target", j.mount.target, "seconds", time.Since(begin).Seconds())
+	}
+}
+
+// whileMounted returns a context that ends when gone is closed too.
+func whileMounted(ctx context.Context, gone <-chan struct{}) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() { // ends with the context
+		select {
+		case <-gone:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
+}
+
+// headStart has what is read first fetched beside the rest, which begins when this returns.
+func headStart(running *sync.WaitGroup, first func()) {
+	done := make(chan struct{})
+	running.Go(func() {
+		defer close(done)
+		first()
+	})
+	select {
+	case <-done:
+	case <-time.After(firstAlone):
 	}
 }
 

@@ -29,7 +29,8 @@ func planFirst(img *bootstrap.Image) []step {
 	b := builder{img: img, room: firstTotal, step: firstStep, seen: map[uint32]bool{}}
 	parts := [][]*bootstrap.Inode{table}
 	if !slices.ContainsFunc(table, isProgram) {
-		parts = [][]*bootstrap.Inode{calledAs(img, starters()), table, calledAs(img, likely())}
+		called := calledAs(img, starters(), likely())
+		parts = [][]*bootstrap.Inode{called[0], table, called[1]}
 	}
 	for _, n := range slices.Concat(parts...) {
 		b.addFirst(n)
@@ -56,14 +57,15 @@ func likely() []string {
 	}
 }
 
-// calledAs returns the files of an image that the patterns are about, in the order of these: accounts and the like in /etc, programs, and libraries. Each is
-// there once, however many names it has.
-func calledAs(img *bootstrap.Image, patterns []string) []*bootstrap.Inode {
+// calledAs returns, for each list of patterns, the files of an image that these are about, in their order: accounts and the like in /etc, programs, and
+// libraries. Each is there once, however many names it has.
+func calledAs(img *bootstrap.Image, lists ...[]string) [][]*bootstrap.Inode {
 	type match struct {
 		rank int
 		node *bootstrap.Inode
 	}
 	var found []match
+	patterns := slices.Concat(lists...)
 	at := map[*bootstrap.Inode]int{}                           // in found
 	_ = img.Walk(func(name string, n *bootstrap.Inode) error { // visit never fails
 		dir, base := path.Split(name)
@@ -86,11 +88,13 @@ func calledAs(img *bootstrap.Image, patterns []string) []*bootstrap.Inode {
 		return nil
 	})
 	slices.SortStableFunc(found, func(a, b match) int { return cmp.Compare(a.rank, b.rank) })
-	nodes := make([]*bootstrap.Inode, len(found))
-	for i := range found {
-		nodes[i] = found[i].node
+	out, end := make([][]*bootstrap.Inode, len(lists)), 0
+	for i, list := range lists {
+		for end += len(list); len(found) > 0 && found[0].rank < end; found = found[1:] {
+			out[i] = append(out[i], found[0].node)
+		}
 	}
-	return nodes
+	return out
 }
 
 // builder makes steps of parts of files.

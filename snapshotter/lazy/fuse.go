@@ -271,27 +271,12 @@ func (d *Fuse) Run(ctx context.Context) error {
 
 // fetch has the peer fetch what the plan says while the mount lasts: what is read first beside the blobs, which come one after the other.
 func (d *Fuse) fetch(ctx context.Context, m *fuseMount) {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := whileMounted(ctx, m.gone)
 	defer cancel()
-	go func() { // ends with the fetch
-		select {
-		case <-m.gone:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
 	first, steps := plan(m.img, m.image.Prefetch)
 	chunks := byDevice(m.img)
-	begun := make(chan struct{})
 	var beside sync.WaitGroup
-	beside.Go(func() {
-		defer close(begun)
-		d.fetchSteps(ctx, m, chunks, first)
-	})
-	select {
-	case <-begun:
-	case <-time.After(firstAlone):
-	}
+	headStart(&beside, func() { d.fetchSteps(ctx, m, chunks, first) })
 	d.fetchSteps(ctx, m, chunks, steps)
 	beside.Wait()
 }
