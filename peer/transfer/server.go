@@ -150,7 +150,7 @@ func NewHandler(cfg Config, blobs Blobs) (http.Handler, error) {
 	h := &handler{
 		cfg: cfg, blobs: blobs, log: cmp.Or(cfg.Log, slog.New(slog.DiscardHandler)),
 		metrics: newServerMetrics(cfg.Registerer),
-		slots:   NewSlots[upRange](cfg.UploadSlots, cfg.Spacing), awaited: NewSlots[upRange](demandSlots, cfg.Spacing), suspects: make(chan struct{}, suspectSlots),
+		slots:   NewSlots[upRange](cfg.UploadSlots, cfg.Spacing), awaited: NewSlots[upRange](demandSlots, -1), suspects: make(chan struct{}, suspectSlots),
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/blobs/{digest}", h.serveBlob)
@@ -256,14 +256,7 @@ func (h *handler) begin(r upRange, demanded bool) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	now := time.Now()
-	if !demanded {
-		return h.slots.Begin(now, r)
-	}
-	if !h.awaited.Begin(now, r) && now.Sub(h.bulkAt) <= h.cfg.Spacing {
-		return false
-	}
-	_ = h.slots.Begin(now, r) // who does not wait gets it from who does
-	return true
+	return h.slots.Begin(now, r) || demanded && now.Sub(h.bulkAt) > h.cfg.Spacing
 }
 
 func (h *handler) refuse(w http.ResponseWriter, kind, text string) {

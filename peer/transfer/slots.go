@@ -12,14 +12,20 @@ type Slots[K comparable] struct {
 	taken   int
 	spacing time.Duration
 	started map[K]time.Time
+	news    time.Time // when a range was begun last that was not in started
+	crowd   int       // how many may be in started before old ones are looked for
 }
 
-// maxStarted is how many ranges are remembered before old ones are forgotten.
-const maxStarted = 1024
+const (
+	// makesWay is for how many spacings a range that was sent makes way for those that were not.
+	makesWay = 10
+	// minStarted is how many ranges are remembered before old ones are looked for and forgotten.
+	minStarted = 1024
+)
 
 // NewSlots returns room for n ranges at a time. spacing is as Config.Spacing; zero or less never refuses.
 func NewSlots[K comparable](n int, spacing time.Duration) *Slots[K] {
-	return &Slots[K]{most: n, spacing: spacing, started: map[K]time.Time{}}
+	return &Slots[K]{most: n, spacing: spacing, started: map[K]time.Time{}, crowd: minStarted}
 }
 
 // Take takes a slot, which Release gives back. It reports false when all are taken.
@@ -37,16 +43,26 @@ func (s *Slots[K]) Release() { s.taken-- }
 // Taken returns how many slots are taken.
 func (s *Slots[K]) Taken() int { return s.taken }
 
-// Begin notes that range r is sent from now on. It reports false, and notes nothing, when that began less than the spacing ago.
+// Begin notes that range r is sent from now on. It reports false, and notes nothing, when that began less than the spacing ago, or less than
+// ten times the spacing while ranges that nobody was sent yet are begun: a host that has news for all must not spend its link on what one of them has.
 func (s *Slots[K]) Begin(now time.Time, r K) bool {
 	if s.spacing <= 0 {
 		return true
 	}
-	if at, ok := s.started[r]; ok && now.Sub(at) < s.spacing {
+	pause := s.spacing
+	if now.Sub(s.news) < s.spacing {
+		pause *= makesWay
+	}
+	at, ok := s.started[r]
+	if ok && now.Sub(at) < pause {
 		return false
 	}
-	if len(s.started) >= maxStarted {
-		maps.DeleteFunc(s.started, func(_ K, at time.Time) bool { return now.Sub(at) >= s.spacing })
+	if !ok {
+		s.news = now
+	}
+	if len(s.started) >= s.crowd {
+		maps.DeleteFunc(s.started, func(_ K, at time.Time) bool { return now.Sub(at) >= makesWay*s.spacing })
+		s.crowd = max(2*len(s.started), minStarted)
 	}
 	s.started[r] = now
 	return true
