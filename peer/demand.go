@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"sync/atomic"
 	"time"
 
 	"github.com/shoal-project/shoal/peer/dispatch"
@@ -21,8 +22,24 @@ const shortRange = 8 << 20
 // short reports whether a reader that asks for this wants only a part of the blob.
 func short(l piece.Layout, length int64) bool { return length < l.Size && length <= shortRange }
 
+// trail is the set of the pieces that readers have read. It is safe for concurrent use, and costs a reader next to nothing.
+type trail []atomic.Uint64
+
+func newTrail(pieces int) trail { return make(trail, (pieces+63)/64) }
+
+func (t trail) add(i piece.Index) {
+	if word := &t[i/64]; word.Load()>>(i%64)&1 == 0 {
+		word.Or(1 << (i % 64))
+	}
+}
+
+func (t trail) has(i piece.Index) bool { return t[i/64].Load()>>(i%64)&1 == 1 }
+
 // waitFor notes what a reader waits for.
 func (t *task) waitFor(r *Reader, w waited) {
+	if last := w.run.First - 1; last >= 0 && t.read.has(last) {
+		t.planner.Read(last)
+	}
 	if t.whole && t.cm == nil && int(w.run.End) == t.st.Layout().Count() {
 		w.short = false // it comes with the proof of the whole
 	}

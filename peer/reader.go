@@ -63,6 +63,7 @@ func (r *Reader) Await(ctx context.Context, off, length int64) (int64, error) {
 		if n > 0 {
 			err := r.blob.EnsureVerified(off, n)
 			if err == nil {
+				r.task.read.add(l.At(off))
 				if r.task.before.Has(l.At(off)) {
 					r.task.peer.metrics.fromCache.Add(float64(n))
 				}

@@ -35,6 +35,7 @@ type task struct {
 	openErr error
 	st      *store.Blob
 	before  *piece.Set  // what was held when the task began
+	read    trail       // what readers have read
 	asker   trace.Span  // of who opened the blob first; until run begins
 	trace   string      // the task's span, for other programs; set by run
 	mapped  atomic.Bool // the pieces are right by a chunk map, which says nothing to those without
@@ -199,7 +200,7 @@ func (t *task) run(ctx context.Context) {
 		t.abandon(err)
 		return
 	}
-	t.before = t.st.Have()
+	t.before, t.read = t.st.Have(), newTrail(t.st.Layout().Count())
 	t.have, t.moved, t.left = t.st.Have(), time.Now(), time.Now()
 	close(t.ready)
 	ctx, cancel := context.WithCancel(ctx)

@@ -15,6 +15,9 @@ func (p *Planner) Demand(spans []Run) {
 	p.demands = spans
 }
 
+// Read takes note that a reader has read piece i, for which it may not have had to wait.
+func (p *Planner) Read(i piece.Index) { p.asked.Add(i) }
+
 // follow takes note of a range that is demanded. One that begins where an earlier one ended is read by who reads on and on: for such a reader the rest
 // of the blob is what it wants next, and must not be held back because of it.
 func (p *Planner) follow(run Run) {

@@ -114,7 +114,7 @@ type Planner struct {
 	stuckAt   time.Time // when it has
 	came      bool      // a piece has come since, from wherever
 	demands   []Run
-	asked     *piece.Set // pieces that were demanded, ever
+	asked     *piece.Set // pieces that were demanded or read, ever
 	steady    *piece.Set // those of them that were demanded after the ones before them
 	partial   bool       // only what is demanded is fetched
 	calm      bool       // as in Calm
