@@ -160,6 +160,10 @@ func TestRangesOneAfterTheOtherAreNoRush(t *testing.T) {
 	if !p.Rushing() {
 		t.Error("a range elsewhere is no rush")
 	}
+	p.Read(59)
+	if p.Demand([]Run{{60, 61}}); p.Rushing() {
+		t.Error("a range behind one that was read, and had been there, is a rush")
+	}
 	p.Demand(nil)
 	p.LeaseFirst(Run{48, 50})
 	if p.Next(t0); p.Rushing() {
