@@ -90,13 +90,9 @@ func (t *task) readParent(ctx context.Context, r dispatch.Request, check func([]
 	buf := t.peer.buffers.take(length)
 	defer t.peer.buffers.give(buf)
 	data := (*buf)[:length]
-	ask := t.peer.wire.Piece
-	if r.Demanded {
-		ask = t.peer.wire.Demanded
-	}
 	outer := ctx
 	ctx, span := tracing.Start(ctx, "fetch piece", attribute.Int("shoal.piece", int(i)), attribute.String("shoal.parent", string(r.Parent)))
-	err := ask(ctx, string(r.Parent), t.blob.Digest, off, data)
+	err := t.peer.wire.Fetch(ctx, transfer.Wanted{Addr: string(r.Parent), Digest: t.blob.Digest, Off: off, Buf: data, Demanded: r.Demanded, Alone: r.Alone})
 	var storeErr error
 	if err == nil {
 		var groups []piece.Digest

@@ -27,10 +27,8 @@ import (
 
 // Wire asks other peers. *transfer.Client is one.
 type Wire interface {
-	// Piece fills buf from offset off of the blob, from the peer at addr. The bytes are not verified.
-	Piece(ctx context.Context, addr string, d digest.Digest, off int64, buf []byte) error
-	// Demanded is Piece for what a reader waits for, which the peer sends before all else.
-	Demanded(ctx context.Context, addr string, d digest.Digest, off int64, buf []byte) error
+	// Fetch fills w.Buf from the peer at w.Addr. The bytes are not verified.
+	Fetch(ctx context.Context, w transfer.Wanted) error
 	// Watch reports what the peer at addr holds until the stream breaks, always with an error.
 	Watch(ctx context.Context, addr string, d digest.Digest, spec json.RawMessage, fn func(transfer.Have) error) error
 	// Groups returns the digests of the groups of piece i, as the peer at addr claims them.

@@ -263,7 +263,7 @@ func (h *host) serve(dst *host, r *request) {
 	case !h.have.Has(i):
 		h.slots.Release()
 		dst.outcome(h, r, dispatch.Absent)
-	case !h.slots.Begin(s.clock(), i):
+	case !r.Alone && !h.slots.Begin(s.clock(), i):
 		h.slots.Release()
 		s.shared++
 		dst.outcome(h, r, dispatch.Shared)

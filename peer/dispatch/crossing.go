@@ -116,7 +116,7 @@ func (p *Planner) askFar(now time.Time, f *far, i piece.Index, demanded bool) Re
 	f.asked = true
 	p.inFlight[i] = asked{of: f.id, at: now, far: true, rush: demanded}
 	p.reopen(i)
-	return Request{Parent: f.id, Run: Run{i, i + 1}, Border: true, Demanded: demanded}
+	return Request{Parent: f.id, Run: Run{i, i + 1}, Border: true, Demanded: demanded, Alone: true}
 }
 
 // crossed reports how a request across the border ended.

@@ -11,7 +11,7 @@ import (
 
 // ask is a request across the border for one piece.
 func ask(from ParentID, i int) Request {
-	return Request{Parent: from, Run: Run{piece.Index(i), piece.Index(i + 1)}, Border: true}
+	return Request{Parent: from, Run: Run{piece.Index(i), piece.Index(i + 1)}, Border: true, Alone: true}
 }
 
 func TestHostBeyondTheBorderGivesWhatIsLeasedAndNoMore(t *testing.T) {

@@ -118,7 +118,7 @@ func (p *Planner) nextDemanded(now time.Time) (out []Request) {
 		par.rush++
 		p.inFlight[i] = asked{of: par.id, at: now, rush: true}
 		p.reopen(i)
-		out = append(out, Request{Parent: par.id, Run: Run{i, i + 1}, Demanded: true})
+		out = append(out, Request{Parent: par.id, Run: Run{i, i + 1}, Demanded: true, Alone: p.alone(now, i)})
 	})
 	return out
 }

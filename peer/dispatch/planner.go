@@ -35,6 +35,9 @@ type Config struct {
 	BusyPause time.Duration
 	// SharedPause is how long a piece is not asked again of a parent that is sending it to another peer. Default 150 ms.
 	SharedPause time.Duration
+	// SharedFor is how long a piece may be refused because its only known holder sent it to another peer, before it is asked for as in
+	// Request.Alone. Default 300 ms.
+	SharedFor time.Duration
 	// Penalty is how long a parent that failed is left alone, doubling up to eight times. Default 500 ms.
 	Penalty time.Duration
 	// Hedge is the least time a request may take, if others hold the piece too, before Overdue gives it up. Requests usually get four times
@@ -53,6 +56,7 @@ func (c Config) withDefaults() Config {
 	c.Window = cmp.Or(c.Window, 8<<20)
 	c.BusyPause = cmp.Or(c.BusyPause, 10*time.Millisecond)
 	c.SharedPause = cmp.Or(c.SharedPause, 150*time.Millisecond)
+	c.SharedFor = cmp.Or(c.SharedFor, 300*time.Millisecond)
 	c.Penalty = cmp.Or(c.Penalty, 500*time.Millisecond)
 	c.Hedge = cmp.Or(c.Hedge, 250*time.Millisecond)
 	c.StuckAfter = cmp.Or(c.StuckAfter, time.Second)
@@ -66,6 +70,8 @@ type Request struct {
 	// Demanded is set when a reader waits for just this.
 	Demanded bool
 	Border   bool // Parent is beyond the border of this host's zone
+	// Alone is set when this host does not get the piece from whoever else the parent sent it to.
+	Alone bool
 }
 
 // Outcome says how a request ended.
@@ -102,6 +108,7 @@ type Planner struct {
 	crossings map[piece.Index]crossing // pieces leased to be fetched across the border
 	fars      map[ParentID]*far
 	uncrossed []Run
+	aloneFrom map[piece.Index]time.Time // from when a piece is asked for as in Request.Alone; zero when somebody failed to give it
 	withheld  []piece.Index // that their only holder gave wrong
 	reading   []Run
 	local     *piece.Set // pieces that are being put together on this host
@@ -171,7 +178,7 @@ func New(cfg Config, layout piece.Layout, have, known *piece.Set, rng *rand.Rand
 	p := &Planner{cfg: cfg.withDefaults(), rng: rng, layout: layout, have: have.Clone(), known: known.Clone(),
 		open: piece.NewSet(layout.Count()), inFlight: map[piece.Index]asked{}, parents: map[ParentID]*parent{},
 		banned: map[ParentID]bool{}, avail: make([]uint16, layout.Count()), local: piece.NewSet(layout.Count()),
-		kept: piece.NewSet(layout.Count()), asked: piece.NewSet(layout.Count()), steady: piece.NewSet(layout.Count()), crossings: map[piece.Index]crossing{}, fars: map[ParentID]*far{}}
+		kept: piece.NewSet(layout.Count()), asked: piece.NewSet(layout.Count()), steady: piece.NewSet(layout.Count()), crossings: map[piece.Index]crossing{}, aloneFrom: map[piece.Index]time.Time{}, fars: map[ParentID]*far{}}
 	for i := range piece.Index(layout.Count()) {
 		p.reopen(i)
 	}
@@ -278,6 +285,7 @@ func (p *Planner) Got(i piece.Index) {
 	p.local.Remove(i)
 	p.kept.Remove(i)
 	delete(p.crossings, i)
+	delete(p.aloneFrom, i)
 	p.reopen(i)
 }
 
@@ -381,7 +389,7 @@ func (p *Planner) Next(now time.Time) []Request {
 		par.inFlight++
 		p.inFlight[i] = asked{of: par.id, at: now}
 		p.reopen(i)
-		out = append(out, Request{Parent: par.id, Run: Run{i, i + 1}})
+		out = append(out, Request{Parent: par.id, Run: Run{i, i + 1}, Alone: p.alone(now, i)})
 	}
 	p.watch(now)
 	return out

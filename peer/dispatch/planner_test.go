@@ -325,7 +325,7 @@ func TestASlowParentIsGivenUpOnlyWhenAnotherHoldsThePiece(t *testing.T) {
 			t.Errorf("given up twice: %v", again)
 		}
 		p.Done(at, slow, Late)
-		if d := cmp.Diff([]Request{{Parent: "quick", Run: Run{0, 1}}}, p.Next(at)); d != "" {
+		if d := cmp.Diff([]Request{{Parent: "quick", Run: Run{0, 1}, Alone: true}}, p.Next(at)); d != "" {
 			t.Errorf("then asked (-want +got):\n%s", d)
 		}
 	}

@@ -125,36 +125,35 @@ func (c *Client) Close() {
 
 // Piece fills buf with the bytes of the blob from off on, from the peer at addr. On an error buf holds anything.
 func (c *Client) Piece(ctx context.Context, addr string, d digest.Digest, off int64, buf []byte) error {
-	return c.fetch(ctx, wanted{addr, d, off, buf, false})
+	return c.Fetch(ctx, Wanted{Addr: addr, Digest: d, Off: off, Buf: buf})
 }
 
-// Demanded is Piece for what a reader waits for: the peer does not refuse it because it is busy, and sends it before others' pieces.
-func (c *Client) Demanded(ctx context.Context, addr string, d digest.Digest, off int64, buf []byte) error {
-	return c.fetch(ctx, wanted{addr, d, off, buf, true})
+// Wanted is a range of a blob that a peer is asked for.
+type Wanted struct {
+	Addr   string // of the peer, HOST:PORT
+	Digest digest.Digest
+	Off    int64  // bytes
+	Buf    []byte // as long as the range
+	// Demanded is set when a reader waits: the peer does not refuse the range because it is busy, and sends it before others' pieces.
+	Demanded bool
+	// Alone is set when the caller cannot get the range from another peer who was sent it: the answer is never ErrShared.
+	Alone bool
 }
 
-// wanted is a range of a blob that a peer is asked for.
-type wanted struct {
-	addr     string
-	digest   digest.Digest
-	off      int64
-	buf      []byte // as long as the range
-	demanded bool   // a reader waits
-}
-
-func (c *Client) fetch(ctx context.Context, w wanted) error {
-	if len(w.buf) == 0 {
+// Fetch fills w.Buf from a peer. On an error it holds anything.
+func (c *Client) Fetch(ctx context.Context, w Wanted) error {
+	if len(w.Buf) == 0 {
 		return nil
 	}
 	if err := c.tryKept(ctx, w); err != nil {
-		return fmt.Errorf("bytes [%d, %d) of %s from %s: %w", w.off, w.off+int64(len(w.buf)), w.digest, w.addr, c.classed(ctx, err))
+		return fmt.Errorf("bytes [%d, %d) of %s from %s: %w", w.Off, w.Off+int64(len(w.Buf)), w.Digest, w.Addr, c.classed(ctx, err))
 	}
 	return nil
 }
 
 // tryKept asks on a connection that is kept, and once more on a new one when the kept one turns out to be dead.
-func (c *Client) tryKept(ctx context.Context, w wanted) error {
-	cn, err := c.conns.take(ctx, w.addr)
+func (c *Client) tryKept(ctx context.Context, w Wanted) error {
+	cn, err := c.conns.take(ctx, w.Addr)
 	if err != nil {
 		return err
 	}
@@ -162,8 +161,8 @@ func (c *Client) tryKept(ctx context.Context, w wanted) error {
 	if answered || !cn.used || ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		return err
 	}
-	c.conns.forget(w.addr)
-	if cn, err = c.conns.connect(ctx, w.addr); err != nil {
+	c.conns.forget(w.Addr)
+	if cn, err = c.conns.connect(ctx, w.Addr); err != nil {
 		return err
 	}
 	_, err = c.ask(ctx, cn, w)
@@ -171,11 +170,14 @@ func (c *Client) tryKept(ctx context.Context, w wanted) error {
 }
 
 // request returns the request for a range of a blob as it goes over the wire.
-func (c *Client) request(ctx context.Context, w wanted) []byte {
+func (c *Client) request(ctx context.Context, w Wanted) []byte {
 	b := fmt.Appendf(make([]byte, 0, 512), "GET /v1/blobs/%s HTTP/1.1\r\nHost: %s\r\nRange: bytes=%d-%d\r\n",
-		w.digest, w.addr, w.off, w.off+int64(len(w.buf))-1)
-	if w.demanded {
+		w.Digest, w.Addr, w.Off, w.Off+int64(len(w.Buf))-1)
+	if w.Demanded {
 		b = append(b, demandHeader+": 1\r\n"...)
+	}
+	if w.Alone {
+		b = append(b, aloneHeader+": 1\r\n"...)
 	}
 	if parent := tracing.Parent(ctx); parent != "" {
 		b = append(append(append(b, "Traceparent: "...), parent...), "\r\n"...)
@@ -188,7 +190,7 @@ func (c *Client) request(ctx context.Context, w wanted) []byte {
 
 // ask sends a request on a connection, reads the answer into the buffer, and keeps or closes the connection. answered is set when the peer
 // answered anything.
-func (c *Client) ask(ctx context.Context, cn *conn, w wanted) (answered bool, err error) {
+func (c *Client) ask(ctx context.Context, cn *conn, w Wanted) (answered bool, err error) {
 	whole := false // the answer was read to its end
 	stop := context.AfterFunc(ctx, func() { _ = cn.SetDeadline(time.Unix(1, 0)) })
 	defer func() {
@@ -208,10 +210,10 @@ func (c *Client) ask(ctx context.Context, cn *conn, w wanted) (answered bool, er
 		whole = errors.Is(more, io.EOF) && !resp.Close
 		return true, err
 	}
-	if err := checkRange(resp, w.off, int64(len(w.buf))); err != nil {
+	if err := checkRange(resp, w.Off, int64(len(w.Buf))); err != nil {
 		return true, err
 	}
-	n, err := c.receive(ctx, cn, w.digest.String(), w.buf)
+	n, err := c.receive(ctx, cn, w.Digest.String(), w.Buf)
 	c.metrics.received.Add(float64(n))
 	whole = err == nil && !resp.Close
 	return true, err

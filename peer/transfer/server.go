@@ -38,6 +38,7 @@ const (
 	DefaultUploadStall = 10 * time.Second
 
 	demandHeader  = "Shoal-Demanded" // of a request that a reader waits for
+	aloneHeader   = "Shoal-Alone"    // of a request of who cannot get the range from another peer
 	busyHeader    = "Shoal-Busy"
 	busyHost      = "host"  // its value when no upload slot is free
 	busyPiece     = "piece" // its value when another peer is getting the piece
@@ -199,7 +200,7 @@ func (h *handler) serveBlob(w http.ResponseWriter, r *http.Request) {
 		h.fail(w, d, err)
 		return
 	}
-	if !h.begin(upRange{d, off}, demanded) {
+	if r.Header.Get(aloneHeader) == "" && !h.begin(upRange{d, off}, demanded) {
 		release()
 		h.refuse(w, busyPiece, "another peer is getting this piece; it will have it in a moment")
 		return

@@ -196,7 +196,7 @@ func TestWhatIsDemandedIsSentBesideAllElseWhichMakesWay(t *testing.T) {
 	if err := c.Piece(t.Context(), addr, d, 0, make([]byte, 10)); !errors.Is(err, transfer.ErrBusy) {
 		t.Errorf("error %v although a slot is free, want ErrBusy: a reader waits for something else", err)
 	}
-	if err := c.Demanded(t.Context(), addr, d, 0, make([]byte, 10)); err != nil {
+	if err := c.Fetch(t.Context(), transfer.Wanted{Addr: addr, Digest: d, Buf: make([]byte, 10), Demanded: true}); err != nil {
 		t.Error(err)
 	}
 }
@@ -206,7 +206,9 @@ func TestWhatManyWaitForIsSentOnceAtATimeWhileTheRestGoesOn(t *testing.T) {
 	addr := serve(t, transfer.Config{UploadStall: time.Minute, Spacing: time.Minute}, blobs)
 	d := digest.FromString("big")
 	c := newClient(t, transfer.ClientConfig{})
-	awaited := func(off int64) error { return c.Demanded(t.Context(), addr, d, off, make([]byte, 10)) }
+	awaited := func(off int64) error {
+		return c.Fetch(t.Context(), transfer.Wanted{Addr: addr, Digest: d, Off: off, Buf: make([]byte, 10), Demanded: true})
+	}
 	for range 2 {
 		if err := awaited(0); err != nil {
 			t.Fatalf("%v although nothing else is sent", err)
@@ -229,6 +231,35 @@ func TestWhatManyWaitForIsSentOnceAtATimeWhileTheRestGoesOn(t *testing.T) {
 	}
 	if err := awaited(100); !errors.Is(err, transfer.ErrShared) {
 		t.Errorf("error %v of a range that has just been sent to another, want ErrShared", err)
+	}
+}
+
+// Who cannot get a range from whoever else got it gets it from here, and does not keep it from those who can.
+func TestWhoIsAloneIsNotToldThatAnotherGetsIt(t *testing.T) {
+	s := newStore(t)
+	data, _ := storetest.Content(1, 2*piece.GroupSize)
+	d := storetest.Fill(t, s, data)
+	addr := serve(t, transfer.Config{Spacing: time.Minute}, stored{s})
+	c := newClient(t, transfer.ClientConfig{})
+	get := func(off int64, alone bool) error {
+		return c.Fetch(t.Context(), transfer.Wanted{Addr: addr, Digest: d, Off: off, Buf: make([]byte, piece.GroupSize), Alone: alone})
+	}
+	for _, r := range []struct {
+		what  string
+		off   int64
+		alone bool
+		want  error
+	}{
+		{"the first peer", 0, false, nil},
+		{"another one", 0, false, transfer.ErrShared},
+		{"one alone", 0, true, nil},
+		{"one alone that is the first", piece.GroupSize, true, nil},
+		{"the first of the others", piece.GroupSize, false, nil},
+		{"the second of the others", piece.GroupSize, false, transfer.ErrShared},
+	} {
+		if err := get(r.off, r.alone); !errors.Is(err, r.want) {
+			t.Errorf("%s gets %v, want %v", r.what, err, r.want)
+		}
 	}
 }
 
