@@ -33,7 +33,7 @@ type Config struct {
 	// BusyPause is how long a parent that answered busy is left alone at the least; else it is half of what a request usually takes. The
 	// pause is random, between half and all of it. Default 10 ms.
 	BusyPause time.Duration
-	// SharedPause is how long a piece is not asked again of a parent that is sending it to another peer. Default 150 ms.
+	// SharedPause is how long a piece is not asked again of a parent that sent it to another peer. Default 150 ms.
 	SharedPause time.Duration
 	// SharedFor is how long a piece may be refused because its only known holder sent it to another peer, before it is asked for as in
 	// Request.Alone. Default 300 ms.
@@ -81,7 +81,7 @@ type Outcome int
 const (
 	OK        Outcome = iota
 	Busy              // the parent has no upload slot free
-	Shared            // the parent is sending the piece to another peer
+	Shared            // the parent sent the piece to another peer just now
 	Absent            // the parent does not have the piece
 	Transient         // timeout, cut, silence
 	Late              // given up because Overdue said so
@@ -109,7 +109,7 @@ type Planner struct {
 	fars      map[ParentID]*far
 	uncrossed []Run
 	aloneFrom map[piece.Index]time.Time // from when a piece is asked for as in Request.Alone; zero when somebody failed to give it
-	withheld  []piece.Index // that their only holder gave wrong
+	withheld  []piece.Index             // that their only holder gave wrong
 	reading   []Run
 	local     *piece.Set // pieces that are being put together on this host
 	kept      *piece.Set // those of them that are leased as well

@@ -40,7 +40,7 @@ const (
 var (
 	// ErrBusy means that the peer has no upload slot free. It is piece.ErrTransient; the peer is well.
 	ErrBusy = fmt.Errorf("peer is busy: %w", piece.ErrTransient)
-	// ErrShared means that the peer is sending the piece to another one, who will have it in a moment. It is piece.ErrTransient.
+	// ErrShared means that the peer sent the piece to another one just now, who has it soon. It is piece.ErrTransient.
 	ErrShared = fmt.Errorf("peer is sending the piece to another: %w", piece.ErrTransient)
 	// ErrStalled means that the peer sent nothing for the stall time. It is piece.ErrTransient; the peer may hang.
 	ErrStalled = fmt.Errorf("peer stalled: %w", piece.ErrTransient)

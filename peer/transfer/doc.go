@@ -5,14 +5,15 @@
 //	POST /v1/blobs/{digest}/suspect?piece=N    the holder reads the piece back and drops it when it is bad
 //	POST /v1/tasks/{digest}/haves              body: what the task is (JSON) → an endless stream of frames
 //
-// A range with "Shoal-Demanded: 1" is waited for by a reader: it takes no upload slot, and is refused because another peer is getting it
-// only while others ask the host for what nobody waits for.
+// A range with "Shoal-Demanded: 1" is waited for by a reader: it takes no upload slot, and is refused because another peer got it
+// only while others ask the host for what nobody waits for. One with "Shoal-Alone: 1" is never refused because of that: who asks cannot get it
+// from that peer.
 //
 // Every request carries "Authorization: Bearer TOKEN" with the token of the cluster. What the answers mean:
 //
 //	404                     not held                       piece.ErrAbsent
 //	503, Shoal-Busy: host   all upload slots are taken     ErrBusy, which is piece.ErrTransient
-//	503, Shoal-Busy: piece  another peer is getting it     ErrShared, which is piece.ErrTransient
+//	503, Shoal-Busy: piece  another peer got it just now   ErrShared, which is piece.ErrTransient
 //	401                     another cluster                piece.ErrDenied
 //	anything else, a cut, a stall                          piece.ErrTransient
 //

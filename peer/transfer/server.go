@@ -85,9 +85,10 @@ type Config struct {
 	Token string
 	// UploadSlots bounds the ranges sent at a time; more are refused with 503. Zero is DefaultUploadSlots.
 	UploadSlots int
-	// Spacing is how long after a range began to be sent to one peer it is refused to others with 503: they take another piece
-	// meanwhile, and this one from the first receiver. So what is rare leaves a host once. What a reader waits for is refused only
-	// while others ask for something else. Zero is DefaultSpacing, negative never refuses.
+	// Spacing is how long after a range began to be sent to one peer it is refused to others with 503, and ten times as long while this host
+	// sends ranges that it did not send in that time: they take another piece meanwhile, and this one from the first receiver. So what is rare
+	// leaves a host once. What a reader waits for is refused only while others ask for something else, and nothing to who cannot get it from the
+	// first receiver. Zero is DefaultSpacing, negative never refuses.
 	Spacing time.Duration
 	// UploadStall ends an upload whose receiver takes no byte for this long. Zero is DefaultUploadStall.
 	UploadStall time.Duration
@@ -202,7 +203,7 @@ func (h *handler) serveBlob(w http.ResponseWriter, r *http.Request) {
 	}
 	if r.Header.Get(aloneHeader) == "" && !h.begin(upRange{d, off}, demanded) {
 		release()
-		h.refuse(w, busyPiece, "another peer is getting this piece; it will have it in a moment")
+		h.refuse(w, busyPiece, "another peer gets this piece, or has it by now")
 		return
 	}
 	defer release()
@@ -251,8 +252,8 @@ func (h *handler) untake(demanded bool) {
 	}
 }
 
-// begin reports whether a range may be sent, and notes that it is. What readers wait for is sent to others who wait for it as well only while nobody asks for
-// anything else: many who wait for the same would keep what the others need from leaving this host.
+// begin reports whether a range may be sent, and notes that it is. What readers wait for is sent once more, while it is refused otherwise, only while nobody
+// asks for anything else: many who wait for the same would keep what the others need from leaving this host.
 func (h *handler) begin(r upRange, demanded bool) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()

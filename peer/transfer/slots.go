@@ -12,12 +12,12 @@ type Slots[K comparable] struct {
 	taken   int
 	spacing time.Duration
 	started map[K]time.Time
-	news    time.Time // when a range was begun last that was not in started
+	news    time.Time // when a range was begun last that nobody was sent of late
 	crowd   int       // how many may be in started before old ones are looked for
 }
 
 const (
-	// makesWay is for how many spacings a range that was sent makes way for those that were not.
+	// makesWay is for how many spacings a range that was sent makes way for those that were not. Then nobody is taken to have it.
 	makesWay = 10
 	// minStarted is how many ranges are remembered before old ones are looked for and forgotten.
 	minStarted = 1024
@@ -44,24 +44,22 @@ func (s *Slots[K]) Release() { s.taken-- }
 func (s *Slots[K]) Taken() int { return s.taken }
 
 // Begin notes that range r is sent from now on. It reports false, and notes nothing, when that began less than the spacing ago, or less than
-// ten times the spacing while ranges that nobody was sent yet are begun: a host that has news for all must not spend its link on what one of them has.
+// ten times the spacing while ranges are begun that nobody was sent in that time: a host that has news for all must not spend its link on what one of
+// them has.
 func (s *Slots[K]) Begin(now time.Time, r K) bool {
 	if s.spacing <= 0 {
 		return true
 	}
-	pause := s.spacing
-	if now.Sub(s.news) < s.spacing {
-		pause *= makesWay
-	}
+	old := func(at time.Time) bool { return now.Sub(at) >= makesWay*s.spacing }
 	at, ok := s.started[r]
-	if ok && now.Sub(at) < pause {
+	switch {
+	case !ok || old(at):
+		s.news = now
+	case now.Sub(at) < s.spacing || now.Sub(s.news) < s.spacing:
 		return false
 	}
-	if !ok {
-		s.news = now
-	}
 	if len(s.started) >= s.crowd {
-		maps.DeleteFunc(s.started, func(_ K, at time.Time) bool { return now.Sub(at) >= makesWay*s.spacing })
+		maps.DeleteFunc(s.started, func(_ K, at time.Time) bool { return old(at) })
 		s.crowd = max(2*len(s.started), minStarted)
 	}
 	s.started[r] = now

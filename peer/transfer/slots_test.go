@@ -45,6 +45,14 @@ func TestWhatOneHasMakesWayForWhatNobodyHas(t *testing.T) {
 	if !s.Begin(at(10*time.Second), 9) || s.Begin(at(10*time.Second), 8) || !s.Begin(at(15*time.Second), 8) {
 		t.Error("want range 8 refused beside another one, as long as that is not long ago")
 	}
+	for i, after := range []time.Duration{30 * time.Second, 30900 * time.Millisecond} {
+		if !s.Begin(at(after), i) {
+			t.Errorf("range %d is refused, which nobody was sent for long", i)
+		}
+	}
+	if s.Begin(at(31200*time.Millisecond), 0) {
+		t.Error("range 0 is sent again while there are others that nobody was sent for long")
+	}
 }
 
 func TestRangesThatWereSentLongAgoAreForgotten(t *testing.T) {
