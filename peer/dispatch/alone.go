@@ -1,28 +1,34 @@
 package dispatch
 
-import (
-	"time"
+import "time"
 
-	"github.com/shoal-project/shoal/peer/piece"
-)
+// alone is what makes a request for a piece one with Request.Alone.
+type alone struct {
+	from   time.Time // once nobody else is known to hold the piece
+	failed ParentID  // to all others than who failed to give it last; empty if nobody did
+}
 
-// noteAlone takes note of a request for piece i that says whether the piece can be had from the other who got it: not when that one failed, and
-// for now when its holder says that another is getting it.
-func (p *Planner) noteAlone(now time.Time, i piece.Index, o Outcome) {
+// noteAlone takes note of whether a piece can be had from the other who got it: not when that one failed, and for now when its holder says that
+// another got it. Where requests take long, so does the way to the other.
+func (p *Planner) noteAlone(now time.Time, r Request, o Outcome) {
+	i := r.Run.First
+	a, noted := p.alones[i]
 	switch o {
 	case OK:
-		delete(p.aloneFrom, i)
+		delete(p.alones, i)
 	case Transient, Late, Corrupt:
-		p.aloneFrom[i] = time.Time{}
+		p.alones[i] = alone{from: now, failed: r.Parent}
 	case Shared:
-		if _, ok := p.aloneFrom[i]; !ok {
-			p.aloneFrom[i] = now.Add(p.cfg.SharedFor)
+		if !noted {
+			a.from = now.Add(max(p.cfg.SharedFor, 2*p.service))
+			p.alones[i] = a
 		}
 	}
 }
 
-// alone reports whether a holder of piece i must not leave it to others to give it to this host.
-func (p *Planner) alone(now time.Time, i piece.Index) bool {
-	from, ok := p.aloneFrom[i]
-	return ok && (from.IsZero() || p.avail[i] == 1 && !now.Before(from))
+// alone reports whether a request must not be refused because others can give the piece to this host.
+func (p *Planner) alone(now time.Time, r Request) bool {
+	i := r.Run.First
+	a, noted := p.alones[i]
+	return noted && (a.failed != "" && a.failed != r.Parent || p.avail[i] == 1 && !now.Before(a.from))
 }

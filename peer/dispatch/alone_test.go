@@ -60,6 +60,35 @@ func TestAPieceIsLeftToWhoElseHoldsItUnlessThatFails(t *testing.T) {
 	}
 }
 
+// A seed that is late because its link is full is not to send yet another copy.
+func TestWhoIsLateIsNotAskedAlone(t *testing.T) {
+	p := newHolding()
+	p.AddParent("seed")
+	p.ParentHas("seed", Run{3, 4})
+	now := time.Unix(0, 0)
+	first := p.Next(now)[0]
+	p.AddParent("other")
+	p.ParentHas("other", Run{3, 4})
+	p.Done(now, first, Late)
+	if got := p.Next(now); len(got) != 1 || got[0].Parent != "other" {
+		t.Fatalf("asked %+v", got)
+	}
+	p.Done(now, Request{Parent: "other", Run: Run{3, 4}}, Busy)
+	for ; ; now = p.NextWake(now) {
+		got := p.Next(now)
+		if len(got) == 0 {
+			continue
+		}
+		if got[0].Parent == "seed" {
+			if got[0].Alone {
+				t.Error("the seed is asked alone")
+			}
+			return
+		}
+		p.Done(now, got[0], Busy)
+	}
+}
+
 func TestNobodyIsAloneWithAPieceThatCame(t *testing.T) {
 	p := newHolding()
 	p.AddParent("seed")

@@ -12,7 +12,7 @@ func (p *Planner) Done(now time.Time, r Request, o Outcome) {
 		return
 	}
 	i, rush := r.Run.First, p.inFlight[r.Run.First].rush
-	p.noteAlone(now, i, o)
+	p.noteAlone(now, r, o)
 	if o == OK {
 		if !r.Border { // which says nothing of the parents' ways
 			p.served(now.Sub(p.inFlight[i].at))

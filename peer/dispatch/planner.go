@@ -36,7 +36,7 @@ type Config struct {
 	// SharedPause is how long a piece is not asked again of a parent that sent it to another peer. Default 150 ms.
 	SharedPause time.Duration
 	// SharedFor is how long a piece may be refused because its only known holder sent it to another peer, before it is asked for as in
-	// Request.Alone. Default 300 ms.
+	// Request.Alone; twice what requests usually take if that is longer. Default 300 ms.
 	SharedFor time.Duration
 	// Penalty is how long a parent that failed is left alone, doubling up to eight times. Default 500 ms.
 	Penalty time.Duration
@@ -108,8 +108,8 @@ type Planner struct {
 	crossings map[piece.Index]crossing // pieces leased to be fetched across the border
 	fars      map[ParentID]*far
 	uncrossed []Run
-	aloneFrom map[piece.Index]time.Time // from when a piece is asked for as in Request.Alone; zero when somebody failed to give it
-	withheld  []piece.Index             // that their only holder gave wrong
+	alones    map[piece.Index]alone
+	withheld  []piece.Index // that their only holder gave wrong
 	reading   []Run
 	local     *piece.Set // pieces that are being put together on this host
 	kept      *piece.Set // those of them that are leased as well
@@ -178,7 +178,7 @@ func New(cfg Config, layout piece.Layout, have, known *piece.Set, rng *rand.Rand
 	p := &Planner{cfg: cfg.withDefaults(), rng: rng, layout: layout, have: have.Clone(), known: known.Clone(),
 		open: piece.NewSet(layout.Count()), inFlight: map[piece.Index]asked{}, parents: map[ParentID]*parent{},
 		banned: map[ParentID]bool{}, avail: make([]uint16, layout.Count()), local: piece.NewSet(layout.Count()),
-		kept: piece.NewSet(layout.Count()), asked: piece.NewSet(layout.Count()), steady: piece.NewSet(layout.Count()), crossings: map[piece.Index]crossing{}, aloneFrom: map[piece.Index]time.Time{}, fars: map[ParentID]*far{}}
+		kept: piece.NewSet(layout.Count()), asked: piece.NewSet(layout.Count()), steady: piece.NewSet(layout.Count()), crossings: map[piece.Index]crossing{}, alones: map[piece.Index]alone{}, fars: map[ParentID]*far{}}
 	for i := range piece.Index(layout.Count()) {
 		p.reopen(i)
 	}
@@ -285,7 +285,7 @@ func (p *Planner) Got(i piece.Index) {
 	p.local.Remove(i)
 	p.kept.Remove(i)
 	delete(p.crossings, i)
-	delete(p.aloneFrom, i)
+	delete(p.alones, i)
 	p.reopen(i)
 }
 
@@ -389,7 +389,9 @@ func (p *Planner) Next(now time.Time) []Request {
 		par.inFlight++
 		p.inFlight[i] = asked{of: par.id, at: now}
 		p.reopen(i)
-		out = append(out, Request{Parent: par.id, Run: Run{i, i + 1}, Alone: p.alone(now, i)})
+		r := Request{Parent: par.id, Run: Run{i, i + 1}}
+		r.Alone = p.alone(now, r)
+		out = append(out, r)
 	}
 	p.watch(now)
 	return out
