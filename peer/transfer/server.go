@@ -85,7 +85,7 @@ type Config struct {
 	Token string
 	// UploadSlots bounds the ranges sent at a time; more are refused with 503. Zero is DefaultUploadSlots.
 	UploadSlots int
-	// Spacing is how long after a range began to be sent to one peer it is refused to others with 503, and ten times as long while this host
+	// Spacing is how long after a range began to be sent to one peer it is refused to others with 503, and four times as long while this host
 	// sends ranges that it did not send in that time: they take another piece meanwhile, and this one from the first receiver. So what is rare
 	// leaves a host once. What a reader waits for is refused only while others ask for something else, and nothing to who cannot get it from the
 	// first receiver. Zero is DefaultSpacing, negative never refuses.

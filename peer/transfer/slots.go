@@ -18,7 +18,7 @@ type Slots[K comparable] struct {
 
 const (
 	// makesWay is for how many spacings a range that was sent makes way for those that were not. Then nobody is taken to have it.
-	makesWay = 10
+	makesWay = 4
 	// minStarted is how many ranges are remembered before old ones are looked for and forgotten.
 	minStarted = 1024
 )
@@ -44,7 +44,7 @@ func (s *Slots[K]) Release() { s.taken-- }
 func (s *Slots[K]) Taken() int { return s.taken }
 
 // Begin notes that range r is sent from now on. It reports false, and notes nothing, when that began less than the spacing ago, or less than
-// ten times the spacing while ranges are begun that nobody was sent in that time: a host that has news for all must not spend its link on what one of
+// four times the spacing while ranges are begun that nobody was sent in that time: a host that has news for all must not spend its link on what one of
 // them has.
 func (s *Slots[K]) Begin(now time.Time, r K) bool {
 	if s.spacing <= 0 {

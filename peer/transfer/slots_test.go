@@ -33,32 +33,33 @@ func TestWhatOneHasMakesWayForWhatNobodyHas(t *testing.T) {
 			t.Fatalf("range %d is refused, which nobody was sent", i)
 		}
 	}
-	if s.Begin(at(4*time.Second+999*time.Millisecond), 0) {
-		t.Error("range 0 is sent again while there are others")
-	}
-	if !s.Begin(at(5*time.Second), 0) {
-		t.Error("range 0 is refused a second after the last of the others")
-	}
-	if s.Begin(at(5999*time.Millisecond), 0) {
-		t.Error("range 0 is sent again at once")
-	}
-	if !s.Begin(at(10*time.Second), 9) || s.Begin(at(10*time.Second), 8) || !s.Begin(at(15*time.Second), 8) {
-		t.Error("want range 8 refused beside another one, as long as that is not long ago")
-	}
-	for i, after := range []time.Duration{30 * time.Second, 30900 * time.Millisecond} {
-		if !s.Begin(at(after), i) {
-			t.Errorf("range %d is refused, which nobody was sent for long", i)
+	for _, c := range []struct {
+		after time.Duration // ms
+		r     int
+		want  bool
+	}{
+		{4900, 7, false}, // sent 1.4 s ago, and another one 0.9 s ago
+		{5000, 7, true},  // nothing else for a second
+		{5999, 7, false}, // at once
+		{6900, 20, true},
+		{7800, 7, false}, // 2.8 s ago
+		{7800, 21, true},
+		{8700, 22, true},
+		{9000, 7, true}, // four seconds ago
+		{30_000, 0, true},
+		{30_900, 1, true},
+		{31_200, 0, false}, // range 1 was sent long ago, and so counts as another one
+	} {
+		if got := s.Begin(at(c.after*time.Millisecond), c.r); got != c.want {
+			t.Errorf("range %d after %d ms: sent: %v, want %v", c.r, c.after, got, c.want)
 		}
-	}
-	if s.Begin(at(31200*time.Millisecond), 0) {
-		t.Error("range 0 is sent again while there are others that nobody was sent for long")
 	}
 }
 
 func TestRangesThatWereSentLongAgoAreForgotten(t *testing.T) {
 	s := NewSlots[int](1, time.Second)
 	for i := range 100_000 {
-		if !s.Begin(time.Unix(0, 0).Add(time.Duration(i)*20*time.Millisecond), i) { // 500 in ten seconds
+		if !s.Begin(time.Unix(0, 0).Add(time.Duration(i)*20*time.Millisecond), i) { // 200 in four seconds
 			t.Fatalf("range %d is refused", i)
 		}
 	}
