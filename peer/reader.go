@@ -63,8 +63,9 @@ func (r *Reader) Await(ctx context.Context, off, length int64) (int64, error) {
 		if n > 0 {
 			err := r.blob.EnsureVerified(off, n)
 			if err == nil {
-				r.task.read.add(l.At(off))
-				if r.task.before.Has(l.At(off)) {
+				i := l.At(off)
+				r.task.read.add(i)
+				if r.task.before.Has(i) {
 					r.task.peer.metrics.fromCache.Add(float64(n))
 				}
 				return n, nil

@@ -1,6 +1,10 @@
 package dispatch
 
-import "time"
+import (
+	"time"
+
+	"github.com/shoal-project/shoal/peer/piece"
+)
 
 // alone is what makes a request for a piece one with Request.Alone.
 type alone struct {
@@ -26,9 +30,8 @@ func (p *Planner) noteAlone(now time.Time, r Request, o Outcome) {
 	}
 }
 
-// alone reports whether a request must not be refused because others can give the piece to this host.
-func (p *Planner) alone(now time.Time, r Request) bool {
-	i := r.Run.First
+// alone reports whether a parent must not refuse piece i because others can give it to this host.
+func (p *Planner) alone(now time.Time, parent ParentID, i piece.Index) bool {
 	a, noted := p.alones[i]
-	return noted && (a.failed != "" && a.failed != r.Parent || p.avail[i] == 1 && !now.Before(a.from))
+	return noted && (a.failed != "" && a.failed != parent || p.avail[i] == 1 && !now.Before(a.from))
 }

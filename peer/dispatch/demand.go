@@ -118,9 +118,7 @@ func (p *Planner) nextDemanded(now time.Time) (out []Request) {
 		par.rush++
 		p.inFlight[i] = asked{of: par.id, at: now, rush: true}
 		p.reopen(i)
-		r := Request{Parent: par.id, Run: Run{i, i + 1}, Demanded: true}
-		r.Alone = p.alone(now, r)
-		out = append(out, r)
+		out = append(out, Request{Parent: par.id, Run: Run{i, i + 1}, Demanded: true, Alone: p.alone(now, par.id, i)})
 	})
 	return out
 }

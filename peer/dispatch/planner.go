@@ -389,9 +389,7 @@ func (p *Planner) Next(now time.Time) []Request {
 		par.inFlight++
 		p.inFlight[i] = asked{of: par.id, at: now}
 		p.reopen(i)
-		r := Request{Parent: par.id, Run: Run{i, i + 1}}
-		r.Alone = p.alone(now, r)
-		out = append(out, r)
+		out = append(out, Request{Parent: par.id, Run: Run{i, i + 1}, Alone: p.alone(now, par.id, i)})
 	}
 	p.watch(now)
 	return out

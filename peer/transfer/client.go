@@ -123,11 +123,6 @@ func (c *Client) Close() {
 	c.close()
 }
 
-// Piece fills buf with the bytes of the blob from off on, from the peer at addr. On an error buf holds anything.
-func (c *Client) Piece(ctx context.Context, addr string, d digest.Digest, off int64, buf []byte) error {
-	return c.Fetch(ctx, Wanted{Addr: addr, Digest: d, Off: off, Buf: buf})
-}
-
 // Wanted is a range of a blob that a peer is asked for.
 type Wanted struct {
 	Addr   string // of the peer, HOST:PORT
