@@ -284,7 +284,7 @@ func (t *task) readWhole(ctx context.Context, o origin) error {
 		}
 		err := body.seek(ctx, i)
 		if err == nil {
-			err = t.readPiece(body, i, func(data []byte) ([]piece.Digest, error) {
+			err = t.readPiece(&body, i, func(data []byte) ([]piece.Digest, error) {
 				if hashed {
 					_, _ = h.Write(data) // a hash never fails to write
 				}

@@ -2,6 +2,7 @@ package peer
 
 import (
 	"context"
+	"fmt"
 	"hash"
 	"io"
 
@@ -40,12 +41,17 @@ func (t *task) claims(run dispatch.Run) []check {
 	return out
 }
 
+// maxDiscard is how many bytes of pieces that came meanwhile are read a second time rather than the origin asked anew for what is behind
+// them: about as much is under way on an open connection, and would have left the origin for nothing.
+const maxDiscard = 4 << 20
+
 // gaps reads a blob at the origin in order, but for the pieces that are held already. It is not safe for concurrent use.
 type gaps struct {
 	task   *task
 	origin origin
-	body   io.ReadCloser // from piece next on; nil when the origin has to be asked
-	next   piece.Index
+	body   io.ReadCloser // from byte at to byte end; nil when the origin has to be asked
+	at     int64
+	end    int64
 }
 
 // skip hashes piece i from the disk, if it is there, and reports whether it was.
@@ -77,34 +83,58 @@ func (g *gaps) skip(h hash.Hash, i piece.Index) bool {
 	return true
 }
 
-// seek has the next read begin at piece i, up to the next piece that is held.
+// seek has the next read begin at piece i.
 func (g *gaps) seek(ctx context.Context, i piece.Index) error {
-	if g.body != nil && g.next == i {
-		g.next++
-		return nil
+	off, _ := g.task.st.Layout().Range(i)
+	if g.body != nil && off < g.end && off-g.at <= maxDiscard {
+		return g.discard(off - g.at)
 	}
 	g.close()
+	end := g.reach(i)
+	body, err := g.task.fetch(ctx, off, end-off, g.origin)
+	if err != nil {
+		return err
+	}
+	g.body, g.at, g.end = body, off, end
+	return nil
+}
+
+// discard reads n bytes that nobody needs any more. They left the origin, and count as read from there.
+func (g *gaps) discard(n int64) error {
+	from := g.at
+	n, err := io.CopyN(io.Discard, g, n)
+	t := g.task
+	t.post(func() {
+		t.peer.metrics.fromSource.Add(float64(n))
+		t.fromSource += n
+	})
+	if err != nil {
+		return fmt.Errorf("origin of %s, at byte %d: %w", t.blob.Digest, from+n, err)
+	}
+	return nil
+}
+
+// reach returns the byte up to which the origin is asked at once from piece i on: to the next piece that is held.
+func (g *gaps) reach(i piece.Index) int64 {
 	l := g.task.st.Layout()
-	off, _ := l.Range(i)
-	end := l.Size
-	if !piece.IsURL(g.task.blob.Digest) {
-		for j := i + 1; int(j) < l.Count(); j++ {
-			if g.task.st.Has(j) {
-				end, _ = l.Range(j)
-				break
-			}
+	if piece.IsURL(g.task.blob.Digest) {
+		return l.Size
+	}
+	for j := i + 1; int(j) < l.Count(); j++ {
+		if g.task.st.Has(j) {
+			end, _ := l.Range(j)
+			return end
 		}
 	}
-	var err error
-	if g.body, err = g.task.fetch(ctx, off, end-off, g.origin); err != nil {
-		g.body = nil
-	}
-	g.next = i + 1
-	return err
+	return l.Size
 }
 
 // Read reads on.
-func (g gaps) Read(p []byte) (int, error) { return g.body.Read(p) }
+func (g *gaps) Read(p []byte) (int, error) {
+	n, err := g.body.Read(p)
+	g.at += int64(n)
+	return n, err
+}
 
 func (g *gaps) close() {
 	if g.body != nil {

@@ -306,19 +306,23 @@ func (s *swarm) fetch(ctx context.Context, n *cluster.Node, b blob) (time.Durati
 	return first, nil
 }
 
-// resolveAll has every node's mirror be asked for the image's manifests, as containerd does before it asks for a layer: so the node
-// learns of chunk maps.
+// resolveAll resolves the image at every node.
 func (s *swarm) resolveAll(ctx context.Context) error {
 	for _, n := range s.nodes {
-		index, err := s.manifest(ctx, n, tag)
-		if err == nil && len(index.Manifests) > 0 {
-			_, err = s.manifest(ctx, n, index.Manifests[0].Digest.String())
-		}
-		if err != nil {
+		if err := s.resolve(ctx, n); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// resolve asks a node's mirror for the image's manifests, as containerd does before it asks for a layer: so the node learns of chunk maps.
+func (s *swarm) resolve(ctx context.Context, n *cluster.Node) error {
+	index, err := s.manifest(ctx, n, tag)
+	if err == nil && len(index.Manifests) > 0 {
+		_, err = s.manifest(ctx, n, index.Manifests[0].Digest.String())
+	}
+	return err
 }
 
 // manifest asks a node's mirror for a manifest or an index; of a manifest only what an index has too is returned.

@@ -206,6 +206,9 @@ func (r *interopRig) node(ctx context.Context, i int) (got interopNode, err erro
 	spec := cluster.Container{ID: "read", Args: []string{"/usr/bin/python3", "-c", interopProgram}}
 	began := time.Now()
 	if got.Reader == "nydusd" {
+		if err := r.resolve(ctx, r.nodes[i]); err != nil { // as whoever starts a nydusd has found the image
+			return got, err
+		}
 		v := nydusVariant{host: r.nodes[i].Host(), server: r.registry.Addr(), mirror: r.nodes[i].MirrorURL(), repository: repository, manifest: r.image.nydus}
 		spec.Rootfs, err = v.mountNydusd(ctx)
 	} else {
