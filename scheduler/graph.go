@@ -15,7 +15,18 @@ const (
 	// relinkGap is the least time between two graphs; it doubles with each, relinkDoubles times at the most.
 	relinkGap     = 200 * time.Millisecond
 	relinkDoubles = 4
+	// linkMoved is how long who comes from another machine keeps the neighbours it has from there: many others come, too.
+	linkMoved = 500 * time.Millisecond
 )
+
+// linkLate gives those neighbours that came from another machine some time ago, and were not linked anew since.
+func (m *Machine) linkLate(now time.Time, t *task) {
+	for _, me := range t.order {
+		if !me.linkAfter.IsZero() && !now.Before(me.linkAfter) {
+			m.link(t, me)
+		}
+	}
+}
 
 // relink gives the wanting members of a zone new neighbours, if many of them are new. Links to members that want nothing stay.
 func (m *Machine) relink(now time.Time, t *task, z *zone) {
@@ -28,13 +39,14 @@ func (m *Machine) relink(now time.Time, t *task, z *zone) {
 	var members []*member
 	var racks []string
 	for _, me := range t.order {
-		if me.zone == z && me.wants && !me.partial {
+		if me.zone == z && me.whole() {
 			members, racks = append(members, me), append(racks, me.host.Locality.Rack)
 		}
 	}
 	for _, me := range members {
+		me.linkAfter = time.Time{}
 		for id := range me.neighbours {
-			if other := t.members[id]; other.wants && !other.partial {
+			if other := t.members[id]; other.whole() {
 				delete(me.neighbours, id)
 			}
 		}

@@ -65,3 +65,65 @@ func TestLinksToWhoHoldsEverythingOutliveTheNewGraph(t *testing.T) {
 		t.Errorf("the holder has %d neighbours, had %d", after, before)
 	}
 }
+
+func TestMembersThatMovedHereTogetherAreLinkedOnce(t *testing.T) {
+	c := newCluster(t)
+	told := map[HostID]int{}
+	step := func(ev Event) {
+		for _, cmd := range c.Step(c.now, ev) {
+			if _, ok := cmd.Body.(Neighbours); ok {
+				told[cmd.To]++
+			}
+		}
+	}
+	come := func(from, to int) {
+		for i := from; i < to; i++ {
+			id := fmt.Sprint("n", i)
+			step(hostJoins(id, false, ""))
+			step(moved(join(id, blob(4))))
+		}
+	}
+	come(0, 40)
+	if len(told) != 0 {
+		t.Errorf("told of neighbours before the others could come: %v", told)
+	}
+	step(Tick{})
+	for id, times := range told {
+		if times != 1 {
+			t.Errorf("%s was told of its neighbours %d times", id, times)
+		}
+	}
+	if len(told) != 40 {
+		t.Errorf("%d of 40 were told of their neighbours", len(told))
+	}
+	clear(told)
+	come(40, 41) // too few for a new graph
+	c.now = c.now.Add(time.Second)
+	step(Tick{})
+	if told["n40"] != 1 || len(told) != 1 {
+		t.Errorf("told of neighbours: %v, want n40 once", told)
+	}
+}
+
+func TestSeedsThatComeAndGoTogetherAreToldOnce(t *testing.T) {
+	c := newCluster(t)
+	told := map[HostID][]int{}
+	step := func(ev Event) {
+		for _, cmd := range c.Step(c.now, ev) {
+			if b, ok := cmd.Body.(Seeds); ok {
+				told[cmd.To] = append(told[cmd.To], len(b.Hosts))
+			}
+		}
+	}
+	step(hostJoins("n1", false, ""))
+	for i := range 5 {
+		step(hostJoins(fmt.Sprint("s", i), true, ""))
+	}
+	step(HostLeft{Host: "s4"})
+	for range 3 {
+		step(Tick{})
+	}
+	if len(told) != 5 || fmt.Sprint(told["n1"]) != "[4]" || fmt.Sprint(told["s3"]) != "[4]" {
+		t.Errorf("told how many seeds there are: %v, want each of five hosts of four, once", told)
+	}
+}

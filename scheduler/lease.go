@@ -416,6 +416,7 @@ const freshFor = 500 * time.Millisecond
 
 // tick moves leases that went silent, and retries what had failed in passing.
 func (m *Machine) tick(now time.Time) {
+	m.tellSeeds()
 	for _, id := range slices.SortedFunc(maps.Keys(m.tasks), compareKeys) {
 		t := m.tasks[id]
 		for _, l := range slices.Clone(t.leases) {
@@ -431,6 +432,7 @@ func (m *Machine) tick(now time.Time) {
 			m.relink(now, t, z)
 			maps.DeleteFunc(z.fresh, func(_ int, at time.Time) bool { return now.Sub(at) >= freshFor })
 		}
+		m.linkLate(now, t)
 		m.grant(now, t)
 	}
 	if m.cfg.OriginRate > 0 {

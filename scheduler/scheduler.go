@@ -124,6 +124,8 @@ type host struct {
 	share int64                    // of Config.OriginRate, as it was told; 0 when it was not
 	lease int64                    // bytes of its next lease; 0 means Config.LeaseBytes
 	trips map[string]time.Duration // that it measured or is to; nil when it has its place
+	// knowsSeeds is set when it was told of the seeds there are.
+	knowsSeeds bool
 }
 
 // task holds what is known of one blob in one group.
@@ -160,6 +162,7 @@ type member struct {
 	serving    int       // crossings that it was named for as a source
 	crossAfter time.Time // no crossing before
 	neighbours map[HostID]bool
+	linkAfter  time.Time // when it gets neighbours, unless all are linked anew before; zero when it has some
 	denied     bool      // the origin refused this host for good
 	notBefore  time.Time // no lease before
 	corrupt    int       // times that the origin gave it wrong bytes
@@ -227,9 +230,7 @@ func (m *Machine) hostJoined(now time.Time, ev HostJoined) {
 	if h.Seed {
 		at, _ := slices.BinarySearchFunc(m.seeds, h.ID, func(s *host, id HostID) int { return cmp.Compare(s.ID, id) })
 		m.seeds = slices.Insert(m.seeds, at, h)
-		m.tellSeeds(h.Group, slices.Sorted(maps.Keys(m.hosts))...)
-	} else {
-		m.tellSeeds(h.Group, ev.Host.ID)
+		m.seedsChanged(h.Group)
 	}
 }
 
@@ -247,21 +248,29 @@ func (m *Machine) hostLeft(now time.Time, id HostID) {
 		m.topology.Remove(string(id))
 	}
 	if h.Seed {
-		m.tellSeeds(h.Group, slices.Sorted(maps.Keys(m.hosts))...)
+		m.seedsChanged(h.Group)
 	}
 }
 
-// tellSeeds sends those of the hosts that are of a group the list of its seeds, which they fall back on when no scheduler lives.
-func (m *Machine) tellSeeds(group string, to ...HostID) {
-	seeds := make([]Host, 0, len(m.seeds))
-	for _, h := range m.seeds {
+func (m *Machine) seedsChanged(group string) {
+	for _, h := range m.hosts {
 		if h.Group == group {
-			seeds = append(seeds, h.Host)
+			h.knowsSeeds = false
 		}
 	}
-	for _, id := range to {
-		if m.hosts[id].Group == group {
-			m.send(id, Seeds{Hosts: seeds})
+}
+
+// tellSeeds sends hosts that do not know it the list of their group's seeds, which they fall back on when no scheduler lives: at a tick, since
+// seeds often come and go together.
+func (m *Machine) tellSeeds() {
+	groups := map[string][]Host{}
+	for _, h := range m.seeds {
+		groups[h.Group] = append(groups[h.Group], h.Host)
+	}
+	for _, id := range slices.Sorted(maps.Keys(m.hosts)) {
+		if h := m.hosts[id]; !h.knowsSeeds {
+			h.knowsSeeds = true
+			m.send(id, Seeds{Hosts: slices.Clone(groups[h.Group])})
 		}
 	}
 }
@@ -301,7 +310,11 @@ func (m *Machine) taskJoined(now time.Time, ev TaskJoined) {
 	m.adoptCrossings(now, t, me, ev.Crossing)
 	m.settleCrossings(now, t)
 	m.learn(t, h, ev.Digests, nil)
-	m.link(t, me)
+	if ev.Moved && me.whole() {
+		me.linkAfter = now.Add(linkMoved) // it has the neighbours that the other machine gave it
+	} else {
+		m.link(t, me)
+	}
 	if t.Sequential && ev.Wants {
 		m.tellDigests(t, h.ID)
 	}
@@ -331,8 +344,9 @@ func (t *task) want(me *member, wants bool) {
 
 // wants notes whether a member wants pieces, and whether only what it demands.
 func (t *task) wants(me *member, wants, partial bool) {
-	before, after := me.wants && !me.partial, wants && !partial
+	before := me.whole()
 	me.wants, me.partial = wants, partial
+	after := me.whole()
 	switch {
 	case after && !before:
 		t.wanting++
@@ -343,6 +357,9 @@ func (t *task) wants(me *member, wants, partial bool) {
 		me.zone.wanting--
 	}
 }
+
+// whole reports whether a member wants all that it has not.
+func (me *member) whole() bool { return me.wants && !me.partial }
 
 func (m *Machine) taskLeft(now time.Time, ev TaskLeft) {
 	if t, me := m.find(ev.Host, ev.Task); me != nil {
@@ -409,6 +426,7 @@ func (m *Machine) draw(t *task, me *member) []int {
 
 // link gives a member as many neighbours of its zone as it may have and tells both sides.
 func (m *Machine) link(t *task, me *member) {
+	me.linkAfter = time.Time{}
 	var candidates, full []policy.Candidate
 	for _, i := range m.draw(t, me) {
 		other := t.order[i]

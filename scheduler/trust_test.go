@@ -11,7 +11,8 @@ func TestHostThatIsNoSeedDisturbsNobody(t *testing.T) {
 	for i := range 10 {
 		c.do(hostJoins(fmt.Sprint("n", i), i == 0, ""))
 	}
-	cmds := c.Step(c.now, hostJoins("late", false, ""))
+	c.do(Tick{}, hostJoins("late", false, ""))
+	cmds := c.Step(c.now, Tick{})
 	if len(cmds) != 1 || cmds[0].To != "late" {
 		t.Errorf("%d commands, want one to the newcomer", len(cmds))
 	}

@@ -154,7 +154,7 @@ func (m *Machine) crossingRun(t *task) int {
 func (m *Machine) chooseReceiver(now time.Time, t *task, z *zone, piece int) *member {
 	var candidates []policy.Candidate
 	for i, me := range t.order {
-		if me.zone == z && me.wants && !me.partial && !me.have.Test(uint(piece)) && !now.Before(me.crossAfter) {
+		if me.zone == z && me.whole() && !me.have.Test(uint(piece)) && !now.Before(me.crossAfter) {
 			candidates = append(candidates, policy.Candidate{Key: i, Load: me.crossings})
 		}
 	}
