@@ -110,7 +110,7 @@ func scripted(t *testing.T, commands ...api.Command) *api.Client {
 
 func lease(b peer.Blob, run api.Run) api.Command {
 	spec, _ := json.Marshal(map[string]any{"size": b.Size, "origin": b.Origin})
-	return api.Command{Lease: &api.Lease{Task: api.Task{ID: b.Digest.String(), Origin: spec}, Run: run}}
+	return api.Command{Lease: &api.Lease{Task: api.Task{ID: b.Digest.String(), Pieces: piece.NewLayout(b.Size).Count(), Origin: spec}, Run: run}}
 }
 
 // runPeer runs a peer over a fresh store with the given scheduler and returns how it ends.

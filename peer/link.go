@@ -238,7 +238,11 @@ func (p *Peer) lease(s *api.Session, l *api.Lease) {
 		return
 	}
 	run := toRun(l.Run)
-	if t := p.lookup(digestOf(l.Task.ID)); t != nil && t.post(func() { t.leased(run, l.Demanded) }) {
+	if t := p.lookup(digestOf(l.Task.ID)); t != nil && t.post(func() {
+		if l.Task.Pieces == t.st.Layout().Count() { // else the scheduler hears in a moment that another length of the blob is read here
+			t.leased(run, l.Demanded)
+		}
+	}) {
 		return
 	}
 	b, err := decodeBlob(l.Task.ID, l.Task.Origin)

@@ -142,5 +142,5 @@ func TestWhatIsDemandedCrossesABorderOnce(t *testing.T) {
 	if d := cmp.Diff(map[HostID][]Run{"b0": run}, c.crossings); d != "" {
 		t.Errorf("crossings at the end (-want +got):\n%s", d)
 	}
-	checkZones(t, c.tasks[taskKey{"blob", ""}], 0)
+	checkZones(t, c.task(), 0)
 }

@@ -9,10 +9,10 @@ import (
 // degrees counts every member's neighbours, as the machine has them.
 func (c *cluster) degrees() (least, most int) {
 	least = 1 << 20
-	for _, me := range c.tasks[taskKey{id: "blob"}].order {
+	for _, me := range c.task().order {
 		least, most = min(least, len(me.neighbours)), max(most, len(me.neighbours))
 		for id := range me.neighbours {
-			if other := c.tasks[taskKey{id: "blob"}].members[id]; !other.neighbours[me.host.ID] {
+			if other := c.task().members[id]; !other.neighbours[me.host.ID] {
 				c.t.Errorf("%s has neighbour %s, which does not have it", me.host.ID, id)
 			}
 		}
@@ -59,9 +59,9 @@ func TestLinksToWhoHoldsEverythingOutliveTheNewGraph(t *testing.T) {
 		id := fmt.Sprint("n", i)
 		c.do(hostJoins(id, false, ""), join(id, blob(4)))
 	}
-	before := len(c.tasks[taskKey{id: "blob"}].members["full"].neighbours)
+	before := len(c.task().members["full"].neighbours)
 	c.after(time.Second, Tick{})
-	if after := len(c.tasks[taskKey{id: "blob"}].members["full"].neighbours); before == 0 || after != before {
+	if after := len(c.task().members["full"].neighbours); before == 0 || after != before {
 		t.Errorf("the holder has %d neighbours, had %d", after, before)
 	}
 }
@@ -123,7 +123,7 @@ func TestSeedsThatComeAndGoTogetherAreToldOnce(t *testing.T) {
 	for range 3 {
 		step(Tick{})
 	}
-	if len(told) != 5 || fmt.Sprint(told["n1"]) != "[4]" || fmt.Sprint(told["s3"]) != "[4]" {
-		t.Errorf("told how many seeds there are: %v, want each of five hosts of four, once", told)
+	if fmt.Sprint(told["n1"]) != "[0 4]" || fmt.Sprint(told["s3"]) != "[4 4]" {
+		t.Errorf("told how many seeds there are: %v, want each once when it came, and once of all changes", told)
 	}
 }

@@ -15,13 +15,12 @@ func TestGroupsHaveTheirOwnNeighboursSeedsAndLeases(t *testing.T) {
 	seeds := map[HostID][]HostID{}
 	for _, ev := range []HostJoined{memberOf("", "s", true), memberOf("x", "sx", true), memberOf("", "n1", false), memberOf("", "n2", false),
 		memberOf("x", "x1", false), memberOf("x", "x2", false), memberOf("y", "y1", false)} {
-		c.do(ev)
-	}
-	for _, cmd := range c.Step(c.now, Tick{}) {
-		if b, ok := cmd.Body.(Seeds); ok {
-			seeds[cmd.To] = nil
-			for _, h := range b.Hosts {
-				seeds[cmd.To] = append(seeds[cmd.To], h.ID)
+		for _, cmd := range c.Step(c.now, ev) {
+			if b, ok := cmd.Body.(Seeds); ok {
+				seeds[cmd.To] = nil
+				for _, h := range b.Hosts {
+					seeds[cmd.To] = append(seeds[cmd.To], h.ID)
+				}
 			}
 		}
 	}

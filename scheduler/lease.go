@@ -274,7 +274,7 @@ func (m *Machine) chooseReader(now time.Time, t *task, demanded bool) *member {
 	for i, h := range m.seeds {
 		me := t.members[h.ID]
 		switch {
-		case h.Group != t.group:
+		case !h.mayJoin(t):
 		case me == nil:
 			candidates = append(candidates, policy.Candidate{Key: i, Seed: true})
 		case !me.mayRead(now):
@@ -305,6 +305,12 @@ func (m *Machine) chooseReader(now time.Time, t *task, demanded bool) *member {
 }
 
 func (me *member) mayRead(now time.Time) bool { return !me.denied && !now.Before(me.notBefore) }
+
+// mayJoin reports whether a host may be, or is, a member of a task: it is not, of the same blob with another length.
+func (h *host) mayJoin(t *task) bool {
+	me := h.tasks[t.ID]
+	return h.Group == t.group && (me == nil || me.task == t)
+}
 
 // draft makes a seed a member of a task it has not heard of; the lease that follows tells it.
 func (m *Machine) draft(t *task, h *host, partial bool) *member {
@@ -416,7 +422,7 @@ const freshFor = 500 * time.Millisecond
 
 // tick moves leases that went silent, and retries what had failed in passing.
 func (m *Machine) tick(now time.Time) {
-	m.tellSeeds()
+	m.tellSeeds(m.unaware()...)
 	for _, id := range slices.SortedFunc(maps.Keys(m.tasks), compareKeys) {
 		t := m.tasks[id]
 		for _, l := range slices.Clone(t.leases) {
@@ -443,7 +449,7 @@ func (m *Machine) tick(now time.Time) {
 // anotherReader reports whether somebody else could take a lease: a sole reader is slow rather than useless.
 func (m *Machine) anotherReader(now time.Time, t *task, not *member) bool {
 	for _, h := range m.seeds {
-		if h.Group == t.group && t.members[h.ID] == nil {
+		if h.mayJoin(t) && t.members[h.ID] == nil {
 			return true
 		}
 	}

@@ -75,7 +75,8 @@ func (m *Machine) zone(h *host) string {
 // rezone moves a host's part in every task to the zone it is in now.
 func (m *Machine) rezone(now time.Time, h *host) {
 	for _, id := range slices.Sorted(maps.Keys(h.tasks)) {
-		t, me := m.tasks[taskKey{id, h.Group}], h.tasks[id]
+		me := h.tasks[id]
+		t := me.task
 		if me.zone.name == m.zone(h) {
 			continue
 		}

@@ -90,7 +90,7 @@ func TestTaskOfAHostThatIsPlacedLateMovesWithIt(t *testing.T) {
 		t.Fatalf("crossings %v, neighbours %v before b2 has its place", c.crossings, c.neighbours)
 	}
 	c.do(Probed{Host: "b2", Trips: []Trip{{"a1", 30 * time.Millisecond}, {"b1", time.Millisecond}}})
-	checkZones(t, c.tasks[taskKey{id: "blob"}], 0)
+	checkZones(t, c.task(), 0)
 	// b2 comes to b1, who then knows it too.
 	for id, want := range map[HostID][]HostID{"a2": {"a1"}, "b1": nil, "b2": {"b1"}} {
 		if got := slices.Sorted(slices.Values(c.neighbours[id])); !slices.Equal(got, want) {

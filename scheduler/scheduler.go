@@ -28,7 +28,7 @@ type Host struct {
 	Seed  bool
 }
 
-// Task is a blob being distributed. Hosts that speak of the same ID must agree on Pieces; who does not is ignored.
+// Task is a blob being distributed. Hosts that speak of the same ID but not of the same Pieces share nothing.
 type Task struct {
 	ID     TaskID
 	Pieces int
@@ -107,14 +107,16 @@ type Machine struct {
 	out      []Command
 }
 
-// taskKey names what is distributed by itself: a blob in a group. Groups have nothing in common but the scheduler and its origin rate.
+// taskKey names what is distributed by itself: a blob in a group. Groups have nothing in common but the scheduler and its origin rate, and
+// who was told a wrong length of a blob has nothing in common with those who were told another one.
 type taskKey struct {
-	id    TaskID
-	group string
+	id     TaskID
+	group  string
+	pieces int
 }
 
 func compareKeys(a, b taskKey) int {
-	return cmp.Or(cmp.Compare(a.id, b.id), cmp.Compare(a.group, b.group))
+	return cmp.Or(cmp.Compare(a.id, b.id), cmp.Compare(a.group, b.group), cmp.Compare(a.pieces, b.pieces))
 }
 
 type host struct {
@@ -153,6 +155,7 @@ type task struct {
 // member is one host's part in one task.
 type member struct {
 	host       *host
+	task       *task
 	zone       *zone
 	have       *bitset.BitSet
 	wants      bool
@@ -232,6 +235,7 @@ func (m *Machine) hostJoined(now time.Time, ev HostJoined) {
 		m.seeds = slices.Insert(m.seeds, at, h)
 		m.seedsChanged(h.Group)
 	}
+	m.tellSeeds(h)
 }
 
 func (m *Machine) hostLeft(now time.Time, id HostID) {
@@ -242,7 +246,7 @@ func (m *Machine) hostLeft(now time.Time, id HostID) {
 	delete(m.hosts, id) // first, so that no lease goes back to it
 	m.seeds = slices.DeleteFunc(m.seeds, func(s *host) bool { return s == h })
 	for _, tid := range slices.Sorted(maps.Keys(h.tasks)) {
-		m.removeMember(now, m.tasks[taskKey{tid, h.Group}], h.tasks[tid])
+		m.removeMember(now, h.tasks[tid])
 	}
 	if m.topology != nil {
 		m.topology.Remove(string(id))
@@ -260,18 +264,28 @@ func (m *Machine) seedsChanged(group string) {
 	}
 }
 
-// tellSeeds sends hosts that do not know it the list of their group's seeds, which they fall back on when no scheduler lives: at a tick, since
-// seeds often come and go together.
-func (m *Machine) tellSeeds() {
+// unaware returns the hosts that do not know which seeds there are.
+func (m *Machine) unaware() []*host {
+	var out []*host
+	for _, h := range m.hosts {
+		if !h.knowsSeeds {
+			out = append(out, h)
+		}
+	}
+	slices.SortFunc(out, func(a, b *host) int { return cmp.Compare(a.ID, b.ID) })
+	return out
+}
+
+// tellSeeds sends hosts the list of their group's seeds, which they fall back on when no scheduler lives: to one that joins at once, to the
+// others at a tick, since seeds often come and go together.
+func (m *Machine) tellSeeds(to ...*host) {
 	groups := map[string][]Host{}
 	for _, h := range m.seeds {
 		groups[h.Group] = append(groups[h.Group], h.Host)
 	}
-	for _, id := range slices.Sorted(maps.Keys(m.hosts)) {
-		if h := m.hosts[id]; !h.knowsSeeds {
-			h.knowsSeeds = true
-			m.send(id, Seeds{Hosts: slices.Clone(groups[h.Group])})
-		}
+	for _, h := range to {
+		h.knowsSeeds = true
+		m.send(h.ID, Seeds{Hosts: slices.Clone(groups[h.Group])})
 	}
 }
 
@@ -280,7 +294,12 @@ func (m *Machine) taskJoined(now time.Time, ev TaskJoined) {
 	if h == nil || ev.Task.Pieces <= 0 || ev.Task.Pieces > MaxPieces {
 		return
 	}
-	key := taskKey{ev.Task.ID, h.Group}
+	me := h.tasks[ev.Task.ID]
+	if me != nil && me.task.Pieces != ev.Task.Pieces {
+		m.removeMember(now, me)
+		me = nil
+	}
+	key := taskKey{ev.Task.ID, h.Group, ev.Task.Pieces}
 	t := m.tasks[key]
 	if t == nil {
 		t = newTask(ev.Task, h.Group)
@@ -289,16 +308,12 @@ func (m *Machine) taskJoined(now time.Time, ev TaskJoined) {
 	if ev.Moved && !t.moved {
 		t.moved, t.pause = true, now.Add(m.cfg.Handover)
 	}
-	if t.Pieces != ev.Task.Pieces {
-		return
-	}
 	if t.Sequential && !ev.Task.Sequential && len(t.leases) == 0 {
 		t.Sequential = false // somebody brought a chunk map
 	}
 	if len(ev.Task.Origin) > 0 {
 		t.Origin = ev.Task.Origin // the newest asker's view of where to read
 	}
-	me := h.tasks[t.ID]
 	if me == nil {
 		me = m.add(t, h)
 	}
@@ -330,7 +345,7 @@ func newTask(spec Task, group string) *task {
 
 // add makes a host a member that holds and wants nothing.
 func (m *Machine) add(t *task, h *host) *member {
-	me := &member{host: h, have: newSet(t.Pieces), neighbours: map[HostID]bool{}}
+	me := &member{host: h, task: t, have: newSet(t.Pieces), neighbours: map[HostID]bool{}}
 	t.enter(me, m.zone(h))
 	h.tasks[t.ID], t.members[h.ID] = me, me
 	t.order = append(t.order, me)
@@ -362,14 +377,14 @@ func (t *task) wants(me *member, wants, partial bool) {
 func (me *member) whole() bool { return me.wants && !me.partial }
 
 func (m *Machine) taskLeft(now time.Time, ev TaskLeft) {
-	if t, me := m.find(ev.Host, ev.Task); me != nil {
-		m.removeMember(now, t, me)
+	if _, me := m.find(ev.Host, ev.Task); me != nil {
+		m.removeMember(now, me)
 	}
 }
 
 // removeMember takes a member out; the pieces nobody else holds and the leases it had become idle again.
-func (m *Machine) removeMember(now time.Time, t *task, me *member) {
-	id := me.host.ID
+func (m *Machine) removeMember(now time.Time, me *member) {
+	t, id := me.task, me.host.ID
 	delete(me.host.tasks, t.ID)
 	delete(t.members, id)
 	t.order = slices.DeleteFunc(t.order, func(o *member) bool { return o == me })
@@ -382,7 +397,7 @@ func (m *Machine) removeMember(now time.Time, t *task, me *member) {
 	t.dropCrossings(me.zone, func(c *crossing) bool { return c.to == me })
 	t.leave(me)
 	if len(t.members) == 0 {
-		delete(m.tasks, taskKey{t.ID, t.group})
+		delete(m.tasks, taskKey{t.ID, t.group, t.Pieces})
 		return
 	}
 	m.unlink(t, me)
@@ -390,14 +405,11 @@ func (m *Machine) removeMember(now time.Time, t *task, me *member) {
 }
 
 func (m *Machine) find(h HostID, id TaskID) (*task, *member) {
-	if m.hosts[h] == nil {
+	if m.hosts[h] == nil || m.hosts[h].tasks[id] == nil {
 		return nil, nil
 	}
-	t := m.tasks[taskKey{id, m.hosts[h].Group}]
-	if t == nil {
-		return nil, nil
-	}
-	return t, t.members[h]
+	me := m.hosts[h].tasks[id]
+	return me.task, me
 }
 
 // drawn is how many members are looked at for the neighbours of one: many more than policy.Neighbours compares, and few enough to cost microseconds.

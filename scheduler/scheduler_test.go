@@ -35,6 +35,18 @@ func newCluster(t *testing.T) *cluster {
 		failed: map[HostID]string{}, revoked: map[HostID]int{}, crossings: map[HostID][]Run{}, from: map[HostID][]HostID{}}
 }
 
+// task returns the only task.
+func (c *cluster) task() *task {
+	c.t.Helper()
+	if len(c.tasks) != 1 {
+		c.t.Fatalf("%d tasks", len(c.tasks))
+	}
+	for _, t := range c.tasks {
+		return t
+	}
+	return nil
+}
+
 func (c *cluster) do(events ...Event) {
 	c.t.Helper()
 	for _, ev := range events {

@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 )
@@ -9,10 +10,9 @@ import (
 func TestHostThatIsNoSeedDisturbsNobody(t *testing.T) {
 	c := newCluster(t)
 	for i := range 10 {
-		c.do(hostJoins(fmt.Sprint("n", i), i == 0, ""))
+		c.do(hostJoins(fmt.Sprint("n", i), i == 0, ""), Tick{})
 	}
-	c.do(Tick{}, hostJoins("late", false, ""))
-	cmds := c.Step(c.now, Tick{})
+	cmds := append(c.Step(c.now, hostJoins("late", false, "")), c.Step(c.now, Tick{})...)
 	if len(cmds) != 1 || cmds[0].To != "late" {
 		t.Errorf("%d commands, want one to the newcomer", len(cmds))
 	}
@@ -91,5 +91,29 @@ func TestStuckPeerIsNotLeasedWhatCameAMomentAgo(t *testing.T) {
 	c.after(2*time.Second, Stuck{Host: "n1", Task: "blob", Runs: []Run{{0, 4}}})
 	if len(c.leases["n1"]) != 1 {
 		t.Errorf("n1 got leases %v, want one", c.leases["n1"])
+	}
+}
+
+// A host that was told a wrong length of a blob, once, must not keep others from sharing it.
+func TestWrongLengthOfABlobEndsNobodysSharing(t *testing.T) {
+	c := newCluster(t)
+	c.do(hostJoins("s", true, ""), hostJoins("a", false, ""), hostJoins("b", false, ""), hostJoins("d", false, ""))
+	c.do(join("a", blob(3)), LeaseFailed{Host: "s", Task: "blob", Run: Run{0, 3}, Failure: FailureCorrupt})
+	c.do(join("b", blob(5)), join("d", blob(5)))
+	if len(c.leases["b"])+len(c.leases["d"]) == 0 {
+		t.Errorf("who knows the right length has no lease, while the seed reads by the wrong one: %+v", c.Snapshot().Tasks)
+	}
+	if slices.Contains(c.neighbours["d"], "a") || !slices.Contains(c.neighbours["d"], "b") {
+		t.Errorf("d has the neighbours %v, want b", c.neighbours["d"])
+	}
+	mended := join("a", blob(5), Run{0, 5})
+	mended.Wants = false
+	c.do(mended)
+	if !slices.Contains(c.neighbours["d"], "a") {
+		t.Errorf("d has the neighbours %v, want a too, which has learnt the right length", c.neighbours["d"])
+	}
+	c.do(TaskLeft{Host: "s", Task: "blob"})
+	if got := len(c.Snapshot().Tasks); got != 1 {
+		t.Errorf("%d tasks, want that of the right length", got)
 	}
 }
