@@ -132,6 +132,52 @@ func TestShareOfTheClustersRateHoldsBesideTheOwn(t *testing.T) {
 	})
 }
 
+// whileOften calls set twice a second while 50 MiB flow from the origin, and checks that they keep to 10 MiB a second.
+func whileOften(t *testing.T, l *limits.Limits, set func(i limits.Rate)) {
+	t.Helper()
+	var setter sync.WaitGroup
+	defer setter.Wait()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	set(0)
+	setter.Go(func() {
+		for i := limits.Rate(1); ctx.Err() == nil; i++ {
+			time.Sleep(500 * time.Millisecond)
+			set(i % 2)
+		}
+	})
+	got, err := flow(ctx, l.FromOrigin(), "a", 50<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	took(t, got, 5*time.Second)
+}
+
+func TestWhoseRatesChangeOftenGetsNoMore(t *testing.T) {
+	for name, rates := range map[string]func(i limits.Rate) limits.Rates{
+		"another limit changes": func(i limits.Rate) limits.Rates { return limits.Rates{Source: 1<<30 + i, SourcePerTask: 10 << 20} },
+		"the task's limit":      func(i limits.Rate) limits.Rates { return limits.Rates{SourcePerTask: 10<<20 + i} },
+		"the limit of all":      func(i limits.Rate) limits.Rates { return limits.Rates{Source: 10<<20 + i} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLimits(t, limits.Rates{})
+				whileOften(t, l, func(i limits.Rate) {
+					if err := l.Set(rates(i)); err != nil {
+						t.Error(err)
+					}
+				})
+			})
+		})
+	}
+	t.Run("the cluster's share", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			l := newLimits(t, limits.Rates{Source: 1 << 30, SourcePerTask: 10 << 20})
+			whileOften(t, l, func(i limits.Rate) { l.ShareSource("s", 100<<20+i) })
+		})
+	})
+}
+
 func TestFaultyRatesAreRefusedAndChangeNothing(t *testing.T) {
 	l := newLimits(t, limits.Rates{Upload: 5 << 20})
 	err := l.Set(limits.Rates{Upload: 1, DiskWrite: 1000, Source: -1})

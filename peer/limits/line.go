@@ -56,15 +56,25 @@ func newLimiter(now time.Time, r Rate) *rate.Limiter {
 	return l
 }
 
-// set replaces the rates.
+// set replaces the rates. Who sets them often gets no more for it: buckets that are replaced are empty.
 func (l *line) set(now time.Time, total, perTask Rate) {
-	l.total, l.perTask = newLimiter(now, total), perTask
-	if l.total != nil {
-		take(l.total, now, l.total.Burst()) // who sets rates often gets no more for it
+	l.total = emptied(now, total)
+	if l.perTask == perTask {
+		return
 	}
+	l.perTask = perTask
 	for _, f := range l.flows {
-		f.bucket = newLimiter(now, perTask)
+		f.bucket = emptied(now, perTask)
 	}
+}
+
+// emptied returns a limiter whose bucket has nothing in it.
+func emptied(now time.Time, r Rate) *rate.Limiter {
+	l := newLimiter(now, r)
+	if l != nil {
+		take(l, now, l.Burst())
+	}
+	return l
 }
 
 // join puts a ticket at the end of its task's queue.
