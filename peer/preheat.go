@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/shoal-project/shoal/peer/piece"
@@ -12,6 +13,36 @@ import (
 
 // errWarm ends the watch of a host that has everything.
 var errWarm = errors.New("everything is held")
+
+// Find returns the address of the piece server of a host of the cluster, which is named by that address or by its ID. A host is one whom a
+// scheduler knows now, or the list of a cluster without one: anybody else who is asked for something would be shown the cluster's token.
+func (p *Peer) Find(ctx context.Context, host string) (addr string, err error) {
+	p.mu.Lock()
+	hosts := append(slices.Clone(p.seeds), p.cfg.Host)
+	p.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, findTimeout)
+	defer cancel()
+	var failed []error
+	for _, l := range p.linked() {
+		more, err := l.client.Hosts(ctx)
+		if hosts = append(hosts, more...); err != nil {
+			failed = append(failed, err)
+		}
+	}
+	for _, h := range hosts {
+		if h.ID == host || h.Addr == host {
+			return h.Addr, nil
+		}
+	}
+	unknown := fmt.Errorf("node %q is no running node of this cluster; give its name, or the HOST:PORT that it advertises for pieces", host)
+	if len(failed) > 0 {
+		return "", fmt.Errorf("%w; not all schedulers answer: %w", unknown, failed[0])
+	}
+	return "", unknown
+}
+
+// findTimeout bounds how long schedulers are asked for a host.
+const findTimeout = 5 * time.Second
 
 // Preheat has the host at addr fetch the blob and returns when it holds all of it. told hears how many bytes it holds, whenever that
 // changes. A host that gains nothing for the patience is an error; so is a blob that only readers' own hosts can read.

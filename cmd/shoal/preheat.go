@@ -30,7 +30,7 @@ Of an image, all manifests of an index are fetched, or those for one --platform.
 
 EXAMPLES:
    shoal preheat registry.example.com/ml/llama:v1
-   shoal preheat --platform linux/amd64 --nodes 10.0.0.11:7702 --nodes 10.0.0.12:7702 registry.example.com/ml/llama:v1
+   shoal preheat --platform linux/amd64 --nodes gpu-11 --nodes 10.0.0.12:7702 registry.example.com/ml/llama:v1
    shoal preheat https://host.example.com/llama/model.gguf`
 
 // bootstrapNote marks the layer of a Nydus manifest that holds the chunk maps.
@@ -38,7 +38,7 @@ const bootstrapNote = "containerd.io/snapshot/nydus-bootstrap"
 
 func preheatCommand() *cli.Command {
 	flags := append([]cli.Flag{
-		&cli.StringSliceFlag{Name: "nodes", Usage: "rather than the seeds, the node whose piece server is at `HOST:PORT`; may be repeated"},
+		&cli.StringSliceFlag{Name: "nodes", Usage: "rather than the seeds, the `NODE` of this name, or whose piece server is at this HOST:PORT; may be repeated"},
 		&cli.StringFlag{Name: "platform", Usage: "of an index only the manifests for `OS/ARCH`"},
 		&cli.DurationFlag{Name: "patience", Value: time.Minute, Usage: "fail when a node gains nothing for `TIME`"},
 	}, urlFlags()...)

@@ -230,8 +230,29 @@ func (s *Session) post(ctx context.Context, events []json.RawMessage) error {
 	return nil
 }
 
+// Hosts returns the hosts that have a session with the scheduler.
+func (c *Client) Hosts(ctx context.Context) ([]Host, error) {
+	resp, err := c.do(ctx, http.MethodGet, "/v1/hosts", nil)
+	if err != nil {
+		return nil, fmt.Errorf("scheduler %s: %w", c.url, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, c.statusError(resp)
+	}
+	var hosts []Host
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxLine)).Decode(&hosts); err != nil {
+		return nil, fmt.Errorf("scheduler %s: hosts: %w", c.url, err)
+	}
+	return hosts, nil
+}
+
 func (c *Client) post(ctx context.Context, path string, body []byte) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url+path, bytes.NewReader(body))
+	return c.do(ctx, http.MethodPost, path, body)
+}
+
+func (c *Client) do(ctx context.Context, method, path string, body []byte) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.url+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}

@@ -33,6 +33,8 @@ func (b *backend) Events(_ string, events []Event) error {
 	return nil
 }
 
+func (*backend) Hosts() []Host { return []Host{{ID: "n1", Addr: "10.0.0.1:7702", Seed: true}} }
+
 // announcer takes a while for its announcement.
 type announcer struct {
 	takes  time.Duration
@@ -47,6 +49,18 @@ func (a *announcer) Opened(s *Session) {
 }
 
 func (a *announcer) Command(*Session, Command) {}
+
+func TestHostsAreToldToWhoHasTheToken(t *testing.T) {
+	web := httptest.NewServer(NewHandler(&backend{}, "secret"))
+	t.Cleanup(web.Close)
+	got, err := NewClient(web.URL, "secret").Hosts(t.Context())
+	if want := (Host{ID: "n1", Addr: "10.0.0.1:7702", Seed: true}); err != nil || len(got) != 1 || got[0] != want {
+		t.Errorf("hosts %v, error %v; want %v", got, err, want)
+	}
+	if got, err := NewClient(web.URL, "wrong").Hosts(t.Context()); err == nil || !strings.Contains(err.Error(), "token") {
+		t.Errorf("who has another token got %v, error %v", got, err)
+	}
+}
 
 func TestLongAnnouncementDoesNotCostTheSession(t *testing.T) {
 	b := &backend{}

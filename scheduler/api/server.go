@@ -27,6 +27,8 @@ type Backend interface {
 	Open(ctx context.Context, h Host) (session string, commands *Queue, closed func(), err error)
 	// Events takes a batch in order, or answers ErrNoSession.
 	Events(session string, events []Event) error
+	// Hosts returns who has a session, in the order of their names.
+	Hosts() []Host
 }
 
 // NewHandler serves the API below /v1/. An empty token admits everybody.
@@ -35,6 +37,7 @@ func NewHandler(b Backend, token string) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/sessions", h.open)
 	mux.HandleFunc("POST /v1/sessions/{id}/events", h.events)
+	mux.HandleFunc("GET /v1/hosts", h.hosts)
 	return authorize(mux, token)
 }
 
@@ -105,6 +108,11 @@ func (l *lineWriter) write(commands ...Command) error {
 		}
 	}
 	return l.rc.Flush()
+}
+
+func (h *handler) hosts(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(h.backend.Hosts()) // who asked may be gone
 }
 
 func (h *handler) events(w http.ResponseWriter, r *http.Request) {

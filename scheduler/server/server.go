@@ -126,6 +126,13 @@ func (s *Server) Zones() []string {
 	return s.machine.Snapshot().Zones
 }
 
+// Hosts implements api.Backend.
+func (s *Server) Hosts() []api.Host {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return fromHosts(s.machine.Snapshot().Hosts)
+}
+
 // SetOriginRate changes the rate at which all hosts together may read origins, in bytes a second; zero is no bound.
 func (s *Server) SetOriginRate(rate int64) {
 	s.mu.Lock()

@@ -12,7 +12,7 @@ import (
 func (n *node) registerLocal(mux *http.ServeMux) {
 	content := local.ContentConfig{Probe: n.origin.Probe, Open: n.openContent, Log: n.component("local")}
 	mux.Handle("POST /v1/content", local.Guard(local.Content(content)))
-	mux.Handle("POST /v1/preheat", local.Guard(local.Preheat(local.PreheatConfig{Content: content, Seeds: n.allSeeds, Preheat: n.peer.Preheat})))
+	mux.Handle("POST /v1/preheat", local.Guard(local.Preheat(local.PreheatConfig{Content: content, Seeds: n.allSeeds, Find: n.peer.Find, Preheat: n.peer.Preheat})))
 	mux.Handle("GET /v1/status", local.GuardPage(local.ServeStatus(n.status)))
 	mux.Handle("GET /v1/accessed", local.Guard(local.ServeAccessed(n.snapshots.accessed)))
 	mux.Handle("GET /{$}", local.ServePage(n.status))

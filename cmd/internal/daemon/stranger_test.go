@@ -62,7 +62,7 @@ func TestStrangerGetsNothing(t *testing.T) {
 			questions = append(questions, question{n.piece, method, path})
 		}
 	}
-	for _, path := range []string{"/v1/sessions", "/v1/sessions/s/events", limitsPath, "/metrics", "/debug/pprof/", "/", "/v1/"} {
+	for _, path := range []string{"/v1/sessions", "/v1/hosts", "/v1/sessions/s/events", limitsPath, "/metrics", "/debug/pprof/", "/", "/v1/"} {
 		for _, method := range []string{http.MethodGet, http.MethodPost} {
 			questions = append(questions, question{scheduler, method, path})
 		}

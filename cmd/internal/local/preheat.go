@@ -6,8 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,7 +29,7 @@ type PreheatRequest struct {
 	Content *ContentRequest `json:"content,omitempty"`
 	// Blobs are of a registry, which the hosts read with credentials of their own.
 	Blobs []peer.Blob `json:"blobs,omitempty"`
-	// Nodes are the piece servers, HOST:PORT, of the hosts. None are the seeds.
+	// Nodes are the hosts, by name or by the HOST:PORT of their piece servers. None are the seeds.
 	Nodes []string `json:"nodes,omitempty"`
 	// Patience is how long a host may gain nothing.
 	Patience time.Duration `json:"patience"`
@@ -51,6 +51,8 @@ type PreheatConfig struct {
 	Content ContentConfig
 	// Seeds returns the piece servers of the seeds.
 	Seeds func() []string
+	// Find returns the piece server of a host of the cluster, and an error for any other.
+	Find func(ctx context.Context, node string) (addr string, err error)
 	// Preheat brings a blob to the host at an address; *peer.Peer has it.
 	Preheat func(ctx context.Context, addr string, b peer.Blob, patience time.Duration, told func(held int64)) error
 }
@@ -92,17 +94,19 @@ func (cfg PreheatConfig) prepare(ctx context.Context, req PreheatRequest) (*heat
 		}
 		h.blobs = append(h.blobs, b)
 	}
-	nodes := req.Nodes
+	nodes := slices.Clone(req.Nodes)
 	if len(nodes) == 0 {
 		nodes = cfg.Seeds()
 	}
 	if len(nodes) == 0 {
 		return nil, &Error{CodeUnavailable, "this node knows no seed; name the piece servers of the nodes to preheat with --nodes HOST:PORT"}
 	}
-	for _, n := range nodes {
-		if _, _, err := net.SplitHostPort(n); err != nil {
-			return nil, &Error{CodeBad, fmt.Sprintf("node %q: want HOST:PORT of its piece server", n)}
+	for i, n := range nodes {
+		addr, err := cfg.Find(ctx, n)
+		if err != nil {
+			return nil, &Error{CodeBad, err.Error()}
 		}
+		nodes[i] = addr
 	}
 	var total int64
 	for _, b := range h.blobs {
