@@ -49,6 +49,35 @@ func TestSeedDoesNotTellTheDigestsOfAnotherImagesChunkMap(t *testing.T) {
 	})
 }
 
+// An image that is mounted has a pin, and reads on by what it said.
+func TestSizeThatOneImageClaimsDropsNothingThatIsPinned(t *testing.T) {
+	kinds(t, func(t *testing.T, s *peertest.Swarm, b peer.Blob, data []byte) {
+		h := s.Host(peertest.Lone)
+		if err := readRange(t.Context(), h, b, mib, data[mib:][:4096]); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.Store.Pin(b.Digest, "test"); err != nil {
+			t.Fatal(err)
+		}
+		wrong := b
+		wrong.Size, wrong.Origin.Map = 7, nil
+		for range 2 { // the second finds no task that might not have ended
+			if _, err := h.Read(t.Context(), wrong); err == nil {
+				t.Error("seven bytes were read of it")
+			}
+		}
+		held, err := h.Store.Get(b.Digest)
+		if err != nil {
+			t.Fatalf("what is pinned is gone: %v", err)
+		}
+		defer held.Close()
+		if held.Layout().Size != b.Size || held.Held() == 0 {
+			t.Errorf("%d of %d bytes are held", held.Held(), held.Layout().Size)
+		}
+		readAll(t, b, data, h)
+	})
+}
+
 func TestSizeThatOneImageClaimsDoesNotDecideForAnother(t *testing.T) {
 	kinds(t, func(t *testing.T, s *peertest.Swarm, b peer.Blob, data []byte) {
 		h := s.Host(peertest.Lone)

@@ -34,7 +34,7 @@ func (t *task) vet(ctx context.Context) error {
 	if err == nil || ctx.Err() != nil {
 		return ctx.Err()
 	}
-	if len(t.peer.store.Pins()[t.blob.Digest]) > 0 { // somebody uses it, by another image's word
+	if t.pinned() {
 		return fmt.Errorf("blob %s is pinned and not what this image says: %w", t.blob.Digest, err)
 	}
 	t.peer.log.Warn("stored blob is wrong and dropped", "digest", t.blob.Digest, "error", err)
@@ -42,15 +42,18 @@ func (t *task) vet(ctx context.Context) error {
 	return t.create()
 }
 
+// pinned reports whether somebody uses what is stored, by the word of another image perhaps.
+func (t *task) pinned() bool { return len(t.peer.store.Pins()[t.blob.Digest]) > 0 }
+
 // create opens the store's blob. One that is stored with another size, by the word of another manifest, gives way unless it is known
-// to be right.
+// to be right, or used.
 func (t *task) create() error {
 	if t.st != nil {
 		_ = t.st.Close() // a reference for reading: there is nothing to lose
 	}
 	st, err := t.peer.store.Create(t.blob.Digest, t.blob.Size)
 	if old, getErr := t.peer.store.Get(t.blob.Digest); err != nil && getErr == nil {
-		if old.Layout().Size != t.blob.Size && !old.Vouched() && old.Drop() == nil {
+		if old.Layout().Size != t.blob.Size && !old.Vouched() && !t.pinned() && old.Drop() == nil {
 			st, err = t.peer.store.Create(t.blob.Digest, t.blob.Size)
 		}
 		_ = old.Close() // as above
