@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path"
 	"regexp"
 	"strconv"
 	"strings"
@@ -148,10 +149,16 @@ func (s stage) Done(n int64)     { s.Progress.Done(converter.Read, n) }
 func getConfig(ctx *cli.Context, target string) (fetch.Config, func(), error) {
 	cfg := fetch.Config{Stdout: ctx.App.Writer, Output: ctx.String("out"), Digest: digest.Digest(ctx.String("digest")),
 		Ignore: ctx.StringSlice("ignore-query"), Share: ctx.Bool("share"), NoFallback: ctx.Bool("no-fallback")}
-	if cfg.Output == "-" {
+	switch {
+	case cfg.Output == "-":
 		cfg.Output = ""
+	case cfg.Output == "" && ctx.IsSet("out"):
+		return cfg, nil, errors.New("--out is empty: want a file, or - for standard output")
 	}
-	var err error
+	err := checkPatterns(cfg.Ignore)
+	if err != nil {
+		return cfg, nil, err
+	}
 	if cfg.Target, err = fetch.ParseTarget(target); err != nil {
 		if strings.HasPrefix(target, "hf://") || strings.HasPrefix(target, "s3://") {
 			err = fmt.Errorf("%s is got as a whole: with --recursive and a folder for --out", target)
@@ -186,6 +193,16 @@ func getConfig(ctx *cli.Context, target string) (fetch.Config, func(), error) {
 	cfg.Node = local.NewClient(ctx.String("node"))
 	cfg.Mirror, err = mirrorSource(ctx.String("node"))
 	return cfg, func() { cfg.Node.Close(); closing() }, err
+}
+
+// checkPatterns makes sure that the patterns of --ignore-query are some.
+func checkPatterns(patterns []string) error {
+	for _, p := range patterns {
+		if _, err := path.Match(p, ""); err != nil || p == "" {
+			return fmt.Errorf("--ignore-query %q is no pattern, such as X-Amz-*", p)
+		}
+	}
+	return nil
 }
 
 // mirrorSource reads registries through the mirror of the node. The node shows the caller's credentials to the registry.

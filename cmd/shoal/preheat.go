@@ -109,6 +109,9 @@ func preheatRequest(ctx *cli.Context, target string) (local.PreheatRequest, erro
 		if err != nil {
 			return req, usageError(fmt.Errorf("preheat: %w", err))
 		}
+		if err := checkPatterns(ctx.StringSlice("ignore-query")); err != nil {
+			return req, usageError(fmt.Errorf("preheat: %w", err))
+		}
 		req.Content = &local.ContentRequest{URL: target, Header: header, Digest: digest.Digest(ctx.String("digest")), Ignore: ctx.StringSlice("ignore-query"),
 			Share: ctx.Bool("share")}
 		return req, nil

@@ -115,6 +115,7 @@ var anchor = regexp.MustCompile(`(?is)<a\s[^>]*?href\s*=\s*(?:"([^"]*)"|'([^']*)
 // below returns the names that a page leads to within its own folder, each once; those of folders end in a slash.
 func below(page string) []string {
 	var names []string
+	seen := map[string]bool{}
 	for _, m := range anchor.FindAllStringSubmatch(page, -1) {
 		href := html.UnescapeString(m[1] + m[2])
 		href, _, _ = strings.Cut(href, "#")
@@ -126,7 +127,8 @@ func below(page string) []string {
 		if err != nil || strings.Contains(href, ":") || bare == "" || bare == "." || bare == ".." || strings.ContainsAny(bare, "/\\\x00") {
 			continue
 		}
-		if !slices.Contains(names, name) {
+		if !seen[name] {
+			seen[name] = true
 			names = append(names, name)
 		}
 	}
