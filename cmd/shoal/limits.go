@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"net/http"
 	"slices"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/shoal-project/shoal/cmd/internal/config"
 	"github.com/shoal-project/shoal/peer/limits"
+	"github.com/shoal-project/shoal/scheduler/identity"
 )
 
 // limitFlags are the flags of rates, and what each bounds; the key in the daemon's document has _ for -.
@@ -28,10 +30,13 @@ var limitFlags = map[string]string{
 
 func limitsCommand() *cli.Command {
 	flags := []cli.Flag{
-		&cli.StringFlag{Name: "admin", Value: "http://127.0.0.1:7703", Usage: "`URL` of the node's admin.listen"},
+		nodeFlag(),
 		&cli.StringFlag{Name: "scheduler", Usage: "ask the scheduler at `URL` instead, for the rate of all nodes together"},
 		&cli.StringFlag{Name: "token-file", Usage: "the cluster's secret is in `FILE`, for --scheduler"},
-		&cli.BoolFlag{Name: "json", Usage: "print one JSON object, in bytes a second"},
+		&cli.StringFlag{Name: "ca-file", Usage: "the cluster's authority is in `FILE`, for --scheduler with https"},
+		&cli.StringFlag{Name: "cert-file", Usage: "the certificate of a node is in `FILE`, for --scheduler with https"},
+		&cli.StringFlag{Name: "key-file", Usage: "its key is in `FILE`"},
+		&cli.StringFlag{Name: "output", Value: "text", Usage: "`FORMAT` on standard output: text, or json in bytes a second"},
 	}
 	for _, name := range slices.Sorted(maps.Keys(limitFlags)) {
 		flags = append(flags, &cli.StringFlag{Name: name, Usage: "at most `RATE` bytes a second " + limitFlags[name]})
@@ -46,13 +51,18 @@ put it into the configuration as well.
 EXAMPLES:
    shoal limits
    shoal limits --upload 200MiB --disk-write 500MiB
-   shoal limits --scheduler http://10.0.0.1:7700 --token-file /etc/shoal/token --source 1GiB`,
+   shoal limits --scheduler http://10.0.0.1:7700 --token-file /etc/shoal/token --source 1GiB
+   shoal limits --scheduler https://10.0.0.1:7700 --ca-file ca.pem --cert-file node-1.pem --key-file node-1-key.pem`,
 		Flags:  flags,
 		Action: runLimits,
-	})
+	}, nodeEnvironment()...)
 }
 
 func runLimits(c *cli.Context) error {
+	asJSON, err := checkOutput(c)
+	if err != nil {
+		return err
+	}
 	change := map[string]limits.Rate{}
 	for name := range limitFlags {
 		if !c.IsSet(name) {
@@ -64,14 +74,11 @@ func runLimits(c *cli.Context) error {
 		}
 		change[strings.ReplaceAll(name, "-", "_")] = rate
 	}
-	daemon := settings{url: c.String("admin")}
-	if c.IsSet("scheduler") {
-		daemon.url = c.String("scheduler")
-		var err error
-		if daemon.token, err = (config.Cluster{TokenFile: c.String("token-file")}).Token(); err != nil {
-			return usageError(err)
-		}
+	daemon, err := settingsOf(c)
+	if err != nil {
+		return usageError(fmt.Errorf("limits: %w", err))
 	}
+	defer daemon.client.CloseIdleConnections()
 	current, err := daemon.limits(c.Context, http.MethodGet, nil)
 	if err != nil {
 		return err
@@ -87,13 +94,13 @@ func runLimits(c *cli.Context) error {
 			return err
 		}
 	}
+	if asJSON {
+		return writeJSON(c.App.Writer, current)
+	}
 	return printLimits(c, current)
 }
 
 func printLimits(c *cli.Context, current map[string]limits.Rate) error {
-	if c.Bool("json") {
-		return json.NewEncoder(c.App.Writer).Encode(current)
-	}
 	for _, key := range slices.Sorted(maps.Keys(current)) {
 		text := "none"
 		if current[key] > 0 {
@@ -107,7 +114,38 @@ func printLimits(c *cli.Context, current map[string]limits.Rate) error {
 }
 
 // settings is a running daemon that can be asked for its settings.
-type settings struct{ url, token string }
+type settings struct {
+	url, token string
+	client     *http.Client
+}
+
+// settingsOf returns the daemon that the flags name: the node, or a scheduler.
+func settingsOf(c *cli.Context) (settings, error) {
+	if !c.IsSet("scheduler") {
+		for _, name := range []string{"token-file", "ca-file", "cert-file", "key-file"} {
+			if c.IsSet(name) {
+				return settings{}, fmt.Errorf("--%s goes with --scheduler", name)
+			}
+		}
+		return settings{url: "http://" + c.String("node"), client: &http.Client{}}, nil
+	}
+	s := settings{url: c.String("scheduler")}
+	var err error
+	if s.token, err = (config.Cluster{TokenFile: c.String("token-file")}).Token(); err != nil {
+		return s, err
+	}
+	transport := &http.Transport{}
+	id, err := config.TLS{CAFile: c.String("ca-file"), CertFile: c.String("cert-file"), KeyFile: c.String("key-file")}.
+		Identity(identity.Node, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return s, err
+	}
+	if id != nil {
+		transport.TLSClientConfig = id.Client(identity.Scheduler)
+	}
+	s.client = &http.Client{Transport: transport}
+	return s, nil
+}
 
 // settingsPatience is how long a daemon may take to answer.
 const settingsPatience = 10 * time.Second
@@ -126,9 +164,9 @@ func (s settings) limits(ctx context.Context, method string, body any) (map[stri
 	if s.token != "" {
 		req.Header.Set("Authorization", "Bearer "+s.token)
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := s.client.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("no daemon answers at %s: %w; name it with --admin or --scheduler", s.url, err)
+		return nil, fmt.Errorf("no daemon answers at %s: %w; name it with --node or --scheduler", s.url, err)
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
