@@ -102,12 +102,16 @@ func fetches(raw json.RawMessage) bool {
 	return json.Unmarshal(raw, &s) == nil && s.Fetch
 }
 
+// maxSize is the length of the longest blob, in bytes: 16 TiB, the most pieces that a scheduler takes. What is said of longer ones would cost
+// memory for nothing.
+const maxSize = 1 << 44
+
 func (b Blob) validate() error {
 	if err := piece.CheckID(b.Digest); err != nil {
 		return fmt.Errorf("blob %q: %w", b.Digest, err)
 	}
-	if b.Size <= 0 {
-		return fmt.Errorf("blob %s: size %d, want a positive number of bytes", b.Digest, b.Size)
+	if b.Size <= 0 || b.Size > maxSize {
+		return fmt.Errorf("blob %s: size %d, want a positive number of bytes, %d at the most", b.Digest, b.Size, int64(maxSize))
 	}
 	if u := b.Origin.URL; u != "" {
 		if l, err := source.ParseLink(u, nil, nil); err != nil || l.Shared != u {

@@ -1,6 +1,7 @@
 package peer_test
 
 import (
+	"math"
 	"net"
 	"strings"
 	"testing"
@@ -67,5 +68,20 @@ func TestOnlyHostsOfTheClusterAreFound(t *testing.T) {
 	}
 	if addr, err := listed[0].Find(t.Context(), l.Addr().String()); err == nil {
 		t.Errorf("a host that is not of the list is found at %q", addr)
+	}
+}
+
+func TestBlobOfAbsurdSizeIsRefused(t *testing.T) {
+	s := peertest.NewSwarm(t)
+	h := s.Host()
+	b, _ := s.Origin.Random(mib, 1)
+	for _, size := range []int64{-1, 0, 1<<44 + 1, 1 << 62, math.MaxInt64} {
+		b.Size = size
+		if err := h.Preheat(t.Context(), h.Addr, b, time.Second, func(int64) {}); err == nil || !strings.Contains(err.Error(), "size") {
+			t.Errorf("preheating %d bytes: error %v", size, err)
+		}
+		if _, err := h.Open(t.Context(), b, ""); err == nil || !strings.Contains(err.Error(), "size") {
+			t.Errorf("opening %d bytes: error %v", size, err)
+		}
 	}
 }
