@@ -104,7 +104,13 @@ func preheatAction(ctx *cli.Context) error {
 
 func preheatRequest(ctx *cli.Context, target string) (local.PreheatRequest, error) {
 	req := local.PreheatRequest{Nodes: ctx.StringSlice("nodes"), Patience: ctx.Duration("patience")}
+	if req.Patience < time.Second {
+		return req, usageError(fmt.Errorf("preheat: --patience %v: want at least a second", req.Patience))
+	}
 	if strings.HasPrefix(target, "http://") || strings.HasPrefix(target, "https://") {
+		if ctx.IsSet("platform") {
+			return req, usageError(errors.New("preheat: --platform is for images"))
+		}
 		header, err := parseHeaders(ctx.StringSlice("header"))
 		if err != nil {
 			return req, usageError(fmt.Errorf("preheat: %w", err))
