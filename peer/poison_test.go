@@ -202,3 +202,18 @@ func TestBlobIsNotReadByAnotherSize(t *testing.T) {
 	}
 	readAll(t, good, data, h)
 }
+
+// Group digests are asked for to find what is wrong in a piece: from who knows that its own are right.
+func TestGroupDigestsThatNobodyVouchedForAreNotTold(t *testing.T) {
+	s := peertest.NewSwarm(t)
+	b, data := s.Origin.Random(mib, 1)
+	h := s.Host(peertest.Lone)
+	poison(t, h, b)
+	if _, err := h.Served().Groups(b.Digest, 0); !errors.Is(err, piece.ErrAbsent) {
+		t.Errorf("error %v, want that there are none", err)
+	}
+	readAll(t, b, data, h) // finds what is wrong, reads it again, and vouches for it
+	if got, err := h.Served().Groups(b.Digest, 0); err != nil || piece.Root(got) != piece.Root(piece.HashGroups(data[:256<<10])) {
+		t.Errorf("digests %v, error %v; want those of what is right", got, err)
+	}
+}
