@@ -1,6 +1,7 @@
 package peer_test
 
 import (
+	"errors"
 	"math"
 	"net"
 	"strings"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/shoal-project/shoal/peer"
 	"github.com/shoal-project/shoal/peer/peertest"
+	"github.com/shoal-project/shoal/peer/piece"
 )
 
 func TestPreheatBringsABlobToTheHostThatIsNamed(t *testing.T) {
@@ -83,5 +85,28 @@ func TestBlobOfAbsurdSizeIsRefused(t *testing.T) {
 		if _, err := h.Open(t.Context(), b, ""); err == nil || !strings.Contains(err.Error(), "size") {
 			t.Errorf("opening %d bytes: error %v", size, err)
 		}
+	}
+}
+
+func TestPreheatSaysWhyItFails(t *testing.T) {
+	for name, c := range map[string]struct {
+		spoil func(o *peertest.Origin)
+		class error
+	}{
+		"wrong bytes": {func(o *peertest.Origin) { o.Corrupt = true }, piece.ErrMismatch},
+		"absent":      {func(o *peertest.Origin) { o.Err = piece.ErrAbsent }, piece.ErrAbsent},
+		"denied":      {func(o *peertest.Origin) { o.Err = piece.ErrDenied }, piece.ErrDenied},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := peertest.NewSwarm(t)
+			b, _ := s.Origin.Random(mib, 1)
+			asks, other := s.Host(), s.Host(peertest.Seed)
+			s.Origin.Lock()
+			c.spoil(s.Origin)
+			s.Origin.Unlock()
+			if err := asks.Preheat(t.Context(), other.Addr, b, time.Minute, func(int64) {}); !errors.Is(err, c.class) || !strings.Contains(err.Error(), other.Addr) {
+				t.Errorf("error %v, want the host and %v", err, c.class)
+			}
+		})
 	}
 }

@@ -129,6 +129,7 @@ func (s Served) watch(ctx context.Context, d digest.Digest, raw json.RawMessage)
 	}
 	if fetches(raw) {
 		r.Prefetch()
+		return ordered{followed{r}}, nil
 	}
 	return followed{r}, nil
 }
@@ -138,6 +139,15 @@ type followed struct{ *Reader }
 
 func (f followed) Have() *piece.Set         { return f.blob.Have() }
 func (f followed) Changed() <-chan struct{} { return f.blob.Changed() }
+
+// ordered is what somebody asked this host to fetch, who hears why that fails.
+type ordered struct{ followed }
+
+// Failure implements transfer.Failer.
+func (o ordered) Failure() error {
+	_, err := o.task.failure()
+	return err
+}
 
 // unreachableFor is how long a host that did not answer is passed over as a substitute for the scheduler.
 const unreachableFor = 5 * time.Second

@@ -84,11 +84,8 @@ func preheatAction(ctx *cli.Context) error {
 		planned, done = s.Total, s.Held
 	})
 	shown.end()
-	if refused, ok := errors.AsType[*local.Error](err); ok && refused.Code == local.CodeBad {
-		return usageError(fmt.Errorf("preheat: %w", err))
-	}
 	if err != nil {
-		return fmt.Errorf("preheat: %w", err)
+		return preheatError(req, err)
 	}
 	result := preheated{Target: names[0], Nodes: state.Nodes, Blobs: state.Blobs, Bytes: state.Held}
 	if req.Content != nil {
@@ -100,6 +97,25 @@ func preheatAction(ctx *cli.Context) error {
 	_, err = fmt.Fprintf(ctx.App.Writer, "preheated %s\n  nodes     %s\n  blobs     %d\n  held      %s\n", printable(result.Target),
 		printable(strings.Join(result.Nodes, " ")), result.Blobs, bytesText(result.Bytes))
 	return err
+}
+
+// preheatError gives an error its exit code.
+func preheatError(req local.PreheatRequest, err error) error {
+	code := exitFailure
+	if refused, ok := errors.AsType[*local.Error](err); ok {
+		switch refused.Code {
+		case local.CodeBad:
+			code = exitUsage
+		case local.CodeMismatch:
+			code = exitVerify
+		case local.CodeDenied, local.CodeAbsent, local.CodeChanged:
+			code = exitSource
+			if req.Content == nil {
+				code = exitRegistry
+			}
+		}
+	}
+	return &exitError{code, fmt.Errorf("preheat: %w", err)}
 }
 
 func preheatRequest(ctx *cli.Context, target string) (local.PreheatRequest, error) {

@@ -35,7 +35,9 @@
 //	type 3, removed   the same
 //	type 128, others  addresses of other hosts that watch the blob here, a line each; replaces what was said before. Only to a host that asks
 //	                  this one to fetch in the place of a scheduler
-//	types from 129    are reserved for additions and skipped, as 128 is by older hosts; other types are an error
+//	type 129, failed  why there is nothing new: class (1 byte: 0 in passing, 1 denied, 2 absent, 3 mismatch), a text of 1,024 bytes at the most.
+//	                  Only to a host that asked this one to fetch
+//	types from 130    are reserved for additions and skipped, as 128 and 129 are by older hosts; other types are an error
 //
 // The handler starts no goroutine of its own, and the client only those of net/http, for what are no pieces.
 package transfer

@@ -19,11 +19,13 @@ const (
 	frameRemoved  = 3
 	frameSkipped  = 128 // and above, by who does not know them
 	frameWatchers = 128
+	frameFailed   = 129
 
 	frameHeader = 5
 	maxPieces   = 1 << 20 // 16 TiB in the largest pieces
 	maxPayload  = 4 + maxPieces/8
 	maxWatchers = 64
+	maxText     = 1024 // bytes of an error's text
 )
 
 // errFrame is the class of frames that break the format.
@@ -35,6 +37,7 @@ type Have struct {
 	All            *piece.Set
 	Added, Removed []piece.Index
 	Watchers       []string // addresses of others who watch the blob at the same peer
+	Failed         error    // what keeps the peer from fetching the blob now; it has a class of package piece
 }
 
 func appendFrame(b []byte, kind byte, payload []byte) []byte {
@@ -84,6 +87,38 @@ func decodeWatchers(b []byte) ([]string, error) {
 		}
 	}
 	return addrs, nil
+}
+
+// failures are the classes of errors by the byte that stands for them.
+var failures = map[byte]error{0: piece.ErrTransient, 1: piece.ErrDenied, 2: piece.ErrAbsent, 3: piece.ErrMismatch}
+
+// appendFailed appends the frame that says what keeps the peer from fetching: its class, and a text for people.
+func appendFailed(b []byte, err error) []byte {
+	class := byte(0)
+	for k, e := range failures {
+		if k > 0 && errors.Is(err, e) {
+			class = k
+		}
+	}
+	text := err.Error()
+	return appendFrame(b, frameFailed, append([]byte{class}, text[:min(len(text), maxText)]...))
+}
+
+// failure is what another host says of its failing.
+type failure struct {
+	class error
+	text  string
+}
+
+func (f *failure) Error() string { return f.text }
+func (f *failure) Unwrap() error { return f.class }
+
+// decodeFailed makes an error of it again.
+func decodeFailed(b []byte) (*failure, error) {
+	if len(b) < 2 || len(b) > 1+maxText || failures[b[0]] == nil {
+		return nil, fmt.Errorf("%w: failure of %d bytes", errFrame, len(b))
+	}
+	return &failure{failures[b[0]], strings.ToValidUTF8(string(b[1:]), "?")}, nil
 }
 
 // difference returns what is in a but not in b.
@@ -161,6 +196,12 @@ func (f *frameReader) decode(kind byte, payload []byte) (Have, error) {
 	case kind == frameWatchers:
 		addrs, err := decodeWatchers(payload)
 		return Have{Watchers: addrs}, err
+	case kind == frameFailed:
+		failed, err := decodeFailed(payload)
+		if err != nil {
+			return Have{}, err
+		}
+		return Have{Failed: failed}, nil
 	case kind >= frameSkipped:
 		return Have{}, nil
 	case kind == frameAlive && len(payload) == 0:

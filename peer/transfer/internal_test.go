@@ -3,6 +3,7 @@ package transfer
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -139,12 +140,32 @@ func TestWatchersAreAddresses(t *testing.T) {
 	}
 }
 
+func TestFailuresKeepTheirClassAndText(t *testing.T) {
+	for _, class := range []error{piece.ErrTransient, piece.ErrDenied, piece.ErrAbsent, piece.ErrMismatch} {
+		said := fmt.Errorf("blob x: %w", class)
+		have, err := newFrameReader(bytes.NewReader(appendFailed(nil, said))).next()
+		if err != nil || !errors.Is(have.Failed, class) || have.Failed.Error() != said.Error() {
+			t.Errorf("%v came as %v, error %v", said, have.Failed, err)
+		}
+	}
+	if have, err := newFrameReader(bytes.NewReader(appendFailed(nil, errors.New(strings.Repeat("x", 3000))))).next(); err != nil || len(have.Failed.Error()) != maxText ||
+		!errors.Is(have.Failed, piece.ErrTransient) {
+		t.Errorf("a long text came as %v, error %v", have.Failed, err)
+	}
+	for _, payload := range []string{"", "\x01", "\x09text", "\x01" + strings.Repeat("x", maxText+1)} {
+		if have, err := newFrameReader(bytes.NewReader(appendFrame(nil, frameFailed, []byte(payload)))).next(); !errors.Is(err, errFrame) {
+			t.Errorf("%.20q came as %v, error %v", payload, have.Failed, err)
+		}
+	}
+}
+
 func FuzzFrames(f *testing.F) {
 	a, b := piece.NewSet(100), piece.NewSet(100)
 	a.Add(3)
 	b.Add(99)
 	f.Add(appendChanges(appendAll(nil, a), a, b))
 	f.Add([]byte{frameAdded, 0, 0, 0, 1, 0})
+	f.Add(appendFailed(appendAll(nil, a), piece.ErrDenied))
 	f.Add([]byte{frameAll, 0xff, 0xff, 0xff, 0xff})
 	f.Add([]byte{frameAll, 0, 0, 0, 5, 0, 0, 0, 8, 0xff})
 	f.Fuzz(func(t *testing.T, data []byte) {

@@ -79,6 +79,12 @@ type Introducer interface {
 	Watchers() []string
 }
 
+// Failer is a Haves whose watcher is told why there is nothing new.
+type Failer interface {
+	// Failure returns what keeps the host from fetching the blob now; nil when nothing does.
+	Failure() error
+}
+
 // Config describes the serving end. The zero Config serves every caller.
 type Config struct {
 	// Token is the cluster's; a request without it is refused with 401. Empty lets everybody in.
@@ -346,8 +352,8 @@ func (h *handler) stream(ctx context.Context, w http.ResponseWriter, haves Haves
 	if sent.Len() > maxPieces {
 		return fmt.Errorf("%w: %d pieces", errFrame, sent.Len())
 	}
-	introduced := introductions(haves)
-	if err := send(introduced(appendAll(nil, sent))); err != nil {
+	aside := asides(haves)
+	if err := send(aside(appendAll(nil, sent))); err != nil {
 		return err
 	}
 	frames := rate.NewLimiter(rate.Every(h.cfg.HavesInterval), havesBurst)
@@ -363,13 +369,13 @@ func (h *handler) stream(ctx context.Context, w http.ResponseWriter, haves Haves
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-alive.C:
-			told = introduced(appendFrame(nil, frameAlive, nil))
+			told = aside(appendFrame(nil, frameAlive, nil))
 		case <-pause.C:
 			next = changed
 		case <-next:
 			changed = haves.Changed()
 			now := haves.Have()
-			told = introduced(appendChanges(nil, sent, now))
+			told = aside(appendChanges(nil, sent, now))
 			frames.SetLimit(rate.Every(pauseAfter(time.Since(last), now.Count()-sent.Count(), h.cfg.HavesInterval)))
 			sent, next, last = now, nil, time.Now()
 			pause.Reset(frames.Reserve().Delay())
@@ -384,20 +390,26 @@ func (h *handler) stream(ctx context.Context, w http.ResponseWriter, haves Haves
 	}
 }
 
-// introductions returns what appends the frame of who else watches, when that has changed since the last time.
-func introductions(haves Haves) func([]byte) []byte {
-	in, ok := haves.(Introducer)
-	if !ok {
-		return func(b []byte) []byte { return b }
-	}
+// asides returns what appends the frames of what is told besides pieces, when that has changed since the last time.
+func asides(haves Haves) func([]byte) []byte {
+	in, introduces := haves.(Introducer)
+	failer, fails := haves.(Failer)
 	var last []string
+	var failed string
 	return func(b []byte) []byte {
-		now := in.Watchers()
-		if slices.Equal(now, last) {
-			return b
+		if introduces {
+			if now := in.Watchers(); !slices.Equal(now, last) {
+				last = now
+				b = appendWatchers(b, now)
+			}
 		}
-		last = now
-		return appendWatchers(b, now)
+		if fails {
+			if err := failer.Failure(); err != nil && err.Error() != failed {
+				failed = err.Error()
+				b = appendFailed(b, err)
+			}
+		}
+		return b
 	}
 }
 

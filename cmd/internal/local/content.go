@@ -314,18 +314,23 @@ func refuseError(w http.ResponseWriter, err error) {
 		refuse(w, status, e)
 		return
 	}
-	status, code := http.StatusServiceUnavailable, CodeUnavailable
+	status, code := classify(err)
+	refuse(w, status, &Error{code, err.Error()})
+}
+
+// classify returns what stands for the class of an error.
+func classify(err error) (status int, code Code) {
 	switch {
 	case errors.Is(err, source.ErrChanged):
-		status, code = http.StatusPreconditionFailed, CodeChanged
+		return http.StatusPreconditionFailed, CodeChanged
 	case errors.Is(err, piece.ErrMismatch):
-		status, code = http.StatusConflict, CodeMismatch
+		return http.StatusConflict, CodeMismatch
 	case errors.Is(err, piece.ErrDenied):
-		status, code = http.StatusForbidden, CodeDenied
+		return http.StatusForbidden, CodeDenied
 	case errors.Is(err, piece.ErrAbsent):
-		status, code = http.StatusNotFound, CodeAbsent
+		return http.StatusNotFound, CodeAbsent
 	}
-	refuse(w, status, &Error{code, err.Error()})
+	return http.StatusServiceUnavailable, CodeUnavailable
 }
 
 func refuse(w http.ResponseWriter, status int, e *Error) {

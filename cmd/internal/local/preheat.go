@@ -135,7 +135,8 @@ func (h *heating) serve(ctx context.Context, w http.ResponseWriter) {
 		state := h.state
 		h.mu.Unlock()
 		if state.Done = ended && err == nil; ended && err != nil {
-			state.Error = &Error{CodeUnavailable, err.Error()}
+			_, code := classify(err)
+			state.Error = &Error{code, err.Error()}
 		}
 		_ = enc.Encode(state) // a caller that has left ends ctx
 		_ = rc.Flush()
