@@ -27,8 +27,9 @@ type link struct {
 	cancel context.CancelCauseFunc // ends run
 	probes chan probing
 
-	mu      sync.Mutex // guards session
+	mu      sync.Mutex // guards session and failed
 	session *api.Session
+	failed  error // why there is no session
 }
 
 // keepLinks has one link for each scheduler there is.
@@ -83,7 +84,7 @@ func (l *link) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		began := time.Now()
 		err := l.client.Run(ctx, l.peer.cfg.Host, l)
-		l.set(nil)
+		l.set(nil, err)
 		gone := errors.Is(context.Cause(ctx), errNoScheduler)
 		if ctx.Err() != nil && !gone {
 			return
@@ -108,10 +109,20 @@ func (l *link) run(ctx context.Context) {
 	}
 }
 
-func (l *link) set(s *api.Session) {
+func (l *link) set(s *api.Session, failed error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.session = s
+	l.session, l.failed = s, failed
+}
+
+func (l *link) status() LinkStatus {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := LinkStatus{URL: l.client.URL(), Live: l.session != nil}
+	if l.failed != nil {
+		s.Error = l.failed.Error()
+	}
+	return s
 }
 
 func (l *link) live() *api.Session {
@@ -122,7 +133,7 @@ func (l *link) live() *api.Session {
 
 // Opened implements api.Handler: everything the host holds or wants is announced anew.
 func (l *link) Opened(s *api.Session) {
-	l.set(s)
+	l.set(s, nil)
 	l.peer.cfg.Limits.ShareSource(l.client.URL(), 0) // a restarted scheduler need not have a rate any more; else it tells with the first lease
 	l.peer.log.Info("session with scheduler", "scheduler", l.client.URL())
 	for _, info := range l.peer.store.List() {

@@ -30,8 +30,9 @@ type ParentStatus struct {
 
 // LinkStatus is a scheduler and whether there is a session with it.
 type LinkStatus struct {
-	URL  string `json:"url"`
-	Live bool   `json:"live"`
+	URL   string `json:"url"`
+	Live  bool   `json:"live"`
+	Error string `json:"error,omitempty"` // why there is none
 }
 
 // Tasks returns the state of the live tasks, ordered by identity. A task that ends meanwhile is left out.
@@ -58,7 +59,7 @@ func (p *Peer) Tasks(ctx context.Context) []TaskStatus {
 func (p *Peer) Links() []LinkStatus {
 	var out []LinkStatus
 	for _, l := range p.linked() {
-		out = append(out, LinkStatus{URL: l.client.URL(), Live: l.live() != nil})
+		out = append(out, l.status())
 	}
 	return out
 }

@@ -90,8 +90,11 @@ func statusText(s *local.Status) string {
 	}
 	for _, l := range s.Schedulers {
 		state := "no session"
-		if l.Live {
+		switch {
+		case l.Live:
 			state = "in session"
+		case l.Error != "":
+			state += ": " + strings.TrimPrefix(printable(l.Error), "scheduler "+printable(l.URL)+": ")
 		}
 		fmt.Fprintf(&b, "  scheduler  %s, %s\n", printable(l.URL), state)
 	}

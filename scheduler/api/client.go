@@ -153,6 +153,8 @@ func (c *Client) read(ctx context.Context, body io.Reader, h Handler, watchdog *
 			h.Opened(session)
 		case session == nil:
 			return fmt.Errorf("scheduler %s: no welcome", c.url)
+		case cmd.Ended != nil:
+			return fmt.Errorf("scheduler %s: session ended: %s", c.url, cmd.Ended.Why)
 		case cmd != (Command{}):
 			h.Command(session, cmd)
 		}

@@ -127,6 +127,12 @@ type Command struct {
 	Failed     *Failed     `json:"failed,omitempty"`
 	Share      *Share      `json:"share,omitempty"`
 	Probe      *Probe      `json:"probe,omitempty"`
+	Ended      *Ended      `json:"ended,omitempty"`
+}
+
+// Ended is the last command of a session that the scheduler ends, if it has something to say.
+type Ended struct {
+	Why string `json:"why"` // for people
 }
 
 // Welcome is the first command of a session.

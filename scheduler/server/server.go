@@ -153,6 +153,7 @@ func (s *Server) Open(_ context.Context, h api.Host) (string, *api.Queue, func()
 		if old.addr != h.Addr {
 			s.log.Warn("a host with the same name replaces another; give each node a name of its own", "host", h.ID,
 				"addr", h.Addr, "before", old.addr)
+			old.commands.Push(api.Command{Ended: &api.Ended{Why: fmt.Sprintf("another host, at %s, has the name %s too; give each node a name of its own", h.Addr, h.ID)}})
 		}
 		s.endLocked(old)
 	}

@@ -155,6 +155,17 @@ func TestRestartedHostReplacesItsOldSession(t *testing.T) {
 	await(t, second.commands, "lease in the second session", func(c api.Command) bool { return c.Lease != nil })
 }
 
+func TestHostWhoseNameAnotherTakesIsTold(t *testing.T) {
+	url := start(t, Config{})
+	first, ended := newHost(), make(chan error, 1)
+	go func() { ended <- api.NewClient(url, "").Run(t.Context(), api.Host{ID: "h", Addr: "h:1"}, first) }()
+	await(t, first.opened, "first session", whatever)
+	connect(t, url, "", api.Host{ID: "h", Addr: "h:2"})
+	if err := await(t, ended, "the first session's end", func(error) bool { return true }); err == nil || !strings.Contains(err.Error(), "at h:2, has the name h too") {
+		t.Errorf("the first host's session ended with %v", err)
+	}
+}
+
 func TestSecondHostOfTheSameNameIsReported(t *testing.T) {
 	var log bytes.Buffer
 	s := New(Config{Log: slog.New(slog.NewTextHandler(&log, nil))})
