@@ -163,7 +163,7 @@ func keepBootstrap(r io.ReaderAt, size int64, path string) (*bootstrap.Image, er
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, err
 	}
-	f, err := renameio.TempFile("", path)
+	f, err := renameio.TempFile(filepath.Dir(path), path)
 	if err != nil {
 		return nil, err
 	}

@@ -102,6 +102,7 @@ func (s *Snapshotter) readNote(id string) (note, error) {
 	return n, nil
 }
 
+// writeNote writes the note, and what it speaks of, to the disk: without it a snapshot is an ordinary layer, and an empty one.
 func (s *Snapshotter) writeNote(id string, n note) error {
 	if n.Whole {
 		if err := os.Rename(n.boot, s.imagePath(id)); err != nil {
@@ -112,7 +113,11 @@ func (s *Snapshotter) writeNote(id string, n note) error {
 	if err != nil {
 		return err
 	}
-	return renameio.WriteFile(filepath.Join(s.dir(id), noteName), data, 0o600)
+	dir := s.dir(id)
+	if err := renameio.WriteFile(filepath.Join(dir, noteName), data, 0o600, renameio.WithTempDir(dir)); err != nil {
+		return err
+	}
+	return syncFolders(dir, filepath.Dir(dir))
 }
 
 // errPastMirror tells why an image whose data blobs are no archives cannot be used.

@@ -94,6 +94,18 @@ func needRoot(t *testing.T) {
 	}
 }
 
+// needTool skips aloud without a tool; with REQUIRE_TOOLS=1 it fails.
+func needTool(t *testing.T, tool string) {
+	t.Helper()
+	if _, err := exec.LookPath(tool); err == nil {
+		return
+	}
+	if os.Getenv("REQUIRE_TOOLS") == "1" {
+		t.Fatalf("%s is missing and REQUIRE_TOOLS=1", tool)
+	}
+	t.Skipf("needs %s", tool)
+}
+
 func check(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
