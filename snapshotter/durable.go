@@ -3,6 +3,8 @@ package snapshotter
 import (
 	"errors"
 	"os"
+
+	"golang.org/x/sys/unix"
 )
 
 // What containerd was told outlives a power failure: its metadata and ours are synced. So what our answers rely on has to be on the disk
@@ -20,4 +22,13 @@ func syncFolders(paths ...string) error {
 		}
 	}
 	return nil
+}
+
+// syncAllAt has everything on the disk that was written to the file system of a path.
+func syncAllAt(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(os.NewSyscallError("syncfs", unix.Syncfs(int(f.Fd()))), f.Close())
 }

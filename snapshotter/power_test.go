@@ -100,3 +100,21 @@ func TestRootAPulledImageSurvivesAPowerFailure(t *testing.T) {
 		t.Errorf("weights: %q, %v", got, err)
 	}
 }
+
+func TestRootALateUnpackedLayerSurvivesAPowerFailure(t *testing.T) {
+	p := newPowered(t)
+	p.pull("a")
+	p.sync()
+	base := p.target(p.labels(0)["containerd.io/snapshot.ref"], "")
+	for _, view := range []string{"before", "after"} {
+		mounts, err := p.View(t.Context(), view, base)
+		check(t, err)
+		if got, err := p.read(mounts, "base"); got != "of the base" || err != nil {
+			t.Errorf("base %s the failure: %q, %v", view, got, err)
+		}
+		if view == "before" {
+			p.run("sync", filepath.Join(p.root, "metadata.db")) // as whatever is done next does
+			p.fail()
+		}
+	}
+}

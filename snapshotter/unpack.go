@@ -63,7 +63,7 @@ func (s *Snapshotter) unpack(ctx context.Context, id string, below []string) err
 }
 
 // swap puts what was unpacked in the place of an empty layer, or of an image that is mounted there still though this host mounts none any more.
-// Containers that stand on that mount keep it. The note goes last: while it is there, nobody takes the folder for the layer's.
+// Containers that stand on that mount keep it. The note goes last, when all else is on the disk: while it is there, nobody takes the folder for the layer's.
 func (s *Snapshotter) swap(id, fresh string) error {
 	mounted, err := s.isMounted(id)
 	if err != nil {
@@ -78,6 +78,9 @@ func (s *Snapshotter) swap(id, fresh string) error {
 		return err
 	}
 	if err := os.Rename(fresh, s.fsPath(id)); err != nil {
+		return err
+	}
+	if err := syncAllAt(s.dir(id)); err != nil {
 		return err
 	}
 	return os.Remove(filepath.Join(s.dir(id), noteName))
