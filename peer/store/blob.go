@@ -210,6 +210,7 @@ type session struct {
 	dir                 *os.Root
 	data, groups, index diskFile
 	unvouched           atomic.Bool // the disk says that nobody vouches for the blob: not each Write has to
+	own                 atomic.Bool // who vouches for it means these pieces: not each look has to compare
 }
 
 // diskFile is an open file of a blob: an *os.File, or one of a disk that fails, in tests.

@@ -7,7 +7,7 @@
 //	groups  the digest of each group, 32 bytes each, zero where unknown
 //	index   a header that says how the blob is cut, then the digest of each held piece, 32 bytes each, zero where absent
 //	chunks  where its chunks are, as its chunk map says, so that other blobs find them; may be missing
-//	whole   empty: the whole blob had its own digest; may be missing
+//	whole   the digest of the pieces' digests with which the whole blob had its own digest; may be missing
 //
 // Beside the folders is pins, with a file for each blob that is pinned, and lock, which keeps other processes out.
 //

@@ -1,6 +1,9 @@
 package store
 
 import (
+	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -31,6 +34,60 @@ func TestEachWriteRevokesTheVoucherBeforeIt(t *testing.T) {
 		if err := b.Vouch(); err != nil || !b.Vouched() {
 			t.Fatalf("%q: vouched is %v, %v", text, b.Vouched(), err)
 		}
+	}
+}
+
+// A power failure may leave what was vouched for last, and the pieces from before that.
+func TestAVoucherIsForThePiecesThatWereThere(t *testing.T) {
+	dir := t.TempDir()
+	s, err := Open(dir, Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := piece.URLID("http://a", "v", 1)
+	b, err := s.Create(d, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := map[string][]byte{}
+	for _, text := range []string{"a", "b"} {
+		if err := b.Write(0, []byte(text), piece.HashGroups([]byte(text))); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{dataName, groupsName, indexName} {
+			if text == "a" {
+				if before[name], err = os.ReadFile(filepath.Join(dir, folderName(d), name)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	if err := b.Vouch(); err != nil {
+		t.Fatal(err)
+	}
+	for _, failed := range []bool{false, true} {
+		if err := errors.Join(b.Close(), s.Close()); err != nil {
+			t.Fatal(err)
+		}
+		for name, data := range before {
+			if failed {
+				if err := os.WriteFile(filepath.Join(dir, folderName(d), name), data, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if s, err = Open(dir, Config{}); err != nil {
+			t.Fatal(err)
+		}
+		if b, err = s.Get(d); err != nil {
+			t.Fatal(err)
+		}
+		if b.Vouched() == failed || !b.Complete() {
+			t.Errorf("power failed %v: vouched for %v, complete %v", failed, b.Vouched(), b.Complete())
+		}
+	}
+	if err := errors.Join(b.Close(), s.Close()); err != nil {
+		t.Fatal(err)
 	}
 }
 
