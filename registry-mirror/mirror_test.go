@@ -183,7 +183,7 @@ func newFixture(t testing.TB, cfg Config, cluster Cluster) *fixture {
 
 func openRecords(t testing.TB) *Records {
 	t.Helper()
-	r, err := OpenRecords(filepath.Join(t.TempDir(), "mirror.db"))
+	r, err := OpenRecords(filepath.Join(t.TempDir(), "mirror.db"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,12 +1,16 @@
 package mirror
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
+	"log/slog"
 	"os"
+	"runtime/debug"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -65,7 +69,10 @@ type tagRecord struct {
 
 // Records is the mirror's memory, in one file: manifests by digest, tags, verdicts on credentials, and what manifests told of blobs.
 // It is safe for concurrent use.
-type Records struct{ db *bbolt.DB }
+type Records struct {
+	db       *bbolt.DB
+	unsynced *unsynced
+}
 
 // Buckets of the file, each a map from a string to JSON.
 const (
@@ -78,15 +85,24 @@ const (
 	bucketChallenges = "challenges" // registry/repository → WWW-Authenticate
 )
 
+func buckets() []string {
+	return []string{bucketManifests, bucketTags, bucketVerdicts, bucketBlobs, bucketSiblings, bucketChallenges}
+}
+
 // oldBuckets are of versions that believed more of what manifests say.
 func oldBuckets() []string { return []string{"blobs", "siblings", "told", "learned"} }
 
-// OpenRecords opens or creates the file. One that is broken, as a power failure may leave it, is started anew: all in it can
-// be asked again.
-func OpenRecords(path string) (*Records, error) {
+// OpenRecords opens or creates the file. One that is damaged, or that a power failure may have damaged, is set aside, of which log is told (nil
+// discards), and started anew: all in it can be asked again.
+func OpenRecords(path string, log *slog.Logger) (*Records, error) {
+	log = cmp.Or(log, slog.New(slog.DiscardHandler))
 	r, err := openFile(path)
-	if err != nil && !errors.Is(err, bbolterrors.ErrTimeout) && os.Remove(path) == nil {
-		r, err = openFile(path)
+	if err != nil && !errors.Is(err, bbolterrors.ErrTimeout) {
+		aside := path + ".damaged"
+		log.Warn("records are set aside and started anew", "file", path, "aside", aside, "error", err)
+		if err = setAside(path, aside); err == nil {
+			r, err = openFile(path)
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("records %s: %w", path, err)
@@ -94,40 +110,91 @@ func OpenRecords(path string) (*Records, error) {
 	return r, nil
 }
 
-func openFile(path string) (*Records, error) {
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, NoSync: true}) // see OpenRecords
-	if err != nil {
-		return nil, err
+// setAside moves the file away, and then removes what says of which boot its last writes are.
+func setAside(path, aside string) error {
+	if err := os.Rename(path, aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	err = db.Update(func(tx *bbolt.Tx) error {
-		for _, b := range oldBuckets() {
-			if err := tx.DeleteBucket([]byte(b)); err != nil && !errors.Is(err, bbolterrors.ErrBucketNotFound) {
-				return err
-			}
-		}
-		for _, b := range []string{bucketManifests, bucketTags, bucketVerdicts, bucketBlobs, bucketSiblings, bucketChallenges} {
-			if _, err := tx.CreateBucketIfNotExists([]byte(b)); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		_ = db.Close() // it is of no use
-		return nil, err
+	if err := os.Remove(path + unsyncedSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	return &Records{db: db}, nil
+	return nil
 }
 
-// Close closes the file.
-func (r *Records) Close() error { return r.db.Close() }
+var errPowerFailure = errors.New("the machine failed before all that was written was on the disk")
+
+// openFile opens or creates the file. The library panics where it finds that one is damaged; what it has opened of such a file stays open.
+func openFile(path string) (r *Records, err error) {
+	r = &Records{unsynced: &unsynced{path: path + unsyncedSuffix}}
+	if r.unsynced.left() {
+		return nil, errPowerFailure
+	}
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // at pages behind the end of a file that was cut off
+	defer func() {
+		if p := recover(); p != nil {
+			r, err = nil, fmt.Errorf("it is damaged: %v", p)
+		}
+	}()
+	if r.db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, NoSync: true}); err != nil { // see unsynced
+		return nil, err
+	}
+	r.unsynced.sync = r.db.Sync
+	if err := r.db.View(hasBuckets); err != nil { // else nothing is written, for which a full disk may have no room
+		if err := r.update(makeBuckets); err != nil {
+			return nil, errors.Join(err, r.Close())
+		}
+	}
+	return r, nil
+}
+
+// hasBuckets returns an error unless there is nothing for makeBuckets to do.
+func hasBuckets(tx *bbolt.Tx) error {
+	for _, b := range oldBuckets() {
+		if tx.Bucket([]byte(b)) != nil {
+			return bbolterrors.ErrBucketExists
+		}
+	}
+	for _, b := range buckets() {
+		if tx.Bucket([]byte(b)) == nil {
+			return bbolterrors.ErrBucketNotFound
+		}
+	}
+	return nil
+}
+
+func makeBuckets(tx *bbolt.Tx) error {
+	for _, b := range oldBuckets() {
+		if err := tx.DeleteBucket([]byte(b)); err != nil && !errors.Is(err, bbolterrors.ErrBucketNotFound) {
+			return err
+		}
+	}
+	for _, b := range buckets() {
+		if _, err := tx.CreateBucketIfNotExists([]byte(b)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Close brings all to the disk and closes the file.
+func (r *Records) Close() error { return errors.Join(r.unsynced.settle(true), r.db.Close()) }
+
+// update writes.
+func (r *Records) update(change func(tx *bbolt.Tx) error) error {
+	end, err := r.unsynced.begin()
+	if err != nil {
+		return err
+	}
+	defer end()
+	return r.db.Update(change)
+}
 
 func (r *Records) put(bucket string, key string, value any) error {
 	data, err := json.Marshal(value)
 	if err != nil {
 		return err
 	}
-	return r.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket([]byte(bucket)).Put([]byte(key), data) })
+	return r.update(func(tx *bbolt.Tx) error { return tx.Bucket([]byte(bucket)).Put([]byte(key), data) })
 }
 
 func (r *Records) get(bucket string, key string, value any) bool {
@@ -180,14 +247,14 @@ func (r *Records) accept(registry, repository, credential string, at time.Time) 
 
 // revoke notes that the origin refused a credential.
 func (r *Records) revoke(registry, repository, credential string) error {
-	return r.db.Update(func(tx *bbolt.Tx) error {
+	return r.update(func(tx *bbolt.Tx) error {
 		return tx.Bucket([]byte(bucketVerdicts)).Delete([]byte(verdictKey(registry, repository, credential)))
 	})
 }
 
 // forget removes the verdicts from before a time: where callers bring tokens, each pull leaves one.
 func (r *Records) forget(before time.Time) error {
-	return r.db.Update(func(tx *bbolt.Tx) error {
+	return r.update(func(tx *bbolt.Tx) error {
 		verdicts := tx.Bucket([]byte(bucketVerdicts))
 		var old [][]byte
 		err := verdicts.ForEach(func(key, value []byte) error {
@@ -227,11 +294,16 @@ func (r *Records) lookup(q Query) (Record, error) {
 		rec.Checked = tag.Checked // what a digest names does not age
 	}
 	var m manifestRecord
-	if !r.get(bucketManifests, tag.Digest.String(), &m) {
+	if !r.get(bucketManifests, tag.Digest.String(), &m) || !names(tag.Digest, m.Body) {
 		return Record{}, ErrUnknown
 	}
 	rec.Digest, rec.MediaType, rec.Body = tag.Digest, m.MediaType, m.Body
 	return rec, nil
+}
+
+// names reports whether d is the digest of a body.
+func names(d digest.Digest, body []byte) bool {
+	return d.Validate() == nil && d.Algorithm().FromBytes(body) == d
 }
 
 func (q Query) ref() upstream.Ref {

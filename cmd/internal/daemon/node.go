@@ -123,7 +123,7 @@ func (n *node) openData() error {
 	if err != nil {
 		return dataDirError(err)
 	}
-	n.records, err = mirror.OpenRecords(filepath.Join(n.cfg.DataDir, "mirror.db"))
+	n.records, err = mirror.OpenRecords(filepath.Join(n.cfg.DataDir, "mirror.db"), n.component("mirror"))
 	if err != nil {
 		return dataDirError(err)
 	}
