@@ -121,8 +121,11 @@ func (s *Snapshotter) open() error {
 	if err := os.RemoveAll(filepath.Join(root, bootstrapsName)); err != nil {
 		return err
 	}
+	if err := checkMetadata(root); err != nil {
+		return err
+	}
 	var err error
-	if s.meta, err = storage.NewMetaStore(filepath.Join(root, "metadata.db")); err != nil {
+	if s.meta, err = storage.NewMetaStore(filepath.Join(root, metadataName)); err != nil {
 		return err
 	}
 	if s.plain, err = overlay.NewSnapshotter(root, overlay.WithMetaStore(s.meta), overlay.AsynchronousRemove); err != nil {

@@ -161,5 +161,5 @@ func (s *Snapshotter) usedElsewhere() error {
 	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return err
 	}
-	return fmt.Errorf("snapshots in %s were removed or moved while in use: put them back, or restart the node and pull images again", s.cfg.Root)
+	return fmt.Errorf("snapshots in %s were removed or moved while in use: put them back, or restart the node, have containerd remove its images, and pull them again", s.cfg.Root)
 }

@@ -174,6 +174,30 @@ func TestRootANodeComesBackWithoutARegistry(t *testing.T) {
 	l.expect("with a registry", want, l.run(ctx, l.ref, "with", "/etc", "/models"))
 }
 
+// The snapshots' metadata are lost. What the node then says to do has containerd's images back, though containerd knows of snapshots that are no more.
+func TestRootDamagedMetadataAreLeftBehind(t *testing.T) {
+	ctx, l := newLazyLab(t, "erofs", cluster.ContainerdConfig{})
+	check(t, l.containerd.Pull(ctx, l.ref))
+	want := l.wantFiles()
+	l.expect("before", want, l.run(ctx, l.ref, "before", "/etc", "/models"))
+	l.node.Stop(10 * time.Second)
+	snapshots := filepath.Join(l.node.DataDir(), "snapshots")
+	check(t, os.WriteFile(filepath.Join(snapshots, "metadata.db"), make([]byte, 1<<20), 0o600))
+	if err := l.node.Start(ctx); err == nil {
+		t.Fatal("the node starts over damaged metadata")
+	}
+	log, err := os.ReadFile(l.node.Log())
+	check(t, err)
+	if !strings.Contains(string(log)+l.node.Tail(), "move "+snapshots+" away") {
+		t.Errorf("no way out is named:\n%s", l.node.Tail())
+	}
+	check(t, os.Rename(snapshots, snapshots+"-away"))
+	l.restart(ctx)
+	check(t, l.containerd.Forget(ctx, l.ref))
+	check(t, l.containerd.Pull(ctx, l.ref))
+	l.expect("after", want, l.run(ctx, l.ref, "after", "/etc", "/models"))
+}
+
 // A real registry takes a list that names another repository's blobs as layers. That opens none of them to who may read the list.
 func TestRootAListOfManifestsOpensNoBlobOfOthers(t *testing.T) {
 	ctx, l := newLazyLab(t, "", cluster.ContainerdConfig{})

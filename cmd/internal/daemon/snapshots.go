@@ -47,7 +47,11 @@ func (n *node) openSnapshots(ctx context.Context, images images) error {
 		return fmt.Errorf("snapshotter: %w", err)
 	}
 	n.snapshots = snapshots{off: err.Error()}
-	n.log.Info("no snapshotter here", "error", err)
+	if errors.Is(err, snapshotter.ErrDamaged) {
+		n.log.Error("no snapshotter until somebody acts", "error", err)
+	} else {
+		n.log.Info("no snapshotter here", "error", err)
+	}
 	n.abandonMounts()
 	return nil
 }
