@@ -142,8 +142,10 @@ func (d *decoder) readSuper() (rootNid uint64, err error) {
 	if le.Uint32(b[sbMagic:]) != superMagic {
 		return 0, fmt.Errorf("no EROFS magic: %w", ErrInvalid)
 	}
-	if le.Uint32(b[sbFeatureCompat:])&compatRAFS == 0 {
+	if got := le.Uint32(b[sbFeatureCompat:]); got&compatRAFS == 0 {
 		return 0, fmt.Errorf("EROFS, but not RAFS: %w", ErrUnsupported)
+	} else if got&^compatKnown != 0 {
+		return 0, fmt.Errorf("compatible features %#x: %w", got, ErrUnsupported)
 	}
 	if got := le.Uint32(b[sbFeatureIncompat:]); got != incompatWanted {
 		return 0, fmt.Errorf("incompatible features %#x: %w", got, ErrUnsupported)
@@ -151,8 +153,8 @@ func (d *decoder) readSuper() (rootNid uint64, err error) {
 	if b[sbBlockBits] != blockBits {
 		return 0, fmt.Errorf("block size 2^%d: %w", b[sbBlockBits], ErrUnsupported)
 	}
-	if b[sbExtSlots] != 0 || le.Uint32(b[sbXattrBlock:]) != 0 || le.Uint16(b[sbUnion:]) != 0 {
-		return 0, fmt.Errorf("superblock slots or shared attributes: %w", ErrUnsupported)
+	if b[sbExtSlots] != 0 || le.Uint32(b[sbXattrBlock:]) != 0 || le.Uint16(b[sbUnion:]) != 0 || b[sbDirBits] != 0 || b[sbPrefixes] != 0 {
+		return 0, fmt.Errorf("superblock slots, large directory blocks or shared attributes: %w", ErrUnsupported)
 	}
 	d.meta = int64(le.Uint32(b[sbMetaBlock:])) * blockSize
 	d.flags = le.Uint64(b[extFlags:])
@@ -343,6 +345,9 @@ func (d *decoder) readInode(nid uint64) (*diskInode, error) {
 	}
 	le := binary.LittleEndian
 	format := le.Uint16(b[inodeFormat:])
+	if err := checkFormat(b, format); err != nil {
+		return nil, fmt.Errorf("inode %d: %w", nid, err)
+	}
 	in := &diskInode{layout: format >> 1, union: le.Uint32(b[inodeUnion:]), body: off + inodeCompact}
 	in.Mode = uint32(le.Uint16(b[inodeMode:]))
 	if format&1 == 0 {
@@ -434,6 +439,9 @@ func (d *decoder) data(in *diskInode, off, length int64) ([]byte, error) {
 	last := (in.size - 1) / blockSize * blockSize
 	switch {
 	case in.layout == layoutInline && off >= last:
+		if in.body%blockSize+in.size-last > blockSize {
+			return nil, fmt.Errorf("inline data across blocks: %w", ErrInvalid)
+		}
 		return d.bytes(in.body+off-last, length)
 	case in.layout == layoutPlain || in.layout == layoutInline:
 		return d.bytes(int64(in.union)*blockSize+off, length)
@@ -442,19 +450,19 @@ func (d *decoder) data(in *diskInode, off, length int64) ([]byte, error) {
 }
 
 func (d *decoder) dir(in *diskInode, n *Inode, depth int) error {
-	dots := 0
+	last := ""
 	for off := int64(0); off < in.size; off += blockSize {
 		block, err := d.data(in, off, min(blockSize, in.size-off))
 		if err != nil {
 			return err
 		}
-		if err := eachDirent(block, func(name string, nid uint64) error {
-			if name == "." || name == ".." {
-				dots++
-				return nil
+		if err := eachDirent(block, func(name string, nid uint64, kind byte) error {
+			if name <= last || len(name) > maxName || strings.ContainsAny(name, "/\x00") { // the kernel searches by halves
+				return fmt.Errorf("file name %q behind %q: %w", name, last, ErrInvalid)
 			}
-			if _, ok := n.Children[name]; ok || len(name) > maxName || strings.ContainsAny(name, "/\x00") {
-				return fmt.Errorf("file name %q: %w", name, ErrInvalid)
+			last = name
+			if name == "." || name == ".." {
+				return nil
 			}
 			if err := d.take(costName + int64(len(name))); err != nil {
 				return err
@@ -463,19 +471,19 @@ func (d *decoder) dir(in *diskInode, n *Inode, depth int) error {
 			if err != nil {
 				return fmt.Errorf("%s: %w", name, err)
 			}
+			if kind != 0 && kind != direntTypeOf(kid.Type()) { // which who lists the directory is told
+				return fmt.Errorf("%s: type %d, mode %o: %w", name, kind, kid.Mode, ErrInvalid)
+			}
 			n.Children[name] = kid
 			return nil
 		}); err != nil {
 			return err
 		}
 	}
-	if dots > 2 {
-		return fmt.Errorf("%d dot entries: %w", dots, ErrInvalid)
-	}
 	return nil
 }
 
-func eachDirent(block []byte, visit func(name string, nid uint64) error) error {
+func eachDirent(block []byte, visit func(name string, nid uint64, kind byte) error) error {
 	le := binary.LittleEndian
 	if len(block) < direntSize {
 		return fmt.Errorf("directory block of %d bytes: %w", len(block), ErrInvalid)
@@ -499,7 +507,7 @@ func eachDirent(block []byte, visit func(name string, nid uint64) error) error {
 		if name == "" {
 			return fmt.Errorf("empty file name: %w", ErrInvalid)
 		}
-		if err := visit(name, le.Uint64(block[at:])); err != nil {
+		if err := visit(name, le.Uint64(block[at:]), block[at+direntType]); err != nil {
 			return err
 		}
 	}
@@ -539,5 +547,5 @@ func (d *decoder) file(in *diskInode, n *Inode) error {
 		}
 		n.Chunks[i] = at
 	}
-	return nil
+	return d.checkSpan(in, n)
 }

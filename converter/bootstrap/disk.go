@@ -26,8 +26,11 @@ const (
 	sbUnion           = superOffset + 84 // u16, must be 0
 	sbDevices         = superOffset + 86 // u16
 	sbDeviceSlot      = superOffset + 88 // u16, in units of deviceSlotSize
+	sbDirBits         = superOffset + 90 // u8, must be 0
+	sbPrefixes        = superOffset + 91 // u8, must be 0
 
 	compatRAFS            = 0x40000000
+	compatKnown           = compatRAFS | 0x3 // a checksum of the superblock; times that are those of modification. Others change what attributes there are
 	incompatChunkedFile   = 0x4
 	incompatDeviceTable   = 0x8
 	incompatWanted        = incompatChunkedFile | incompatDeviceTable
@@ -113,6 +116,7 @@ const (
 	inodeXattrCount  = 2  // u16
 	inodeMode        = 4  // u16
 	compactNlink     = 6  // u16
+	inodeBlockHigh   = 6  // u16 if extended, must be 0
 	inodeSize        = 8  // u64, u32 if compact
 	inodeUnion       = 16 // u32: first block, device number or chunk format
 	inodeIno         = 20 // u32

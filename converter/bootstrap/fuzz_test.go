@@ -44,12 +44,15 @@ func FuzzDecodeAnyBytes(f *testing.F) {
 	check(f, err)
 	f.Add(raw)
 	f.Add(make([]byte, blockSize))
+	f.Add(kernelSample(f))
 	f.Fuzz(mustBeSane)
 }
 
 func FuzzDecodeMutated(f *testing.F) {
 	f.Add(uint64(1), uint32(sbRootNid), []byte{2})
 	f.Add(uint64(2), uint32(blockSize*3+inodeFormat), []byte{9, 0})
+	f.Add(uint64(3), uint32(sbFeatureCompat), []byte{4})
+	f.Add(uint64(4), uint32(blockSize*2+slotSize+inodeUnion), []byte{chunkFormatIndex | 1, 0})
 	f.Fuzz(func(t *testing.T, seed uint64, at uint32, patch []byte) {
 		img, _ := sample(t, seed%16)
 		raw, err := Encode(img)
