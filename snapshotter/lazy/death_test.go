@@ -70,25 +70,29 @@ func (w *world) readAll(t testing.TB) <-chan error {
 	return done
 }
 
-// The daemon is killed at moments as they come, with readers in read, mmap and exec; whoever comes next answers.
+// The daemon is killed at moments as they come, with readers in read, mmap and exec; whoever comes next answers. Each has a little more of the
+// image than the one before, and the last one all of it: so there are readers all the time.
 func TestRootReadersOutliveTheDaemon(t *testing.T) {
 	needKernel(t)
-	w := newWorld(t, 4<<20)
-	w.pace = 10 * time.Millisecond
+	const size, deaths = 4 << 20, 50
+	w := newWorld(t, size)
+	w.pace, w.upto = 10*time.Millisecond, 1
 	d := w.daemon(t, Prefetch{None: true})
 	done := w.readAll(t)
-	for deaths := 0; ; deaths++ {
+	for n := range int64(deaths) {
 		select {
-		case <-time.After(rand.N(200 * time.Millisecond)): // a moment, not a state
+		case <-time.After(rand.N(100 * time.Millisecond)): // a moment, not a state
 		case err := <-done:
-			check(t, err)
-			t.Logf("all was read after %d deaths", deaths)
-			w.wantSums(t, "read", w.names("")...)
-			return
+			t.Fatalf("after %d deaths there is no reader any more: %v", n, err)
 		}
 		d.kill()
+		if w.upto = size * (n + 1) / deaths; n == deaths-1 {
+			w.upto = 0
+		}
 		d = w.daemon(t, Prefetch{None: true})
 	}
+	check(t, <-done)
+	w.wantSums(t, "read", w.names("")...)
 }
 
 // The next daemon has other files under the numbers that its predecessor's readers wait under.

@@ -97,11 +97,16 @@ func needKernel(t testing.TB) {
 type origin struct {
 	dir  string
 	pace time.Duration // for each 64 KiB
+	upto int64         // ranges that end behind it are not answered; 0: all are
 }
 
 func (o origin) path(d digest.Digest) string { return filepath.Join(o.dir, d.Encoded()) }
 
 func (o origin) Fetch(ctx context.Context, b source.Blob, off, length int64, _ string) (io.ReadCloser, error) {
+	if o.upto > 0 && off+length > o.upto {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	f, err := os.Open(o.path(b.Digest))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", piece.ErrAbsent, err)
@@ -148,6 +153,7 @@ type world struct {
 	files  map[string][]byte
 	img    *bootstrap.Image
 	pace   time.Duration
+	upto   int64
 	maps   *peer.MapRef
 	fuse   bool
 	quota  int64 // of the store in bytes; 0 is none
@@ -321,7 +327,7 @@ func (w *world) start(ctx context.Context, k keeper.Config, log io.Writer) (*nod
 		return nil, err
 	}
 	o := w.origin
-	o.pace = w.pace
+	o.pace, o.upto = w.pace, w.upto
 	p, err := peer.New(peer.Config{Log: logger}, st, wire, o, nil)
 	if err != nil {
 		return nil, err
@@ -374,6 +380,7 @@ func (w *world) image(n *node, ahead Prefetch) Image {
 type spec struct {
 	Dir, Boot, Target string
 	Pace              time.Duration
+	Upto              int64
 	Ahead             Prefetch
 	Maps              *peer.MapRef
 	Fuse              bool
@@ -385,7 +392,7 @@ func runDaemon(args []string) error {
 	if err := json.Unmarshal([]byte(args[0]), &s); err != nil {
 		return err
 	}
-	w := &world{dir: s.Dir, origin: origin{dir: filepath.Join(s.Dir, "origin")}, boot: s.Boot, target: s.Target, pace: s.Pace, maps: s.Maps, fuse: s.Fuse}
+	w := &world{dir: s.Dir, origin: origin{dir: filepath.Join(s.Dir, "origin")}, boot: s.Boot, target: s.Target, pace: s.Pace, upto: s.Upto, maps: s.Maps, fuse: s.Fuse}
 	n, err := w.start(context.Background(), w.keeper(), os.Stderr)
 	if err != nil {
 		return err
@@ -408,7 +415,7 @@ type daemon struct {
 // daemon starts a daemon and waits until it has mounted the image.
 func (w *world) daemon(t testing.TB, ahead Prefetch) *daemon {
 	t.Helper()
-	arg, err := json.Marshal(spec{Dir: w.dir, Boot: w.boot, Target: w.target, Pace: w.pace, Ahead: ahead, Maps: w.maps, Fuse: w.fuse})
+	arg, err := json.Marshal(spec{Dir: w.dir, Boot: w.boot, Target: w.target, Pace: w.pace, Upto: w.upto, Ahead: ahead, Maps: w.maps, Fuse: w.fuse})
 	check(t, err)
 	cmd := self(t, "daemon", string(arg))
 	for range w.opened {
