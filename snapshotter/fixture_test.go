@@ -21,6 +21,7 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/zeebo/blake3"
 
 	"github.com/shoal-project/shoal/converter/bootstrap"
 	"github.com/shoal-project/shoal/converter/image"
@@ -61,7 +62,7 @@ func newRegistry(t *testing.T) *registry {
 	raw, err := bootstrap.Encode(&bootstrap.Image{
 		ChunkSize: 1 << 20,
 		Blobs:     []bootstrap.Blob{{Digest: blob.Digest, Size: 4096, TableOffset: 4096, ChunkCount: 1, DeviceSize: 4096}},
-		Chunks:    []bootstrap.Chunk{{Length: 12, Size: 12}},
+		Chunks:    []bootstrap.Chunk{{Digest: blake3.Sum256(data[:12]), Length: 12, Size: 12}},
 		Root: &bootstrap.Inode{Mode: bootstrap.TypeDir | 0o755, Children: map[string]*bootstrap.Inode{
 			"weights": {Mode: bootstrap.TypeRegular | 0o644, Size: 12, Chunks: []uint32{0}},
 		}},

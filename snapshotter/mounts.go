@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/shoal-project/shoal/snapshotter/erofs"
 )
@@ -35,7 +36,7 @@ func (s *Snapshotter) ensureMounted(ctx context.Context, id string, n note) erro
 	}
 	defer unlock()
 	mounted, err := s.isMounted(id)
-	if err != nil || mounted && s.isUp(id) {
+	if err != nil || mounted && s.isUp(id) && !isDead(s.fsPath(id)) {
 		return err
 	}
 	if !s.isImage(id) {
@@ -66,6 +67,12 @@ func (s *Snapshotter) isMounted(id string) (bool, error) {
 		return false, nil
 	}
 	return mounted, err
+}
+
+// isDead reports whether what is mounted at a path is by FUSE, and its connection is no more.
+func isDead(path string) bool {
+	var st unix.Statfs_t
+	return errors.Is(unix.Statfs(path, &st), unix.ENOTCONN)
 }
 
 // isUp reports whether this process has mounted, or taken over, what is mounted in a snapshot.

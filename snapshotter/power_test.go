@@ -20,7 +20,8 @@ type powered struct {
 func newPowered(t *testing.T) *powered {
 	t.Helper()
 	needRoot(t)
-	needTool(t, "mkfs.ext4")
+	_, err := exec.LookPath("mkfs.ext4")
+	need(t, err)
 	dir := t.TempDir()
 	p := &powered{image: filepath.Join(dir, "disk"), dir: filepath.Join(dir, "mounted")}
 	check(t, os.Mkdir(p.dir, 0o755))

@@ -94,16 +94,16 @@ func needRoot(t *testing.T) {
 	}
 }
 
-// needTool skips aloud without a tool; with REQUIRE_TOOLS=1 it fails.
-func needTool(t *testing.T, tool string) {
+// need skips aloud with an error that says what the host has not; with REQUIRE_TOOLS=1 it fails.
+func need(t *testing.T, err error) {
 	t.Helper()
-	if _, err := exec.LookPath(tool); err == nil {
-		return
+	switch {
+	case err == nil:
+	case os.Getenv("REQUIRE_TOOLS") == "1":
+		t.Fatalf("%v and REQUIRE_TOOLS=1", err)
+	default:
+		t.Skip(err)
 	}
-	if os.Getenv("REQUIRE_TOOLS") == "1" {
-		t.Fatalf("%s is missing and REQUIRE_TOOLS=1", tool)
-	}
-	t.Skipf("needs %s", tool)
 }
 
 func check(t *testing.T, err error) {
