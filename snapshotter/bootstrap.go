@@ -72,9 +72,15 @@ func (s *Snapshotter) bootstrapOf(ctx context.Context, img mirror.Image, own boo
 	if err := os.Rename(path, taken); err != nil {
 		return "", nil, err
 	}
-	if decoded == nil {
-		decoded, err = decodeFile(taken)
+	if decoded != nil {
+		return taken, decoded, nil
 	}
+	unlockDecoding, err := s.locks.lock(ctx, decoding)
+	if err != nil {
+		return taken, nil, err
+	}
+	defer unlockDecoding()
+	decoded, err = decodeFile(taken)
 	return taken, decoded, err
 }
 
@@ -138,7 +144,12 @@ func (s *Snapshotter) fetchBootstrap(ctx context.Context, layer mirror.BlobRef, 
 }
 
 // copyBootstrap takes the bootstrap out of an unpacked bootstrap layer.
-func copyBootstrap(layer *os.Root, path string) (*bootstrap.Image, error) {
+func (s *Snapshotter) copyBootstrap(ctx context.Context, layer *os.Root, path string) (*bootstrap.Image, error) {
+	unlock, err := s.locks.lock(ctx, decoding)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	f, err := layer.Open(image.BootstrapName)
 	if err != nil {
 		return nil, fmt.Errorf("bootstrap layer: %w", err)

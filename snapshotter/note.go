@@ -207,7 +207,7 @@ func newNote(labels map[string]string, img mirror.Image) note {
 }
 
 // adopt makes the unpacked bootstrap layer of a Nydus image the place where the image is mounted. It is refused when the bootstrap is.
-func (s *Snapshotter) adopt(id string, labels map[string]string) (note, error) {
+func (s *Snapshotter) adopt(ctx context.Context, id string, labels map[string]string) (note, error) {
 	name := labels[labelImage]
 	if s.cfg.Mounter == nil {
 		return note{}, fmt.Errorf("image %s: this host cannot mount Nydus images; pull its plain variant", name)
@@ -223,7 +223,7 @@ func (s *Snapshotter) adopt(id string, labels map[string]string) (note, error) {
 		return n, err
 	}
 	defer root.Close()
-	if n.decoded, err = copyBootstrap(root, n.boot); err != nil {
+	if n.decoded, err = s.copyBootstrap(ctx, root, n.boot); err != nil {
 		return n, fmt.Errorf("image %s: %w", name, err)
 	}
 	if n.Blobs, err = devices(n.decoded, img.Nydus); err != nil {

@@ -213,7 +213,7 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	if !isBootstrap(info.Labels) {
 		return s.plain.Commit(ctx, name, key, opts...)
 	}
-	n, err := s.adopt(id, info.Labels)
+	n, err := s.adopt(ctx, id, info.Labels)
 	if err != nil {
 		return err
 	}

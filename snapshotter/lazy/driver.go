@@ -67,6 +67,8 @@ type Driver struct {
 	settled   chan struct{}
 	settle    func()
 
+	reading sync.Mutex // one bootstrap at a time
+
 	mounting sync.Mutex // one mount at a time, so that what the kernel calls it can be told; taken before mu
 
 	mu        sync.Mutex // guards all below

@@ -35,9 +35,37 @@ type mount struct {
 	direct bool          // it is read past the page cache
 }
 
+// A layout is what has to be known of an image to mount it. It is less than what the bootstrap says.
+type layout struct {
+	blobs        []bootstrap.Blob
+	chunks       [][]bootstrap.Chunk // by blob: those that have to be expanded
+	whole        []bool              // by blob: it is a device as it is
+	first, steps []step              // what is fetched ahead
+}
+
+func layoutOf(img *bootstrap.Image, p Prefetch) *layout {
+	l := &layout{blobs: img.Blobs}
+	l.chunks, l.whole = split(img)
+	l.first, l.steps = plan(img, p)
+	return l
+}
+
+// read returns the layout of an image. However many are mounted at once, as after a start, one at a time is in memory as a whole.
+func (d *Driver) read(image *Image) (*layout, error) {
+	d.reading.Lock()
+	defer d.reading.Unlock()
+	img, err := image.decode()
+	if err != nil {
+		return nil, err
+	}
+	return layoutOf(img, image.Prefetch), nil
+}
+
 // placesIn returns what reads the places of a bootstrap's files once.
-func placesIn(path string) func() (*places, error) {
+func (d *Driver) placesIn(path string) func() (*places, error) {
 	return sync.OnceValues(func() (*places, error) {
+		d.reading.Lock()
+		defer d.reading.Unlock()
 		img, err := readBootstrap(path)
 		if err != nil {
 			return nil, err
@@ -72,16 +100,15 @@ func (d *Driver) Mount(ctx context.Context, image Image, target string) error {
 	if done, err := d.mounted(image, target); done || err != nil {
 		return err
 	}
-	img, err := image.decode()
+	l, err := d.read(&image)
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", image.Name, err)
 	}
-	devices, err := d.openDevices(ctx, image, img)
+	devices, err := d.openDevices(ctx, image, l)
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", image.Name, err)
 	}
-	m := &mount{image: image, target: target, devices: devices, gone: make(chan struct{}), places: placesIn(image.Bootstrap)}
-	first, steps := plan(img, image.Prefetch)
+	m := &mount{image: image, target: target, devices: devices, gone: make(chan struct{}), places: d.placesIn(image.Bootstrap)}
 	d.mounting.Lock()
 	defer d.mounting.Unlock()
 	if done, err := d.mounted(image, target); done || err != nil {
@@ -95,7 +122,7 @@ func (d *Driver) Mount(ctx context.Context, image Image, target string) error {
 		d.drop(m)
 		return fmt.Errorf("mount %s: %w", image.Name, err)
 	}
-	d.enqueue(job{m, first, steps})
+	d.enqueue(job{m, l.first, l.steps})
 	return nil
 }
 
@@ -143,20 +170,19 @@ func (d *Driver) linger(m *mount) {
 }
 
 // openDevices opens the blobs of an image, in the order of the device table.
-func (d *Driver) openDevices(ctx context.Context, image Image, img *bootstrap.Image) ([]*device, error) {
-	devices := make([]*device, len(img.Blobs))
-	chunks, whole := split(img)
+func (d *Driver) openDevices(ctx context.Context, image Image, l *layout) ([]*device, error) {
+	devices := make([]*device, len(l.blobs))
 	opening, ctx := errgroup.WithContext(ctx)
 	opening.SetLimit(maxOpening)
 	for i := range devices {
 		opening.Go(func() (err error) {
-			b, from := &img.Blobs[i], newOrigins(image.Blobs)
+			b, from := &l.blobs[i], newOrigins(image.Blobs)
 			var f filler
 			var file *os.File
-			if whole[i] {
+			if l.whole[i] {
 				f, file, err = openShared(ctx, from, Blob{b.Digest, b.Size})
 			} else {
-				f, file, err = openExpanded(d.shelf, from, b, chunks[i])
+				f, file, err = openExpanded(d.shelf, from, b, l.chunks[i])
 			}
 			devices[i], err = newDevice(b, from, f, file, err)
 			return err

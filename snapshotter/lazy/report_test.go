@@ -51,7 +51,7 @@ func TestTheBootstrapOfAMountIsReadOnce(t *testing.T) {
 	check(t, err)
 	boot := filepath.Join(t.TempDir(), "boot")
 	check(t, os.WriteFile(boot, raw, 0o600))
-	f := placesIn(boot)
+	f := (&Driver{}).placesIn(boot)
 	first, err := f()
 	check(t, err)
 	check(t, os.Remove(boot))

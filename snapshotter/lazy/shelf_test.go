@@ -16,7 +16,7 @@ func TestRootExpandedFilesStayWhileAMountBegins(t *testing.T) {
 	w := newWorld(t, 1<<20)
 	n := w.node(t, os.Stderr)
 	d := n.driver
-	begun, err := d.openDevices(t.Context(), w.image(n, Prefetch{None: true}), w.img)
+	begun, err := d.openDevices(t.Context(), w.image(n, Prefetch{None: true}), layoutOf(w.img, Prefetch{None: true}))
 	check(t, err)
 	d.Settled()
 	w.wantFiles(t, d, begun)
