@@ -42,7 +42,7 @@ func (t *task) claims(run dispatch.Run) []check {
 }
 
 // maxDiscard is how many bytes of pieces that came meanwhile are read a second time rather than the origin asked anew for what is behind
-// them: about as much is under way on an open connection, and would have left the origin for nothing.
+// them: about as much is under way on an open connection, if nothing holds it back, and would have left the origin for nothing.
 const maxDiscard = 4 << 20
 
 // gaps reads a blob at the origin in order, but for the pieces that are held already. It is not safe for concurrent use.
@@ -101,6 +101,9 @@ func (g *gaps) seek(ctx context.Context, i piece.Index) error {
 
 // discard reads n bytes that nobody needs any more. They left the origin, and count as read from there.
 func (g *gaps) discard(n int64) error {
+	if n == 0 {
+		return nil
+	}
 	from := g.at
 	n, err := io.CopyN(io.Discard, g, n)
 	t := g.task

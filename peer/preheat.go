@@ -9,6 +9,7 @@ import (
 
 	"github.com/shoal-project/shoal/peer/piece"
 	"github.com/shoal-project/shoal/peer/transfer"
+	"github.com/shoal-project/shoal/scheduler/api"
 )
 
 // errWarm ends the watch of a host that has everything.
@@ -23,25 +24,26 @@ func (p *Peer) Find(ctx context.Context, host string) (addr string, err error) {
 	p.mu.Lock()
 	hosts := append(slices.Clone(p.seeds), p.cfg.Host)
 	p.mu.Unlock()
+	is := func(h api.Host) bool { return h.ID == host || h.Addr == host }
+	if i := slices.IndexFunc(hosts, is); i >= 0 {
+		return hosts[i].Addr, nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, findTimeout)
 	defer cancel()
-	var failed []error
+	var failed error
 	for _, l := range p.linked() {
 		more, err := l.client.Hosts(ctx)
-		if hosts = append(hosts, more...); err != nil {
-			failed = append(failed, err)
+		if i := slices.IndexFunc(more, is); i >= 0 {
+			return more[i].Addr, nil
+		}
+		if err != nil {
+			failed = err
 		}
 	}
-	for _, h := range hosts {
-		if h.ID == host || h.Addr == host {
-			return h.Addr, nil
-		}
+	if failed != nil {
+		return "", fmt.Errorf("node %q is not known, and not all schedulers answer: %w: %w", host, failed, piece.ErrTransient)
 	}
-	unknown := fmt.Errorf("node %q is no running node of this cluster; give its name, or the HOST:PORT that it advertises for pieces", host)
-	if len(failed) > 0 {
-		return "", fmt.Errorf("%w; not all schedulers answer: %w", unknown, failed[0])
-	}
-	return "", unknown
+	return "", fmt.Errorf("node %q is no running node of this cluster; give its name, or the HOST:PORT that it advertises for pieces: %w", host, piece.ErrAbsent)
 }
 
 // findTimeout bounds how long schedulers are asked for a host.

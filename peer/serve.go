@@ -107,7 +107,7 @@ func (s Served) watch(ctx context.Context, d digest.Digest, raw json.RawMessage)
 	p := s.peer
 	fetch := p.cfg.Host.Seed || fetches(raw)
 	b, err := p.store.Get(d)
-	if err == nil && (b.Complete() || !fetch || p.lookup(d) != nil) {
+	if err == nil && (b.Complete() || !fetch || p.lookup(d) != nil && !fetches(raw)) {
 		return b, nil
 	}
 	if err == nil {

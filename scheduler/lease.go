@@ -288,7 +288,7 @@ func (m *Machine) chooseReader(now time.Time, t *task, demanded bool) *member {
 		if me := t.members[m.seeds[i].ID]; me != nil {
 			return me
 		}
-		return m.draft(t, m.seeds[i], demanded)
+		return m.draft(now, t, m.seeds[i], demanded)
 	}
 	if busy {
 		return nil
@@ -309,11 +309,14 @@ func (me *member) mayRead(now time.Time) bool { return !me.denied && !now.Before
 // mayJoin reports whether a host may be, or is, a member of a task: it is not, of the same blob with another length.
 func (h *host) mayJoin(t *task) bool {
 	me := h.tasks[t.ID]
-	return h.Group == t.group && (me == nil || me.task == t)
+	return h.Group == t.group && (me == nil || me.task == t || !me.wants && me.leases == 0 && me.have.None())
 }
 
 // draft makes a seed a member of a task it has not heard of; the lease that follows tells it.
-func (m *Machine) draft(t *task, h *host, partial bool) *member {
+func (m *Machine) draft(now time.Time, t *task, h *host, partial bool) *member {
+	if old := h.tasks[t.ID]; old != nil {
+		defer m.removeMember(now, old)
+	}
 	me := m.add(t, h)
 	me.partial = partial
 	t.want(me, true)

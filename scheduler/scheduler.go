@@ -296,7 +296,7 @@ func (m *Machine) taskJoined(now time.Time, ev TaskJoined) {
 	}
 	me := h.tasks[ev.Task.ID]
 	if me != nil && me.task.Pieces != ev.Task.Pieces {
-		m.removeMember(now, me)
+		defer m.removeMember(now, me) // after it is a member of the other task, else it would be drafted again
 		me = nil
 	}
 	key := taskKey{ev.Task.ID, h.Group, ev.Task.Pieces}
@@ -385,7 +385,9 @@ func (m *Machine) taskLeft(now time.Time, ev TaskLeft) {
 // removeMember takes a member out; the pieces nobody else holds and the leases it had become idle again.
 func (m *Machine) removeMember(now time.Time, me *member) {
 	t, id := me.task, me.host.ID
-	delete(me.host.tasks, t.ID)
+	if me.host.tasks[t.ID] == me {
+		delete(me.host.tasks, t.ID)
+	}
 	delete(t.members, id)
 	t.order = slices.DeleteFunc(t.order, func(o *member) bool { return o == me })
 	t.want(me, false)

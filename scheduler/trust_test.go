@@ -117,3 +117,50 @@ func TestWrongLengthOfABlobEndsNobodysSharing(t *testing.T) {
 		t.Errorf("%d tasks, want that of the right length", got)
 	}
 }
+
+// A seed that learns another length leaves the old task for good.
+func TestSeedThatLearnsAnotherLengthIsAMemberOnce(t *testing.T) {
+	c := newCluster(t)
+	c.do(hostJoins("s", true, ""), hostJoins("a", false, ""))
+	c.do(join("a", blob(3)), join("s", blob(5))) // drafted to read by 3; it has a reader of its own that knows 5
+	members := 0
+	for _, of := range c.tasks {
+		if me := of.members["s"]; me != nil {
+			members++
+			if c.hosts["s"].tasks["blob"] != me {
+				t.Errorf("s is a member of a task of %d pieces that it does not know of", of.Pieces)
+			}
+		}
+	}
+	if members != 1 {
+		t.Errorf("s is a member of %d tasks of one blob", members)
+	}
+	c.do(HostLeft{Host: "s"}, HostLeft{Host: "a"})
+	if got := c.Snapshot().Tasks; len(got) != 0 {
+		t.Errorf("all hosts have gone, tasks: %+v", got)
+	}
+}
+
+func TestSeedsThatReadByAWrongLengthReadByTheRightOne(t *testing.T) {
+	c := newCluster(t)
+	c.do(hostJoins("s1", true, ""), hostJoins("s2", true, ""), hostJoins("a", false, ""), hostJoins("b", false, ""), join("a", blob(3)))
+	for range 2 {
+		for _, s := range []HostID{"s1", "s2"} {
+			if len(c.leases[s]) > 0 {
+				c.do(Progress{Host: s, Task: "blob", Done: true}, LeaseFailed{Host: s, Task: "blob", Run: Run{0, 3}, Failure: FailureCorrupt})
+				c.leases[s] = nil
+			}
+		}
+	}
+	c.do(join("b", blob(5)))
+	if len(c.leases["s1"])+len(c.leases["s2"]) == 0 {
+		t.Errorf("no seed reads by the right length: %+v", c.Snapshot().Tasks)
+	}
+	for _, of := range c.tasks {
+		for id, me := range of.members {
+			if c.hosts[id].tasks["blob"] != me {
+				t.Errorf("%s is a member of a task of %d pieces that it does not know of", id, of.Pieces)
+			}
+		}
+	}
+}

@@ -28,7 +28,7 @@ const (
 	restoring = 4
 )
 
-// ensureMounted has the image of a snapshot mounted, and its blobs pinned. It is errdefs.ErrNotFound when the snapshot was removed meanwhile.
+// ensureMounted has the image of a snapshot mounted, and then its blobs pinned. It is errdefs.ErrNotFound when the snapshot was removed meanwhile.
 func (s *Snapshotter) ensureMounted(ctx context.Context, id string, n note) error {
 	unlock, err := s.locks.lock(ctx, id)
 	if err != nil {
@@ -42,14 +42,18 @@ func (s *Snapshotter) ensureMounted(ctx context.Context, id string, n note) erro
 	if !s.isImage(id) {
 		return fmt.Errorf("image %s: its snapshot was removed: %w", n.Image, errdefs.ErrNotFound)
 	}
-	if err := s.pin(id, n); err != nil {
-		return fmt.Errorf("image %s: %w", n.Image, err)
-	}
 	image := MountedImage{Name: n.Image, Bootstrap: s.imagePath(id), Decoded: n.decoded, Prefetch: n.Prefetch}
 	for _, b := range n.Blobs {
 		image.Blobs = append(image.Blobs, n.ref(b))
 	}
 	if err := s.cfg.Mounter.Mount(ctx, image, s.fsPath(id)); err != nil {
+		return fmt.Errorf("image %s: %w", n.Image, err)
+	}
+	// Not before: a pin keeps what the store has by the word of others, such as a blob of a wrong length. What is mounted is in use anyway.
+	if err := s.pin(id, n); err != nil {
+		if !mounted {
+			err = errors.Join(err, s.cfg.Mounter.Unmount(ctx, s.fsPath(id)))
+		}
 		return fmt.Errorf("image %s: %w", n.Image, err)
 	}
 	s.setUp(id, true)

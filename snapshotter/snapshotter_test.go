@@ -324,6 +324,27 @@ func TestRootRemovedImagesLeaveNothing(t *testing.T) {
 	}
 }
 
+// A pin would keep what keeps the image from being mounted, such as a blob of a wrong length.
+func TestRootWhatCannotBeMountedIsNotPinned(t *testing.T) {
+	h := newHost(t)
+	h.pull("a")
+	for _, dir := range h.mounted() {
+		check(t, mount.Unmount(dir, 0))
+	}
+	check(t, h.Close())
+	h.pins = newPins()
+	check(t, os.Rename(h.reg.dir, h.reg.dir+" away"))
+	h.start()
+	if err := h.Restore(t.Context()); err == nil || len(h.pins.Pins()) != 0 {
+		t.Errorf("error %v, pins %v", err, h.pins.Pins())
+	}
+	check(t, os.Rename(h.reg.dir+" away", h.reg.dir))
+	check(t, h.Restore(t.Context()))
+	if len(h.pins.Pins()) != 2 {
+		t.Errorf("pins %v, want those of the blob and of the bootstrap layer", h.pins.Pins())
+	}
+}
+
 func TestRootRestartFindsMountsAgainAndSweepsWhatNobodyHas(t *testing.T) {
 	h := newHost(t)
 	top, _ := h.pull("a")

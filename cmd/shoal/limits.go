@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -129,6 +130,9 @@ func settingsOf(c *cli.Context) (settings, error) {
 		}
 		return settings{url: "http://" + c.String("node"), client: &http.Client{}}, nil
 	}
+	if c.IsSet("node") {
+		return settings{}, errors.New("--node and --scheduler exclude each other")
+	}
 	s := settings{url: c.String("scheduler")}
 	var err error
 	if s.token, err = (config.Cluster{TokenFile: c.String("token-file")}).Token(); err != nil {
@@ -140,10 +144,13 @@ func settingsOf(c *cli.Context) (settings, error) {
 	if err != nil {
 		return s, err
 	}
+	if id != nil && !strings.HasPrefix(s.url, "https://") {
+		return s, fmt.Errorf("--scheduler %s: certificates are for https", s.url)
+	}
 	if id != nil {
 		transport.TLSClientConfig = id.Client(identity.Scheduler)
 	}
-	s.client = &http.Client{Transport: transport}
+	s.client = &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }} // nobody else gets the token
 	return s, nil
 }
 

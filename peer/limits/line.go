@@ -58,7 +58,9 @@ func newLimiter(now time.Time, r Rate) *rate.Limiter {
 
 // set replaces the rates. Who sets them often gets no more for it: buckets that are replaced are empty.
 func (l *line) set(now time.Time, total, perTask Rate) {
-	l.total = emptied(now, total)
+	if was := l.total; total == 0 || was == nil || was.Limit() != rate.Limit(total) {
+		l.total = emptied(now, total)
+	}
 	if l.perTask == perTask {
 		return
 	}

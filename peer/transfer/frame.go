@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"unicode"
 
 	"github.com/shoal-project/shoal/peer/piece"
 )
@@ -118,7 +119,13 @@ func decodeFailed(b []byte) (*failure, error) {
 	if len(b) < 2 || len(b) > 1+maxText || failures[b[0]] == nil {
 		return nil, fmt.Errorf("%w: failure of %d bytes", errFrame, len(b))
 	}
-	return &failure{failures[b[0]], strings.ToValidUTF8(string(b[1:]), "?")}, nil
+	text := strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?' // it is shown to people, in a terminal
+	}, string(b[1:]))
+	return &failure{failures[b[0]], text}, nil
 }
 
 // difference returns what is in a but not in b.

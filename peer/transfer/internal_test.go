@@ -152,6 +152,9 @@ func TestFailuresKeepTheirClassAndText(t *testing.T) {
 		!errors.Is(have.Failed, piece.ErrTransient) {
 		t.Errorf("a long text came as %v, error %v", have.Failed, err)
 	}
+	if have, err := newFrameReader(bytes.NewReader(appendFailed(nil, errors.New("x\x1b]0;owned\a\nshoal: all is well")))).next(); err != nil || have.Failed.Error() != "x?]0;owned??shoal: all is well" {
+		t.Errorf("a text with control characters came as %q, error %v", have.Failed, err)
+	}
 	for _, payload := range []string{"", "\x01", "\x09text", "\x01" + strings.Repeat("x", maxText+1)} {
 		if have, err := newFrameReader(bytes.NewReader(appendFrame(nil, frameFailed, []byte(payload)))).next(); !errors.Is(err, errFrame) {
 			t.Errorf("%.20q came as %v, error %v", payload, have.Failed, err)

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/shoal-project/shoal/peer"
+	"github.com/shoal-project/shoal/peer/piece"
 )
 
 const (
@@ -103,8 +104,10 @@ func (cfg PreheatConfig) prepare(ctx context.Context, req PreheatRequest) (*heat
 	}
 	for i, n := range nodes {
 		addr, err := cfg.Find(ctx, n)
-		if err != nil {
+		if errors.Is(err, piece.ErrAbsent) {
 			return nil, &Error{CodeBad, err.Error()}
+		} else if err != nil {
+			return nil, err
 		}
 		nodes[i] = addr
 	}
