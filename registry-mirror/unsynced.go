@@ -8,12 +8,13 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/google/renameio/v2"
 )
 
 // settleAfter is how long after the last write all writes are brought to the disk.
 const settleAfter = 5 * time.Second
+
+// markAfter is how long after the first of them it is on the disk that there are some.
+const markAfter = time.Second
 
 const unsyncedSuffix = ".unsynced"
 
@@ -79,22 +80,35 @@ func (u *unsynced) end() {
 	}
 }
 
-// mark has the file on the disk.
+// mark writes the file, and has it on the disk a moment later: callers of the mirror wait for this write, and syncing the file at once would be a
+// third of what a small blob takes. The kernel brings the write itself to the disk later than that.
 func (u *unsynced) mark() error {
 	if u.marked {
 		return nil
 	}
-	folder := filepath.Dir(u.path)
-	if err := renameio.WriteFile(u.path, []byte(thisBoot()), 0o600, renameio.WithTempDir(folder)); err != nil {
+	if err := os.WriteFile(u.path, []byte(thisBoot()), 0o600); err != nil {
 		return err
 	}
-	dir, err := os.Open(folder)
-	if err != nil {
-		return err
+	u.marked = true
+	time.AfterFunc(markAfter, u.syncMark)
+	return nil
+}
+
+func (u *unsynced) syncMark() {
+	u.settling.Lock()
+	defer u.settling.Unlock()
+	u.mu.Lock()
+	marked := u.marked
+	u.mu.Unlock()
+	if !marked {
+		return // all is on the disk
 	}
-	err = errors.Join(dir.Sync(), dir.Close())
-	u.marked = err == nil
-	return err
+	for _, path := range []string{u.path, filepath.Dir(u.path)} {
+		if f, err := os.Open(path); err == nil { // else the next settling decides
+			_ = f.Sync() // in vain: as if the machine had failed before
+			_ = f.Close()
+		}
+	}
 }
 
 // settle brings all writes to the disk, and removes the file unless there were others meanwhile. The last time ends its use.
