@@ -53,7 +53,7 @@ type Config struct {
 	Neighbours int
 	// Crossings is how many pieces of a task may be on their way into a zone at a time, at least. Default 16.
 	Crossings int
-	// CrossingBytes is how many bytes may be on their way, if that is more: of small pieces more than Crossings. Default 16 MiB.
+	// CrossingBytes is how many bytes may be on their way, if that is more: of small pieces more than Crossings. Default 4 MiB: a thin border has to bring them well within LeaseSilence.
 	CrossingBytes int64
 	// LeaseBytes is the length of one lease in bytes, rounded to at least one piece, of a host that was not seen to read quickly. Default 4 MiB.
 	LeaseBytes int64
@@ -84,7 +84,7 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	c.Neighbours = cmp.Or(c.Neighbours, 16)
 	c.Crossings = cmp.Or(c.Crossings, 16)
-	c.CrossingBytes = cmp.Or(c.CrossingBytes, 16<<20)
+	c.CrossingBytes = cmp.Or(c.CrossingBytes, 4<<20)
 	c.LeaseBytes = cmp.Or(c.LeaseBytes, 4<<20)
 	c.LeaseTime = cmp.Or(c.LeaseTime, 150*time.Millisecond)
 	c.LeaseMost = cmp.Or(c.LeaseMost, 64<<20)

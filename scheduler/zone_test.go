@@ -125,7 +125,7 @@ func TestCrossingsAtATimeAreBounded(t *testing.T) {
 	for name, tc := range map[string]struct {
 		size int64
 		want int
-	}{"large pieces": {4 << 20, 16}, "small pieces": {256 << 10, 64}} {
+	}{"large pieces": {4 << 20, 16}, "small pieces": {64 << 10, 64}} {
 		t.Run(name, func(t *testing.T) {
 			c := newCluster(t)
 			task := Task{ID: "blob", Pieces: 500, PieceSize: tc.size}
