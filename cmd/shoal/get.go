@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"path"
 	"regexp"
 	"strconv"
 	"strings"
@@ -198,7 +197,7 @@ func getConfig(ctx *cli.Context, target string) (fetch.Config, func(), error) {
 // checkPatterns makes sure that the patterns of --ignore-query are some.
 func checkPatterns(patterns []string) error {
 	for _, p := range patterns {
-		if _, err := path.Match(p, ""); err != nil || p == "" {
+		if !source.IsPattern(p) {
 			return fmt.Errorf("--ignore-query %q is no pattern, such as X-Amz-*", p)
 		}
 	}

@@ -25,6 +25,12 @@ type Link struct {
 	Shared string
 }
 
+// IsPattern reports whether a text can say which parameters of a query to ignore: it is a name, or a pattern of package path.
+func IsPattern(s string) bool {
+	_, err := path.Match(s, "")
+	return err == nil && s != ""
+}
+
 // ParseLink takes an http or https URL apart. ignore are patterns of query parameters that do not belong to the content's name, such
 // as X-Amz-*; header is what the reader wants sent, and is copied.
 func ParseLink(raw string, ignore []string, header http.Header) (Link, error) {
@@ -36,7 +42,7 @@ func ParseLink(raw string, ignore []string, header http.Header) (Link, error) {
 		return Link{}, fmt.Errorf("URL of scheme %q: want http://HOST/PATH or https://HOST/PATH", u.Scheme)
 	}
 	for _, pattern := range ignore {
-		if _, err := path.Match(pattern, ""); err != nil || pattern == "" {
+		if !IsPattern(pattern) {
 			return Link{}, fmt.Errorf("parameter to ignore %q is not a name, nor a pattern like X-Amz-*", pattern)
 		}
 	}
