@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"unicode"
 
@@ -90,19 +91,16 @@ func decodeWatchers(b []byte) ([]string, error) {
 	return addrs, nil
 }
 
-// failures are the classes of errors by the byte that stands for them.
-var failures = map[byte]error{0: piece.ErrTransient, 1: piece.ErrDenied, 2: piece.ErrAbsent, 3: piece.ErrMismatch}
+// failures returns the classes of errors, each at the number that stands for it.
+func failures() []error {
+	return []error{piece.ErrTransient, piece.ErrDenied, piece.ErrAbsent, piece.ErrMismatch}
+}
 
 // appendFailed appends the frame that says what keeps the peer from fetching: its class, and a text for people.
 func appendFailed(b []byte, err error) []byte {
-	class := byte(0)
-	for k, e := range failures {
-		if k > 0 && errors.Is(err, e) {
-			class = k
-		}
-	}
+	class := 1 + slices.IndexFunc(failures()[1:], func(e error) bool { return errors.Is(err, e) }) // in passing, if it has no other
 	text := err.Error()
-	return appendFrame(b, frameFailed, append([]byte{class}, text[:min(len(text), maxText)]...))
+	return appendFrame(b, frameFailed, append([]byte{byte(class)}, text[:min(len(text), maxText)]...))
 }
 
 // failure is what another host says of its failing.
@@ -116,7 +114,8 @@ func (f *failure) Unwrap() error { return f.class }
 
 // decodeFailed makes an error of it again.
 func decodeFailed(b []byte) (*failure, error) {
-	if len(b) < 2 || len(b) > 1+maxText || failures[b[0]] == nil {
+	classes := failures()
+	if len(b) < 2 || len(b) > 1+maxText || int(b[0]) >= len(classes) {
 		return nil, fmt.Errorf("%w: failure of %d bytes", errFrame, len(b))
 	}
 	text := strings.Map(func(r rune) rune {
@@ -125,7 +124,7 @@ func decodeFailed(b []byte) (*failure, error) {
 		}
 		return '?' // it is shown to people, in a terminal
 	}, string(b[1:]))
-	return &failure{failures[b[0]], text}, nil
+	return &failure{classes[b[0]], text}, nil
 }
 
 // difference returns what is in a but not in b.
