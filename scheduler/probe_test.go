@@ -84,8 +84,8 @@ func TestLandmarkThatCannotBeReachedKeepsNobodyFromAPlace(t *testing.T) {
 func TestTaskOfAHostThatIsPlacedLateMovesWithIt(t *testing.T) {
 	c, come := prober(t)
 	come("a1", "a2", "b1")
-	c.do(join("a1", blob(8), Run{0, 8}), join("a2", blob(8)), join("b1", blob(8), Run{0, 1}))
-	c.do(hostJoins("b2", false, ""), join("b2", blob(8)))
+	c.do(join("a1", small(5), Run{0, 5}), join("a2", small(5)), join("b1", small(5), Run{0, 1}))
+	c.do(hostJoins("b2", false, ""), join("b2", small(5)))
 	if len(c.crossings) != 0 || len(c.neighbours["b2"]) != 3 {
 		t.Fatalf("crossings %v, neighbours %v before b2 has its place", c.crossings, c.neighbours)
 	}
@@ -98,7 +98,7 @@ func TestTaskOfAHostThatIsPlacedLateMovesWithIt(t *testing.T) {
 		}
 	}
 	got := c.crossingsOf("b1", "b2")
-	for i := range 8 {
+	for i := range 5 {
 		if want := min(i, 1); got[i] != want { // b1 holds piece 0
 			t.Errorf("piece %d crosses %d times, want %d", i, got[i], want)
 		}

@@ -51,9 +51,10 @@ type Run struct{ First, End int }
 type Config struct {
 	// Neighbours is how many peers one peer is given to exchange pieces with; others are given it, up to twice as many in all. Default 16.
 	Neighbours int
-	// Crossings is how many pieces of a task may be on their way into a zone at a time, at least. Default 16.
+	// Crossings is how many pieces of a task may be on their way into a zone at a time once they were seen to come quickly. Default 16.
 	Crossings int
-	// CrossingBytes is how many bytes may be on their way, if that is more: of small pieces more than Crossings. Default 4 MiB: a thin border has to bring them well within LeaseSilence.
+	// CrossingBytes is how many bytes may be on their way at first, but at least one piece, and later, if that is more than Crossings pieces.
+	// Default 4 MiB: a thin border should bring them within LeaseSilence.
 	CrossingBytes int64
 	// LeaseBytes is the length of one lease in bytes, rounded to at least one piece, of a host that was not seen to read quickly. Default 4 MiB.
 	LeaseBytes int64

@@ -31,6 +31,8 @@ type zone struct {
 	fresh             map[int]time.Time // pieces that have come across lately, and when
 	failures          int               // crossings that came to nothing since one did not
 	took              time.Duration     // a crossing, a moving mean
+	window            float64           // pieces that may be on their way; 0 before any was quick or late
+	narrow            bool              // crossings have been late
 }
 
 // crossing is the right of one member to fetch one piece across its zone's border.
@@ -127,7 +129,7 @@ func (m *Machine) cross(now time.Time, t *task) {
 	for _, z := range t.zones {
 		for z.wanting > 0 {
 			first, ok := z.idle.NextSet(0)
-			room := m.crossingsAtOnce(t) - len(z.leases)
+			room := int(m.window(t, z)) - len(z.leases)
 			if !ok || room <= 0 {
 				break
 			}
@@ -140,14 +142,39 @@ func (m *Machine) cross(now time.Time, t *task) {
 	}
 }
 
-// crossingsAtOnce is how many pieces may be on their way into a zone.
-func (m *Machine) crossingsAtOnce(t *task) int {
+// crossingsAtMost is how many pieces may ever be on their way into a zone.
+func (m *Machine) crossingsAtMost(t *task) int {
 	return max(m.cfg.Crossings, int(m.cfg.CrossingBytes/max(t.PieceSize, 1)))
+}
+
+// window is how many pieces may be on their way into a zone now. Nobody knows what a border carries: it is found out as TCP does
+// (RFC 5681). More than it brings in LeaseSilence would be taken for lost, and cross twice.
+func (m *Machine) window(t *task, z *zone) float64 {
+	if z.window > 0 {
+		return z.window
+	}
+	return max(float64(m.cfg.CrossingBytes/max(t.PieceSize, 1)), 1)
+}
+
+// widen lets more pieces on their way after one was quick: twice as many each round as long as none has been late, then one more.
+func (m *Machine) widen(t *task, z *zone) {
+	w := m.window(t, z)
+	if z.narrow {
+		w += 1 / w
+	} else {
+		w++
+	}
+	z.window = min(w, float64(m.crossingsAtMost(t)))
+}
+
+// halve lets fewer pieces on their way after some were late.
+func (m *Machine) halve(t *task, z *zone) {
+	z.window, z.narrow = max(m.window(t, z)/2, 1), true
 }
 
 // crossingRun is how many pieces one message lets fetch.
 func (m *Machine) crossingRun(t *task) int {
-	return max(m.crossingsAtOnce(t)/max(m.cfg.Crossings, 1), 1)
+	return max(m.crossingsAtMost(t)/max(m.cfg.Crossings, 1), 1)
 }
 
 // chooseReceiver picks the member of a zone that fetches a piece.
@@ -248,7 +275,7 @@ func (m *Machine) settleCrossings(now time.Time, t *task) {
 			came := c.to.have.Test(uint(c.piece))
 			if came {
 				z.failures = 0
-				m.measured(now, z, c)
+				m.measured(now, t, c)
 			}
 			return came || z.holders[c.piece] > 0 && !c.again
 		})
@@ -257,8 +284,8 @@ func (m *Machine) settleCrossings(now time.Time, t *task) {
 
 // measured takes note of how long a crossing took. Whoever takes much longer than others is left alone for as long again as that, if
 // there are many others.
-func (m *Machine) measured(now time.Time, z *zone, c *crossing) {
-	took := now.Sub(c.given)
+func (m *Machine) measured(now time.Time, t *task, c *crossing) {
+	z, took := c.to.zone, now.Sub(c.given)
 	if policy.Slow(took, z.took) && z.wanting > m.cfg.Crossings {
 		c.to.crossAfter = now.Add(took)
 	}
@@ -266,6 +293,14 @@ func (m *Machine) measured(now time.Time, z *zone, c *crossing) {
 		z.took = took
 	}
 	z.took += (took - z.took) / 8
+	if took < m.cfg.LeaseSilence/4 {
+		m.widen(t, z)
+	}
+}
+
+// crossingPatience is how long a crossing may take: well longer than others took, and longer the more of them came to nothing.
+func (m *Machine) crossingPatience(z *zone) time.Duration {
+	return max(m.cfg.LeaseSilence, 2*z.took) << min(z.failures, patienceDoubles)
 }
 
 // crossingFailed takes back what a member could not fetch, from none of the holders it was told.
@@ -282,7 +317,7 @@ func (m *Machine) crossingFailed(now time.Time, t *task, me *member, run Run) {
 // moveCrossings takes back those that take too long, so that another member tries.
 func (m *Machine) moveCrossings(now time.Time, t *task) {
 	for _, z := range t.zones {
-		patience, late := m.cfg.LeaseSilence<<min(z.failures, patienceDoubles), false
+		patience, late := m.crossingPatience(z), false
 		t.dropCrossings(z, func(c *crossing) bool {
 			if now.Sub(c.given) < patience {
 				return false
@@ -294,6 +329,7 @@ func (m *Machine) moveCrossings(now time.Time, t *task) {
 		})
 		if late {
 			z.failures++
+			m.halve(t, z)
 		}
 	}
 }

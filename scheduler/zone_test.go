@@ -75,6 +75,17 @@ func zoneFault(task *task) string {
 	return ""
 }
 
+// wide lets as many pieces on their way into every zone as may ever be: their borders have been found wide.
+func (c *cluster) wide() {
+	t := c.task()
+	for _, z := range t.zones {
+		z.window = float64(c.crossingsAtMost(t))
+	}
+}
+
+// small is a blob in small pieces, of which several cross at once from the beginning.
+func small(pieces int) Task { return Task{ID: "blob", Pieces: pieces, PieceSize: 256 << 10} }
+
 // twoZones has a seed and a0 in zone a, b0 to b3 in zone b; all but the seed have joined.
 func twoZones(t *testing.T, pieces int) *cluster {
 	c := newCluster(t)
@@ -83,6 +94,7 @@ func twoZones(t *testing.T, pieces int) *cluster {
 		id := fmt.Sprint("b", i)
 		c.do(hostJoins(id, false, "b"), join(id, blob(pieces)))
 	}
+	c.wide()
 	return c
 }
 
@@ -129,7 +141,9 @@ func TestCrossingsAtATimeAreBounded(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c := newCluster(t)
 			task := Task{ID: "blob", Pieces: 500, PieceSize: tc.size}
-			c.do(hostJoins("sa", true, "a"), hostJoins("b", false, "b"), join("sa", task, Run{0, 500}), join("b", task))
+			c.do(hostJoins("sa", true, "a"), hostJoins("b", false, "b"), join("sa", task), join("b", task))
+			c.wide()
+			c.do(Progress{Host: "sa", Task: "blob", Gained: []Run{{0, 500}}})
 			if got := c.crossingsOf("b"); len(got) != tc.want {
 				t.Errorf("%d pieces on their way, want %d", len(got), tc.want)
 			}
@@ -137,6 +151,74 @@ func TestCrossingsAtATimeAreBounded(t *testing.T) {
 			c.do(Progress{Host: "b", Task: "blob", Gained: []Run{first}})
 			if got := c.crossingsOf("b"); len(got) != tc.want+first.End-first.First {
 				t.Errorf("%d pieces after %v came", len(got), first)
+			}
+		})
+	}
+}
+
+// border carries what crosses to the hosts at a rate, which all that is on its way shares; what was revoked comes nevertheless. It returns
+// when the zone had everything, or most, and how many pieces were begun to be sent.
+func (c *cluster) border(hosts []HostID, size, rate int64, most time.Duration) (took time.Duration, sent int) {
+	const step = 20 * time.Millisecond
+	type flow struct {
+		to    HostID
+		piece int
+		left  float64
+	}
+	var flows []*flow
+	seen, began := map[HostID]int{}, c.now
+	for z := c.task().members[hosts[0]].zone; slices.Contains(z.holders, 0) && c.now.Sub(began) < most; {
+		for _, id := range hosts {
+			for _, r := range c.crossings[id][seen[id]:] {
+				for i := r.First; i < r.End; i++ {
+					flows, sent = append(flows, &flow{id, i, float64(size)}), sent+1
+				}
+			}
+			seen[id] = len(c.crossings[id])
+		}
+		carried := float64(rate) * step.Seconds() / float64(len(flows))
+		c.after(step)
+		flows = slices.DeleteFunc(flows, func(f *flow) bool {
+			if f.left -= carried; f.left > 0 {
+				return false
+			}
+			c.do(Progress{Host: f.to, Task: "blob", Gained: []Run{{f.piece, f.piece + 1}}})
+			return true
+		})
+		if c.now.Sub(began)%NextTick == 0 {
+			c.do(Tick{})
+		}
+	}
+	return c.now.Sub(began), sent
+}
+
+// A border carries some bytes a second, however many are sent at once: a thin one must not be given more than it brings in the time after
+// which a piece is taken for lost, or everything crosses twice.
+func TestBorderIsGivenWhatItCarries(t *testing.T) {
+	for name, tc := range map[string]struct {
+		size, rate int64 // bytes, bytes a second
+		least      float64
+	}{
+		"thin":           {256 << 10, 1 << 20, 1.1},
+		"thinnest":       {256 << 10, 100 << 10, 1.2},
+		"large pieces":   {16 << 20, 6 << 20, 1.2},
+		"wide":           {256 << 10, 100 << 20, 1},
+		"wide and large": {16 << 20, 1 << 30, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			const pieces = 256
+			c := newCluster(t)
+			task := Task{ID: "blob", Pieces: pieces, PieceSize: tc.size}
+			c.do(hostJoins("sa", true, "a"), join("sa", task, Run{0, pieces}))
+			hosts := []HostID{"b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7"}
+			for _, id := range hosts {
+				c.do(hostJoins(string(id), false, "b"), join(string(id), task))
+			}
+			limit := time.Duration(pieces * tc.size * int64(time.Second) / tc.rate)
+			took, sent := c.border(hosts, tc.size, tc.rate, 4*limit)
+			t.Logf("%d bytes in pieces of %d: %v of %v, %d pieces sent", pieces*tc.size, tc.size, took, limit, sent)
+			if float64(sent) > tc.least*pieces+1 {
+				t.Errorf("%d pieces crossed, want %d", sent, pieces)
 			}
 		})
 	}
@@ -216,6 +298,7 @@ func TestReceiverOnAThinLinkIsLeftAloneForAWhile(t *testing.T) {
 		hosts = append(hosts, HostID(fmt.Sprint("b", i)))
 		c.do(hostJoins(string(hosts[i]), false, "b"), join(string(hosts[i]), blob(400)))
 	}
+	c.wide()
 	held := 0
 	come := func(pieces int) { // to the seed
 		c.do(Progress{Host: "sa", Task: "blob", Gained: []Run{{held, held + pieces}}})
@@ -326,8 +409,8 @@ func TestPieceThatItsOnlyHolderInTheZoneWithholdsCrossesAgain(t *testing.T) {
 func TestCrossingsOutliveTheScheduler(t *testing.T) {
 	c := newCluster(t)
 	c.do(hostJoins("sa", true, "a"), hostJoins("b0", false, "b"), hostJoins("b1", false, "b"))
-	c.do(moved(join("sa", blob(2), Run{0, 2})), moved(join("b1", blob(2))))
-	ev := moved(join("b0", blob(2)))
+	c.do(moved(join("sa", small(2), Run{0, 2})), moved(join("b1", small(2))))
+	ev := moved(join("b0", small(2)))
 	ev.Crossing = []Run{{1, 2}, {-4, 0}, {7, 9}}
 	c.do(ev)
 	c.after(time.Second, Tick{})
@@ -338,7 +421,7 @@ func TestCrossingsOutliveTheScheduler(t *testing.T) {
 
 func TestZoneWithoutSeedOrOriginGetsWhatOthersHold(t *testing.T) {
 	c := newCluster(t)
-	c.do(hostJoins("a", false, "a"), TaskJoined{Host: "a", Task: blob(3), Have: []Run{{0, 3}}}, hostJoins("b", false, "b"), join("b", blob(3)))
+	c.do(hostJoins("a", false, "a"), TaskJoined{Host: "a", Task: small(3), Have: []Run{{0, 3}}}, hostJoins("b", false, "b"), join("b", small(3)))
 	if d := cmp.Diff([]Run{{0, 1}, {1, 2}, {2, 3}}, c.crossings["b"]); d != "" {
 		t.Errorf("crossings of b (-want +got):\n%s", d)
 	}
