@@ -228,6 +228,8 @@ func (l *link) Command(s *api.Session, c api.Command) {
 		p.tell(c.Revoked.Task, func(t *task) { t.revoked(c.Revoked) })
 	case c.Digests != nil:
 		p.tell(c.Digests.Task, func(t *task) { t.learn(c.Digests.Digests) })
+	case c.Coming != nil:
+		p.tell(c.Coming.Task, (*task).coming)
 	case c.Failed != nil:
 		p.tell(c.Failed.Task, func(t *task) { t.sourceFailed(c.Failed.Failure, c.Failed.Text) })
 	}

@@ -57,7 +57,8 @@ func TestZonesThatNobodyNamedAreFoundByProbing(t *testing.T) {
 		}
 	}
 	readAll(t, b, data, far...)
-	if got, want := m.sent.Load(), b.Size+b.Origin.Map.Size; got != want {
+	// On a machine that stands still for a second the layer with the chunk map, one piece, may be asked for again.
+	if got, want := m.sent.Load(), b.Size+b.Origin.Map.Size; got != want && got != want+b.Origin.Map.Size {
 		t.Errorf("%d bytes crossed the border, want %d", got, want)
 	}
 }

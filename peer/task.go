@@ -50,6 +50,8 @@ type task struct {
 	failed error
 	failCh chan struct{} // closed when failed is set
 
+	pulse *pulse
+
 	first Blob // as who began the task named it; it does not change
 
 	// loop
@@ -78,7 +80,7 @@ type task struct {
 	reading       bool // bytes arrived from the origin since the last report
 	crossed       bool // a piece came that was leased to be fetched across the border, likewise
 	reported      time.Time
-	moved         time.Time                   // when a piece came last, or somebody asked
+	moved         time.Time                   // when a piece came last or is said to come, or somebody asked
 	wantedFrom    time.Time                   // since when something is wanted; zero while nothing is
 	left          time.Time                   // when a reference was given up last
 	asking        bool                        // a seed is being asked for digests
@@ -93,7 +95,7 @@ type task struct {
 
 func newTask(p *Peer, b Blob, authorization string) *task {
 	return &task{peer: p, blob: b, first: b, authorization: authorization, ready: make(chan struct{}), wake: make(chan struct{}, 1), ending: make(chan struct{}),
-		failCh: make(chan struct{}), readers: map[*Reader]waited{}, watches: map[dispatch.ParentID]context.CancelFunc{},
+		pulse: newPulse(), failCh: make(chan struct{}), readers: map[*Reader]waited{}, watches: map[dispatch.ParentID]context.CancelFunc{},
 		asked: map[piece.Index]context.CancelCauseFunc{}, visitors: map[dispatch.ParentID]bool{}, given: map[dispatch.ParentID]int64{}}
 }
 
@@ -439,8 +441,15 @@ func (t *task) learn(digests []api.PieceDigest) {
 	}
 }
 
+// coming takes the scheduler's word that others fetch what this host waits for.
+func (t *task) coming() {
+	t.moved = time.Now()
+	t.pulse.beat()
+}
+
 // got takes note of a piece that is now in the store.
 func (t *task) got(i piece.Index) {
+	t.pulse.beat()
 	t.crossed = t.crossed || t.planner.Crosses(i)
 	t.planner.Got(i)
 	t.moved, t.hiccups = time.Now(), 0

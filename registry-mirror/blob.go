@@ -129,13 +129,13 @@ func (h *Handler) stream(w http.ResponseWriter, r *http.Request, req request, re
 
 // open opens a blob and waits for its first bytes.
 func (h *Handler) open(ctx context.Context, req request, ref BlobRef, s span) (Blob, int64, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, h.cfg.FirstByte, fmt.Errorf("no first byte within %v", h.cfg.FirstByte))
+	opening, cancel := context.WithTimeoutCause(ctx, h.cfg.FirstByte, fmt.Errorf("not opened within %v", h.cfg.FirstByte))
 	defer cancel()
-	blob, err := h.blobs.Open(ctx, ref, req.authorization())
+	blob, err := h.blobs.Open(opening, ref, req.authorization())
 	if err != nil {
 		return nil, 0, err
 	}
-	ready, err := blob.Await(ctx, s.off, s.length)
+	ready, err := blob.AwaitMoving(ctx, s.off, s.length, h.cfg.FirstByte)
 	if err != nil {
 		_ = blob.Close() // only read from
 		return nil, 0, err
@@ -167,16 +167,10 @@ func (h *Handler) copy(ctx context.Context, w io.Writer, blob Blob, s span, read
 		if left -= ready; left == 0 {
 			return nil
 		}
-		if ready, err = h.await(ctx, blob, s.off+s.length-left, left); err != nil {
+		if ready, err = blob.AwaitMoving(ctx, s.off+s.length-left, left, h.cfg.Stall); err != nil {
 			return &copyError{err}
 		}
 	}
-}
-
-func (h *Handler) await(ctx context.Context, blob Blob, off, length int64) (int64, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, h.cfg.Stall, fmt.Errorf("no byte for %v", h.cfg.Stall))
-	defer cancel()
-	return blob.Await(ctx, off, length)
 }
 
 // cut ends a stream early. The server closes the connection in order once the handler returns, because fewer bytes

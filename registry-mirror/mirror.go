@@ -55,6 +55,8 @@ type Blobs interface {
 type Blob interface {
 	// Await blocks until verified bytes are at hand at off, and returns how many of length, at least one.
 	Await(ctx context.Context, off, length int64) (int64, error)
+	// AwaitMoving is Await that fails when nothing of the blob has come for the time quiet, or nothing at off for much longer.
+	AwaitMoving(ctx context.Context, off, length int64, quiet time.Duration) (int64, error)
 	// File returns the file that holds the blob's bytes at their offsets.
 	File() (*os.File, error)
 	Close() error
@@ -81,7 +83,7 @@ type Config struct {
 	VerdictTTL time.Duration
 	// StaleFor is how long tags and verdicts are believed while the origin is down. Default 24 h.
 	StaleFor time.Duration
-	// FirstByte is how long a blob's first bytes may take before the caller is sent to the origin. Default 5 s.
+	// FirstByte is how long nothing may come, to here or to those it will come from, before the caller of a blob is sent to the origin. Default 5 s.
 	FirstByte time.Duration
 	// Stall is how long a stream may stand still before the caller is sent to the origin. Default 10 s.
 	Stall time.Duration

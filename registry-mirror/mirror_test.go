@@ -129,6 +129,12 @@ func (b *fakeBlob) Await(ctx context.Context, off, length int64) (int64, error) 
 	return n, nil
 }
 
+func (b *fakeBlob) AwaitMoving(ctx context.Context, off, length int64, quiet time.Duration) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, quiet)
+	defer cancel()
+	return b.Await(ctx, off, length)
+}
+
 func (b *fakeBlob) File() (f *os.File, err error) {
 	if b.file == nil {
 		b.file, err = os.Open(b.path)

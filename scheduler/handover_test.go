@@ -63,7 +63,7 @@ func TestPieceLostOfABlobThatWasReadAsAWholeIsReadAlone(t *testing.T) {
 	if d := cmp.Diff([]Run{{0, 20}}, c.leases["s1"]); d != "" {
 		t.Fatalf("leases of s1 (-want +got):\n%s", d)
 	}
-	c.after(time.Second, Stuck{Host: "n1", Task: "blob", Runs: []Run{{7, 8}}})
+	c.after(3*time.Second, Stuck{Host: "n1", Task: "blob", Runs: []Run{{7, 8}}})
 	if d := cmp.Diff([]Run{{7, 8}}, c.leases["n1"]); d != "" {
 		t.Errorf("leases of n1, which cannot get the piece from s1 (-want +got):\n%s", d)
 	}

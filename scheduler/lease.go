@@ -24,12 +24,11 @@ func (m *Machine) progress(now time.Time, ev Progress) {
 	}
 	m.lose(t, me, ev.Lost)
 	for i := range pieces(t, ev.Gained) {
-		if me.zone.leased.Test(uint(i)) {
-			me.zone.refresh(now, i)
-		}
-	}
-	for _, i := range m.gain(t, me, ev.Gained) {
 		me.zone.refresh(now, i)
+	}
+	m.gain(t, me, ev.Gained)
+	if ev.Reading || len(ev.Gained) > 0 {
+		t.moving = now
 	}
 	if ev.Done {
 		t.want(me, false)
@@ -103,14 +102,13 @@ func (m *Machine) tellDigests(t *task, to HostID) {
 	}
 }
 
-// gain records pieces of a member and returns those that nobody held in its zone.
-func (m *Machine) gain(t *task, me *member, runs []Run) (first []int) {
+// gain records pieces of a member.
+func (m *Machine) gain(t *task, me *member, runs []Run) {
 	for i := range pieces(t, runs) {
-		if !me.have.Test(uint(i)) && t.hold(me, i) {
-			first = append(first, i)
+		if !me.have.Test(uint(i)) {
+			t.hold(me, i)
 		}
 	}
-	return first
 }
 
 func (m *Machine) lose(t *task, me *member, runs []Run) {
@@ -376,10 +374,15 @@ func (m *Machine) tellFailed(t *task, f Failure) {
 func (m *Machine) stuck(now time.Time, ev Stuck) {
 	t, me := m.find(ev.Host, ev.Task)
 	switch {
-	case me != nil && ev.Withheld:
+	case me == nil:
+		return
+	case ev.Withheld:
 		m.withheld(now, t, me, ev.Runs)
 		return
-	case me == nil || !me.mayRead(now):
+	case now.Sub(t.moving) < m.cfg.LeaseSilence && !m.anyHeldInVain(now, t, me, ev.Runs):
+		m.send(me.host.ID, Coming{Task: t.ID})
+	}
+	if !me.mayRead(now) {
 		return
 	}
 	if t.whole() {
@@ -407,21 +410,38 @@ func (m *Machine) stuck(now time.Time, ev Stuck) {
 	}
 }
 
-// outOfReach reports whether a piece is held in vain for a member that is stuck: not missing, not about to come, and not just come.
+// outOfReach reports whether a piece is held in vain for a member that is stuck, and nobody fetches it.
 func (m *Machine) outOfReach(now time.Time, t *task, me *member, i int) bool {
+	return heldInVain(now, t, me, i) && !t.leased.Test(uint(i)) && !me.zone.leased.Test(uint(i))
+}
+
+func (m *Machine) anyHeldInVain(now time.Time, t *task, me *member, runs []Run) bool {
+	for i := range pieces(t, runs) {
+		if heldInVain(now, t, me, i) {
+			return true
+		}
+	}
+	return false
+}
+
+// heldInVain reports whether a piece is held, but neither by a member that is stuck nor, as that says, by anybody it can reach: not missing,
+// not about to come across the border, and not spreading.
+func heldInVain(now time.Time, t *task, me *member, i int) bool {
 	z := me.zone
 	at, fresh := z.fresh[i]
-	due := z.holders[i] == 0 && z.open() // across the border
-	return t.holders[i] > 0 && !due && !t.leased.Test(uint(i)) && !z.leased.Test(uint(i)) && !me.have.Test(uint(i)) &&
-		(!fresh || now.Sub(at) >= freshFor)
+	due := z.holders[i] == 0 && z.open()
+	return t.holders[i] > 0 && !due && !me.have.Test(uint(i)) && (!fresh || now.Sub(at) >= freshFor(t))
 }
 
 // whole reports whether the task has to be read as a whole, from its beginning. The digest of the last piece is told by who came to the
 // blob's end and found it right, and by then all others were.
 func (t *task) whole() bool { return t.Sequential && t.digests[t.Pieces-1] == nil }
 
-// freshFor is how long the word of a piece may take to all neighbours of its first holder.
-const freshFor = 500 * time.Millisecond
+// freshFor is how long after it has come to somebody a piece counts as spreading: the word of it has to reach the neighbours, and then the
+// piece itself, which who sends several at once may send no faster than at 1 MB/s.
+func freshFor(t *task) time.Duration {
+	return 500*time.Millisecond + time.Duration(t.PieceSize)*time.Microsecond
+}
 
 // tick moves leases that went silent, and retries what had failed in passing.
 func (m *Machine) tick(now time.Time) {
@@ -439,7 +459,7 @@ func (m *Machine) tick(now time.Time) {
 		m.moveCrossings(now, t)
 		for _, z := range t.zones {
 			m.relink(now, t, z)
-			maps.DeleteFunc(z.fresh, func(_ int, at time.Time) bool { return now.Sub(at) >= freshFor })
+			maps.DeleteFunc(z.fresh, func(_ int, at time.Time) bool { return now.Sub(at) >= freshFor(t) })
 		}
 		m.linkLate(now, t)
 		m.grant(now, t)

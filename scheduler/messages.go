@@ -174,6 +174,9 @@ type Failed struct {
 	Text    string
 }
 
+// Coming answers Stuck when nothing needs to be done: others fetch pieces of the task right now, and the host will get them from those.
+type Coming struct{ Task TaskID }
+
 // Probe has a host measure the round trips to others, and tell them by Probed.
 type Probe struct{ Hosts []Host }
 
@@ -186,6 +189,7 @@ func (Lease) command()      {}
 func (Revoked) command()    {}
 func (Digests) command()    {}
 func (Failed) command()     {}
+func (Coming) command()     {}
 func (Probe) command()      {}
 func (Share) command()      {}
 

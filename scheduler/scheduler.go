@@ -144,6 +144,7 @@ type task struct {
 	zones   []*zone        // those with members, by name
 	digests [][]byte       // per piece, only for sequential tasks; nil where unknown
 	cursor  int            // below it no piece is idle
+	moving  time.Time      // when anything was read or had last, by anybody
 	refused string         // why the last possible reader could not read the origin
 	moved   bool           // another machine governed it before
 	pause   time.Time      // no lease before: who reads under one of that has yet to say so

@@ -23,6 +23,7 @@ type cluster struct {
 	digests    map[HostID]int
 	failed     map[HostID]string
 	revoked    map[HostID]int
+	coming     map[HostID]int
 	crossings  map[HostID][]Run    // leases across the border
 	from       map[HostID][]HostID // whom the last of those named
 }
@@ -32,7 +33,7 @@ const piece = 1 << 20
 func newCluster(t *testing.T) *cluster {
 	return &cluster{Machine: New(Config{}, rand.New(rand.NewPCG(1, 2))), t: t, now: time.Unix(0, 0),
 		leases: map[HostID][]Run{}, neighbours: map[HostID][]HostID{}, digests: map[HostID]int{},
-		failed: map[HostID]string{}, revoked: map[HostID]int{}, crossings: map[HostID][]Run{}, from: map[HostID][]HostID{}}
+		failed: map[HostID]string{}, revoked: map[HostID]int{}, coming: map[HostID]int{}, crossings: map[HostID][]Run{}, from: map[HostID][]HostID{}}
 }
 
 // task returns the only task.
@@ -71,6 +72,8 @@ func (c *cluster) do(events ...Event) {
 				c.failed[cmd.To] = b.Text
 			case Revoked:
 				c.revoked[cmd.To]++
+			case Coming:
+				c.coming[cmd.To]++
 			}
 		}
 	}
@@ -275,9 +278,42 @@ func TestStuckPeerReadsItself(t *testing.T) {
 	c := newCluster(t)
 	c.do(hostJoins("s1", true, ""), hostJoins("n1", false, ""), join("n1", blob(1)))
 	c.do(Progress{Host: "s1", Task: "blob", Gained: []Run{{0, 1}}, Done: true})
-	c.after(time.Second, Stuck{Host: "n1", Task: "blob", Runs: []Run{{0, 1}}})
+	stuck := Stuck{Host: "n1", Task: "blob", Runs: []Run{{0, 1}}}
+	if c.after(time.Second, stuck); len(c.leases["n1"]) != 0 {
+		t.Errorf("leases %v, although a piece of 1 MiB may take longer", c.leases["n1"])
+	}
+	c.after(2*time.Second, stuck)
 	if d := cmp.Diff([]Run{{0, 1}}, c.leases["n1"]); d != "" {
 		t.Errorf("leases of the stuck peer (-want +got):\n%s", d)
+	}
+}
+
+// Who has nothing to do but wait hears whether what it waits for is on its way to anybody, and does not read the origin meanwhile.
+func TestStuckPeerHearsWhetherAnythingMoves(t *testing.T) {
+	c := newCluster(t)
+	c.do(hostJoins("s1", true, ""), hostJoins("n1", false, ""), hostJoins("n2", false, ""), join("n1", blob(1)), join("n2", blob(1)))
+	stuck := Stuck{Host: "n1", Task: "blob", Runs: []Run{{0, 1}}}
+	for _, step := range []struct {
+		what string
+		ev   Event
+		wait time.Duration
+		want bool
+	}{
+		{"nothing was read yet", Tick{}, 0, false},
+		{"bytes come to the seed", Progress{Host: "s1", Task: "blob", Reading: true}, time.Second, true},
+		{"no more come", Tick{}, 3 * time.Second, false},
+		{"the seed has the piece", Progress{Host: "s1", Task: "blob", Gained: []Run{{0, 1}}}, time.Second, true},
+		{"another got it of the seed", Progress{Host: "n2", Task: "blob", Gained: []Run{{0, 1}}}, time.Second, true},
+		{"it is there for the second second", Progress{Host: "s1", Task: "blob", Reading: true}, time.Second, false},
+	} {
+		clear(c.coming)
+		c.do(step.ev)
+		if c.after(step.wait, stuck); (c.coming["n1"] > 0) != step.want {
+			t.Errorf("%s: told %v that it is coming, want %v", step.what, !step.want, step.want)
+		}
+	}
+	if d := cmp.Diff([]Run{{0, 1}}, c.leases["n1"]); d != "" {
+		t.Errorf("leases of n1 (-want +got):\n%s", d)
 	}
 }
 

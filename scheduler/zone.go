@@ -28,7 +28,7 @@ type zone struct {
 	idle              *bitset.BitSet    // pieces that only other zones hold, and that nobody fetches
 	leased            *bitset.BitSet    // pieces that a member fetches across the border
 	leases            []*crossing       // in the order they were given
-	fresh             map[int]time.Time // pieces that have come across lately, and when
+	fresh             map[int]time.Time // pieces that have come to a member lately, and when last
 	failures          int               // crossings that came to nothing since one did not
 	took              time.Duration     // a crossing, a moving mean
 	window            float64           // pieces that may be on their way; 0 before any was quick or late
@@ -96,16 +96,13 @@ func (t *task) leave(me *member) {
 	}
 }
 
-// hold counts a member as a holder of piece i and reports whether it is the first of its zone.
-func (t *task) hold(me *member, i int) (first bool) {
+// hold counts a member as a holder of piece i.
+func (t *task) hold(me *member, i int) {
 	me.have.Set(uint(i))
 	t.holders[i]++
-	me.zone.holders[i]++
-	if me.zone.holders[i] > 1 {
-		return false
+	if me.zone.holders[i]++; me.zone.holders[i] == 1 {
+		t.place(i)
 	}
-	t.place(i)
-	return true
 }
 
 // unhold undoes hold.

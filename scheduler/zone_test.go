@@ -374,7 +374,7 @@ func TestPieceThatItsZoneHoldsInVainCrossesAgain(t *testing.T) {
 	if c.do(stuck); len(c.crossings[other]) != 0 {
 		t.Fatal("the piece crosses again before the word of it can have spread")
 	}
-	if c.after(time.Second, stuck, stuck); len(c.crossings[other]) != 1 || len(c.leases[other]) != 0 {
+	if c.after(3*time.Second, stuck, stuck); len(c.crossings[other]) != 1 || len(c.leases[other]) != 0 {
 		t.Errorf("crossings %v, leases %v, want one crossing to %s", c.crossings, c.leases, other)
 	}
 	c.do(Progress{Host: other, Task: "blob", Gained: []Run{{0, 1}}}, Stuck{Host: "b3", Task: "blob", Runs: []Run{{0, 1}}})

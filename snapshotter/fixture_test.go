@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -119,6 +120,11 @@ func (b fileBlob) File() (*os.File, error) { return b.f, nil }
 
 // Await implements mirror.Blob.
 func (b fileBlob) Await(_ context.Context, _, length int64) (int64, error) { return length, nil }
+
+// AwaitMoving implements mirror.Blob.
+func (b fileBlob) AwaitMoving(_ context.Context, _, length int64, _ time.Duration) (int64, error) {
+	return length, nil
+}
 
 // Close implements mirror.Blob.
 func (b fileBlob) Close() error { return b.f.Close() }

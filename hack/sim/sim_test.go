@@ -42,6 +42,23 @@ func TestScenariosStayNearTheBound(t *testing.T) {
 	}
 }
 
+// A piece of 16 MiB takes a link of 1 Gbit/s as long as this one, and the next host has it seconds later. Nobody may take that for a cluster
+// that does not give it: each would read the origin, until nothing but that goes on.
+func TestLargePiecesLeaveTheOriginOnce(t *testing.T) {
+	r := one(t, "--peers", "256", "--pieces", "128", "--piece", "4096", "--rate", "250", "--scenario", "hard")
+	if r.OriginCopies > 1+1e-6 {
+		t.Errorf("%.4f copies left the origin", r.OriginCopies)
+	}
+}
+
+// Who comes late finds that all hold all, and takes eight large pieces at once: nobody is slow because those take a second.
+func TestWhoComesLateGetsLargePieces(t *testing.T) {
+	r := one(t, "--peers", "64", "--pieces", "128", "--piece", "4096", "--rate", "250", "--scenario", "late")
+	if r.LateRatio > 1.1 || r.OriginCopies > 1+1e-6 {
+		t.Errorf("ratio %.3f, %.4f copies left the origin", r.LateRatio, r.OriginCopies)
+	}
+}
+
 // one runs the command for a single run and fails the test when what must always hold did not.
 func one(t *testing.T, args ...string) result {
 	t.Helper()

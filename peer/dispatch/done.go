@@ -18,6 +18,7 @@ func (p *Planner) Done(now time.Time, r Request, o Outcome) {
 			p.served(now.Sub(p.inFlight[i].at))
 		}
 		p.have.Add(i)
+		p.lateRow = 0
 	}
 	delete(p.inFlight, i)
 	p.reopen(i)
@@ -51,7 +52,7 @@ func (p *Planner) Done(now time.Time, r Request, o Outcome) {
 		par.notUntil = now.Add(p.cfg.Penalty << min(par.failures, 3))
 		par.failures++
 	case Late:
-		par.notUntil = now.Add(4 * p.patience())
+		par.notUntil = now.Add(p.gaveUp(now))
 	case Corrupt:
 		if p.avail[i] == 1 {
 			p.withheld = append(p.withheld, i)

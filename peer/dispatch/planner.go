@@ -98,6 +98,8 @@ type Planner struct {
 	open      *piece.Set // known, not held, and asked of nobody
 	inFlight  map[piece.Index]asked
 	service   time.Duration // what a request takes, a moving mean
+	lateRow   int           // how often in a row requests were given up, since one has come
+	lateFrom  time.Time     // when that was the last time
 	parents   map[ParentID]*parent
 	order     []*parent // sorted by id
 	banned    map[ParentID]bool
@@ -549,8 +551,32 @@ func (p *Planner) elsewhere(i piece.Index, a asked) bool {
 	return !a.far && (p.avail[i] > 1 || p.Crosses(i))
 }
 
-// patience is how long a request may take.
-func (p *Planner) patience() time.Duration { return max(p.cfg.Hedge, 4*p.service) }
+// patience is how long a request may take: four times what others took, and as long as none has come, what a piece takes at 2 MB/s. That
+// may be too little, of a host whose link has become slow: it doubles each time that requests were given up for it and none has come since.
+func (p *Planner) patience() time.Duration {
+	usual := 4 * p.service
+	if p.service == 0 {
+		usual = time.Duration(p.layout.PieceSize) * time.Microsecond / 2
+	}
+	return max(p.cfg.Hedge, usual) << min(p.lateRow, maxDoubles)
+}
+
+// maxDoubles bounds how often in a row patience is doubled.
+const maxDoubles = 8
+
+// gaveUp takes note that a request was given up, and returns how long the parent is to be left alone: long if others are quicker, as far as is
+// known.
+func (p *Planner) gaveUp(now time.Time) time.Duration {
+	pause := 4 * p.patience()
+	if p.service == 0 || p.lateRow > 0 {
+		pause = p.cfg.Penalty
+	}
+	if now.Sub(p.lateFrom) >= p.patience() { // those that were begun together count once
+		p.lateRow++
+		p.lateFrom = now
+	}
+	return pause
+}
 
 // Overdue returns requests to parents that take much longer than others do, each once; the caller gives them up and reports them as Late.
 // A piece that nobody else is known to hold is waited for: giving up would only begin the same wait anew.

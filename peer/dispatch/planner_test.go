@@ -346,6 +346,50 @@ func TestPatienceFollowsWhatRequestsTake(t *testing.T) {
 	}
 }
 
+// Requests that all take long are not given up for ever: of a host that comes late to a cluster that has everything, each piece has many holders,
+// and nothing tells at first how long one takes.
+func TestPiecesComeHoweverLongTheyTake(t *testing.T) {
+	for name, tc := range map[string]struct{ before, took, most time.Duration }{
+		"none has come yet":         {0, 10 * time.Second, 40 * time.Second},
+		"they took far less before": {20 * time.Millisecond, 10 * time.Second, 40 * time.Second},
+		"hardly anything comes":     {0, 40 * time.Second, 4 * time.Minute},
+	} {
+		p := withParents(planner(20), "a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l")
+		now := t0
+		if tc.before > 0 {
+			for _, r := range p.Next(now) {
+				p.Done(now.Add(tc.before), r, OK)
+			}
+			now = now.Add(tc.before)
+		}
+		missing := p.Missing()
+		asked := map[Request]time.Time{}
+		for p.Missing() == missing && now.Sub(t0) < tc.most {
+			for _, r := range p.Overdue(now) {
+				for a := range asked {
+					if a.Parent == r.Parent && a.Run == r.Run {
+						delete(asked, a)
+						p.Done(now, a, Late)
+					}
+				}
+			}
+			for _, r := range p.Next(now) {
+				asked[r] = now
+			}
+			for r, at := range asked {
+				if now.Sub(at) >= tc.took {
+					delete(asked, r)
+					p.Done(now, r, OK)
+				}
+			}
+			now = now.Add(10 * time.Millisecond)
+		}
+		if p.Missing() == missing {
+			t.Errorf("%s: no piece within %v, although each takes %v", name, tc.most, tc.took)
+		}
+	}
+}
+
 func TestParentsAreAskedForLessWhileTheOriginIsRead(t *testing.T) {
 	p := planner(100)
 	for i := range 20 {

@@ -125,6 +125,7 @@ type Command struct {
 	Revoked    *Revoked    `json:"revoked,omitempty"`
 	Digests    *Digests    `json:"digests,omitempty"`
 	Failed     *Failed     `json:"failed,omitempty"`
+	Coming     *Coming     `json:"coming,omitempty"`
 	Share      *Share      `json:"share,omitempty"`
 	Probe      *Probe      `json:"probe,omitempty"`
 	Ended      *Ended      `json:"ended,omitempty"`
@@ -179,6 +180,11 @@ type Failed struct {
 	Task    string `json:"task"`
 	Failure string `json:"failure"`
 	Text    string `json:"text"`
+}
+
+// Coming says that the host misses nothing of a task that others do not fetch right now.
+type Coming struct {
+	Task string `json:"task"`
 }
 
 // Probe asks for the round trips to other hosts.

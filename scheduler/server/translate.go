@@ -77,6 +77,8 @@ func toCommand(b scheduler.Body) api.Command {
 		return api.Command{Digests: &api.Digests{Task: string(b.Task), Digests: out}}
 	case scheduler.Failed:
 		return api.Command{Failed: &api.Failed{Task: string(b.Task), Failure: string(b.Failure), Text: b.Text}}
+	case scheduler.Coming:
+		return api.Command{Coming: &api.Coming{Task: string(b.Task)}}
 	case scheduler.Probe:
 		return api.Command{Probe: &api.Probe{Hosts: fromHosts(b.Hosts)}}
 	case scheduler.Share:

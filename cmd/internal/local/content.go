@@ -53,7 +53,7 @@ type ContentRequest struct {
 
 // Blob is a peer's open blob. *peer.Reader is one.
 type Blob interface {
-	Await(ctx context.Context, off, length int64) (int64, error)
+	AwaitMoving(ctx context.Context, off, length int64, quiet time.Duration) (int64, error)
 	File() (*os.File, error)
 	Close() error
 }
@@ -64,7 +64,7 @@ type ContentConfig struct {
 	Probe func(context.Context, source.Web) (source.Info, error)
 	// Open opens content in the cluster.
 	Open func(context.Context, peer.Blob) (Blob, error)
-	// FirstByte is how long the first bytes may take before the caller is sent to the origin. Default 15 s.
+	// FirstByte is how long nothing may come, to here or to those it will come from, before the caller is sent to the origin. Default 15 s.
 	FirstByte time.Duration
 	// StaleFor is how long what a URL had, that takes no secret, is believed while its host is down. Default 24 h.
 	StaleFor time.Duration
@@ -215,9 +215,7 @@ func part(req ContentRequest, size int64) (off, length int64, err error) {
 }
 
 func (h *contents) stream(w http.ResponseWriter, r *http.Request, b peer.Blob, s span) {
-	ctx, cancel := context.WithTimeoutCause(r.Context(), h.cfg.FirstByte, fmt.Errorf("no first byte within %v", h.cfg.FirstByte))
-	blob, ready, err := h.open(ctx, b, s)
-	cancel()
+	blob, ready, err := h.open(r.Context(), b, s)
 	if err != nil {
 		h.cfg.Log.Warn("content not served", "digest", b.Digest, "error", err)
 		refuseError(w, err)
@@ -239,11 +237,13 @@ func (h *contents) stream(w http.ResponseWriter, r *http.Request, b peer.Blob, s
 
 // open opens the content and waits for its first bytes.
 func (h *contents) open(ctx context.Context, b peer.Blob, s span) (Blob, int64, error) {
-	blob, err := h.cfg.Open(ctx, b)
+	opening, cancel := context.WithTimeoutCause(ctx, h.cfg.FirstByte, fmt.Errorf("not opened within %v", h.cfg.FirstByte))
+	defer cancel()
+	blob, err := h.cfg.Open(opening, b)
 	if err != nil {
 		return nil, 0, err
 	}
-	ready, err := blob.Await(ctx, s.off, s.length)
+	ready, err := blob.AwaitMoving(ctx, s.off, s.length, h.cfg.FirstByte)
 	if err != nil {
 		_ = blob.Close() // only read from
 		return nil, 0, err
@@ -267,10 +267,7 @@ func (h *contents) copy(ctx context.Context, w io.Writer, blob Blob, s span, rea
 		if left -= ready; left == 0 {
 			return nil
 		}
-		waiting, cancel := context.WithTimeoutCause(ctx, h.cfg.Stall, fmt.Errorf("no byte for %v", h.cfg.Stall))
-		ready, err = blob.Await(waiting, s.off+s.length-left, left)
-		cancel()
-		if err != nil {
+		if ready, err = blob.AwaitMoving(ctx, s.off+s.length-left, left, h.cfg.Stall); err != nil {
 			return err
 		}
 	}
