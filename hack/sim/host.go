@@ -252,6 +252,7 @@ func (h *host) ask(r dispatch.Request) {
 func (h *host) serve(dst *host, r *request) {
 	s := h.sim
 	i := r.Run.First
+	f := &flow{src: h, dst: dst, piece: i, left: float64(s.cfg.pieceSize)}
 	switch {
 	case h.dead:
 		dst.outcome(h, r, dispatch.Transient)
@@ -263,12 +264,11 @@ func (h *host) serve(dst *host, r *request) {
 	case !h.have.Has(i):
 		h.slots.Release()
 		dst.outcome(h, r, dispatch.Absent)
-	case !r.Alone && !h.slots.Begin(s.clock(), i):
+	case !r.Alone && !h.slots.Begin(s.clock(), i, func() bool { return !f.ended }):
 		h.slots.Release()
 		s.shared++
 		dst.outcome(h, r, dispatch.Shared)
 	default:
-		f := &flow{src: h, dst: dst, piece: i, left: float64(s.cfg.pieceSize)}
 		f.done = func(f *flow) { h.sent(f, r) }
 		f.request, r.flow = r, f
 		h.uploads = append(h.uploads, f)
@@ -314,6 +314,7 @@ func (h *host) sent(f *flow, r *request) {
 // close ends an upload.
 func (h *host) close(f *flow) {
 	f.ended = true
+	h.slots.Came(h.sim.clock(), f.piece)
 	h.slots.Release()
 	h.uploads = slices.DeleteFunc(h.uploads, func(x *flow) bool { return x == f })
 }

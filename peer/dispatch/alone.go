@@ -24,7 +24,7 @@ func (p *Planner) noteAlone(now time.Time, r Request, o Outcome) {
 		p.alones[i] = alone{from: now, failed: r.Parent}
 	case Shared:
 		if !noted {
-			a.from = now.Add(max(p.cfg.SharedFor, 2*p.service))
+			a.from = now.Add(max(p.cfg.SharedFor, 2*p.usual()))
 			p.alones[i] = a
 		}
 	}

@@ -551,14 +551,18 @@ func (p *Planner) elsewhere(i piece.Index, a asked) bool {
 	return !a.far && (p.avail[i] > 1 || p.Crosses(i))
 }
 
-// patience is how long a request may take: four times what others took, and as long as none has come, what a piece takes at 2 MB/s. That
+// patience is how long a request may take: four times what others took, or what a piece takes at 2 MB/s while none has come. That
 // may be too little, of a host whose link has become slow: it doubles each time that requests were given up for it and none has come since.
 func (p *Planner) patience() time.Duration {
-	usual := 4 * p.service
-	if p.service == 0 {
-		usual = time.Duration(p.layout.PieceSize) * time.Microsecond / 2
+	return max(p.cfg.Hedge, 4*p.usual()) << min(p.lateRow, maxDoubles)
+}
+
+// usual is what a request takes, as far as is known; before any has come, what a piece takes at 8 MB/s.
+func (p *Planner) usual() time.Duration {
+	if p.service > 0 {
+		return p.service
 	}
-	return max(p.cfg.Hedge, usual) << min(p.lateRow, maxDoubles)
+	return time.Duration(p.layout.PieceSize) * time.Microsecond / 8
 }
 
 // maxDoubles bounds how often in a row patience is doubled.

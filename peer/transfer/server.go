@@ -143,7 +143,8 @@ type upRange struct {
 }
 
 // NewHandler returns the serving end of the wire. The server it runs in must have no WriteTimeout, because haves never
-// end, and a BaseContext that is cancelled on shutdown, which is what ends them.
+// end, and a BaseContext that is cancelled on shutdown, which is what ends them. With ConnContext as its ConnContext it knows what has come to
+// its receiver, and without only what was sent.
 func NewHandler(cfg Config, blobs Blobs) (http.Handler, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
@@ -196,6 +197,7 @@ func (h *handler) serveBlob(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	h.metrics.requests.Inc()
+	h.came(laneOf(r))
 	demanded := r.Header.Get(demandHeader) != ""
 	if !h.take(demanded) {
 		h.refuse(w, busyHost, "all upload slots are taken")
@@ -207,7 +209,7 @@ func (h *handler) serveBlob(w http.ResponseWriter, r *http.Request) {
 		h.fail(w, d, err)
 		return
 	}
-	if r.Header.Get(aloneHeader) == "" && !h.begin(upRange{d, off}, demanded) {
+	if r.Header.Get(aloneHeader) == "" && !h.begin(upRange{d, off}, demanded, laneOf(r)) {
 		release()
 		h.refuse(w, busyPiece, "another peer gets this piece, or has it by now")
 		return
@@ -260,11 +262,25 @@ func (h *handler) untake(demanded bool) {
 
 // begin reports whether a range may be sent, and notes that it is. What readers wait for is sent once more, while it is refused otherwise, only while nobody
 // asks for anything else: many who wait for the same would keep what the others need from leaving this host.
-func (h *handler) begin(r upRange, demanded bool) bool {
+func (h *handler) begin(r upRange, demanded bool, l *lane) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	now := time.Now()
-	return h.slots.Begin(now, r) || demanded && now.Sub(h.bulkAt) > h.cfg.Spacing
+	if !h.slots.Begin(now, r, func() bool { return l.carries(time.Now(), r) }) {
+		return demanded && now.Sub(h.bulkAt) > h.cfg.Spacing
+	}
+	l.carry(r)
+	return true
+}
+
+// came takes note that what a connection carried has come: the receiver asks for more.
+func (h *handler) came(l *lane) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if l != nil && l.busy {
+		h.slots.Came(time.Now(), l.last)
+		l.busy = false
+	}
 }
 
 func (h *handler) refuse(w http.ResponseWriter, kind, text string) {

@@ -5,6 +5,23 @@ import (
 	"time"
 )
 
+func gone() bool { return false }
+
+// However long a range is on its way, it is sent once, and then the receiver has its time to tell others.
+func TestWhatIsOnItsWayIsNotSentToAnother(t *testing.T) {
+	s, now := NewSlots[int](8, time.Second), time.Unix(0, 0)
+	at := func(after time.Duration) time.Time { return now.Add(after) }
+	underWay := true
+	if !s.Begin(now, 7, func() bool { return underWay }) || s.Begin(at(time.Minute), 7, gone) || !s.Begin(at(time.Minute), 8, gone) {
+		t.Error("want a range refused a minute after its begin, and no other")
+	}
+	underWay = false
+	s.Came(at(2*time.Minute), 7)
+	if s.Begin(at(2*time.Minute+999*time.Millisecond), 7, gone) || !s.Begin(at(2*time.Minute+time.Second), 7, gone) {
+		t.Error("want it refused until a second after it has come")
+	}
+}
+
 func TestSlots(t *testing.T) {
 	s, now := NewSlots[int](1, time.Second), time.Unix(0, 0)
 	if !s.Take() || s.Take() {
@@ -13,12 +30,12 @@ func TestSlots(t *testing.T) {
 	if s.Release(); !s.Take() {
 		t.Error("a slot that was given back is not free")
 	}
-	if !s.Begin(now, 7) || s.Begin(now.Add(999*time.Millisecond), 7) || !s.Begin(now, 8) || !s.Begin(now.Add(time.Second), 7) {
+	if !s.Begin(now, 7, gone) || s.Begin(now.Add(999*time.Millisecond), 7, gone) || !s.Begin(now, 8, gone) || !s.Begin(now.Add(time.Second), 7, gone) {
 		t.Error("want a range refused within a second of its begin, and no other")
 	}
 	free := NewSlots[int](1, -1)
 	for range 2 {
-		if !free.Begin(now, 7) {
+		if !free.Begin(now, 7, gone) {
 			t.Error("a range was refused without spacing")
 		}
 	}
@@ -29,7 +46,7 @@ func TestWhatOneHasMakesWayForWhatNobodyHas(t *testing.T) {
 	s, now := NewSlots[int](1, time.Second), time.Unix(0, 0)
 	at := func(after time.Duration) time.Time { return now.Add(after) }
 	for i := range 9 {
-		if !s.Begin(at(time.Duration(i)*time.Second/2), i) {
+		if !s.Begin(at(time.Duration(i)*time.Second/2), i, gone) {
 			t.Fatalf("range %d is refused, which nobody was sent", i)
 		}
 	}
@@ -50,7 +67,7 @@ func TestWhatOneHasMakesWayForWhatNobodyHas(t *testing.T) {
 		{30_900, 1, true},
 		{31_200, 0, false}, // range 1 was sent long ago, and so counts as another one
 	} {
-		if got := s.Begin(at(c.after*time.Millisecond), c.r); got != c.want {
+		if got := s.Begin(at(c.after*time.Millisecond), c.r, gone); got != c.want {
 			t.Errorf("range %d after %d ms: sent: %v, want %v", c.r, c.after, got, c.want)
 		}
 	}
@@ -59,7 +76,7 @@ func TestWhatOneHasMakesWayForWhatNobodyHas(t *testing.T) {
 func TestRangesThatWereSentLongAgoAreForgotten(t *testing.T) {
 	s := NewSlots[int](1, time.Second)
 	for i := range 100_000 {
-		if !s.Begin(time.Unix(0, 0).Add(time.Duration(i)*20*time.Millisecond), i) { // 200 in four seconds
+		if !s.Begin(time.Unix(0, 0).Add(time.Duration(i)*20*time.Millisecond), i, gone) { // 200 in four seconds
 			t.Fatalf("range %d is refused", i)
 		}
 	}

@@ -7,14 +7,18 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/shoal-project/shoal/peer/piece"
 	"github.com/shoal-project/shoal/peer/store"
@@ -97,7 +101,9 @@ func serve(t testing.TB, cfg transfer.Config, blobs transfer.Blobs) string {
 
 func serveHTTP(t testing.TB, h http.Handler) string {
 	t.Helper()
-	srv := httptest.NewServer(h)
+	srv := httptest.NewUnstartedServer(h)
+	srv.Config.ConnContext = transfer.ConnContext
+	srv.Start()
 	t.Cleanup(func() { srv.CloseClientConnections(); srv.Close() })
 	return srv.Listener.Addr().String()
 }
@@ -110,6 +116,50 @@ func newClient(t testing.TB, cfg transfer.ClientConfig) *transfer.Client {
 	}
 	t.Cleanup(c.Close)
 	return c
+}
+
+// The kernel takes a piece from its sender at once, and a thin link brings it much later: until then nobody else is sent it.
+func TestWhatHasNotComeIsNotSentToAnother(t *testing.T) {
+	s := newStore(t)
+	data, _ := storetest.Content(1, 8*piece.GroupSize)
+	d := storetest.Fill(t, s, data)
+	const spacing = 50 * time.Millisecond
+	addr := serve(t, transfer.Config{Spacing: spacing}, stored{s})
+	slow, err := (&net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
+		return raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 64<<10) }) // else all of it fits
+	}}).DialContext(t.Context(), "tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer slow.Close()
+	request := fmt.Sprintf("GET /v1/blobs/%s HTTP/1.1\r\nHost: a\r\nRange: bytes=0-%d\r\n\r\n", d, piece.GroupSize-1)
+	if _, err := io.WriteString(slow, request); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(slow, make([]byte, 12)); err != nil { // of the answer, which has begun
+		t.Fatal(err)
+	}
+	c := newClient(t, transfer.ClientConfig{})
+	buf := make([]byte, piece.GroupSize)
+	for range 20 { // some of it each time
+		if _, err := io.ReadFull(slow, make([]byte, 4<<10)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(spacing)
+		if err := c.Piece(t.Context(), addr, d, 0, buf); !errors.Is(err, transfer.ErrShared) {
+			t.Fatalf("another peer got %v while the piece is on its way, want ErrShared", err)
+		}
+	}
+	// It has fallen silent: within a second or so it does not count any more.
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(spacing / 5) {
+		err := c.Piece(t.Context(), addr, d, 0, buf)
+		if err == nil {
+			return
+		}
+		if !errors.Is(err, transfer.ErrShared) || time.Now().After(deadline) {
+			t.Fatalf("another peer got %v after it has stood still", err)
+		}
+	}
 }
 
 func TestAPieceIsSentToOnePeerAtATime(t *testing.T) {
