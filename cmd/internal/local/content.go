@@ -243,7 +243,12 @@ func (h *contents) open(ctx context.Context, b peer.Blob, s span) (Blob, int64, 
 	if err != nil {
 		return nil, 0, err
 	}
-	ready, err := blob.AwaitMoving(ctx, s.off, s.length, h.cfg.FirstByte)
+	waiting := ctx
+	if s.off > 0 { // what has no chunk map moves from its beginning on: it may be long before that has come here
+		waiting, cancel = context.WithTimeoutCause(ctx, h.cfg.FirstByte, fmt.Errorf("no first byte within %v", h.cfg.FirstByte))
+		defer cancel()
+	}
+	ready, err := blob.AwaitMoving(waiting, s.off, s.length, h.cfg.FirstByte)
 	if err != nil {
 		_ = blob.Close() // only read from
 		return nil, 0, err
