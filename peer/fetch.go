@@ -92,7 +92,7 @@ func (t *task) readParent(ctx context.Context, r dispatch.Request, check func([]
 	data := (*buf)[:length]
 	outer := ctx
 	ctx, span := tracing.Start(ctx, "fetch piece", attribute.Int("shoal.piece", int(i)), attribute.String("shoal.parent", string(r.Parent)))
-	err := t.peer.wire.Fetch(ctx, transfer.Wanted{Addr: string(r.Parent), Digest: t.blob.Digest, Off: off, Buf: data, Demanded: r.Demanded, Alone: r.Alone, Beat: t.pulse.beat})
+	err := t.peer.wire.Fetch(ctx, transfer.Wanted{Addr: string(r.Parent), Digest: t.blob.Digest, Off: off, Buf: data, Demanded: r.Demanded, Alone: r.Alone, Came: t.pulse.came})
 	var storeErr error
 	if err == nil {
 		var groups []piece.Digest
@@ -355,11 +355,9 @@ func (t *task) fetch(ctx context.Context, off, length int64, o origin) (io.ReadC
 		return nil, err
 	}
 	chain := t.peer.cfg.Limits.FromOrigin()
-	return &beating{ReadCloser: body, step: chain.Step, beat: func() {
-		t.pulse.beat()
-		t.post(func() { t.reading = true })
-	},
+	return &beating{ReadCloser: body, step: chain.Step, beat: func() { t.post(func() { t.reading = true }) },
 		pace: func(n int) error {
+			t.pulse.came(n)
 			t.peer.gate.pass(ctx, o.hurry.on)
 			return chain.Pace(ctx, t.blob.Digest.String(), n)
 		}}, nil

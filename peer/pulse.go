@@ -6,18 +6,28 @@ import (
 	"fmt"
 	"sync/atomic"
 	"time"
+
+	"github.com/shoal-project/shoal/peer/piece"
 )
 
-// pulse remembers when a task was last seen to move: when bytes of it came to this host, of whatever piece, or the scheduler said that
-// others fetch what this host waits for. It is safe for concurrent use.
+// pulse remembers when a task was last seen to move: when 256 KiB of it had come to this host, of whatever pieces, or the scheduler said that
+// others fetch what this host waits for. A trickle does not count. It is safe for concurrent use.
 type pulse struct {
 	since time.Time
 	last  atomic.Int64 // nanoseconds after since
+	bytes atomic.Int64 // that have come since then
 }
 
 func newPulse() *pulse { return &pulse{since: time.Now()} }
 
 func (p *pulse) beat() { p.last.Store(int64(time.Since(p.since))) }
+
+func (p *pulse) came(n int) {
+	if p.bytes.Add(int64(n)) >= piece.GroupSize {
+		p.bytes.Store(0)
+		p.beat()
+	}
+}
 
 func (p *pulse) at() time.Time { return p.since.Add(time.Duration(p.last.Load())) }
 

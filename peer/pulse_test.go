@@ -84,6 +84,22 @@ func TestWhoCouldReadTheOriginDoesNotWaitForEver(t *testing.T) {
 	}
 }
 
+// Where a cluster trickles the origin is better.
+func TestWhoCouldReadTheOriginDoesNotWaitForATrickle(t *testing.T) {
+	s := peertest.NewSwarm(t)
+	b, _ := s.Origin.Random(mib, 1)
+	s.Origin.Lock()
+	s.Origin.Pace = 2 * time.Second // of 64 KiB
+	s.Origin.Unlock()
+	began := time.Now()
+	if _, err := open(t, s.Host(peertest.Lone), b).AwaitMoving(t.Context(), 0, b.Size, time.Second); err == nil {
+		t.Error("no error although nothing came to speak of")
+	}
+	if took := time.Since(began); took > 4*time.Second {
+		t.Errorf("waited %v", took)
+	}
+}
+
 func open(t *testing.T, h *peertest.Host, b peer.Blob) *peer.Reader {
 	t.Helper()
 	r, err := h.Open(t.Context(), b, "")

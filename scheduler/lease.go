@@ -27,6 +27,9 @@ func (m *Machine) progress(now time.Time, ev Progress) {
 		me.zone.refresh(now, i)
 	}
 	m.gain(t, me, ev.Gained)
+	if len(ev.Gained) > 0 {
+		me.stuckFrom = time.Time{}
+	}
 	if ev.Reading || len(ev.Gained) > 0 {
 		t.moving = now
 	}
@@ -379,7 +382,9 @@ func (m *Machine) stuck(now time.Time, ev Stuck) {
 	case ev.Withheld:
 		m.withheld(now, t, me, ev.Runs)
 		return
-	case now.Sub(t.moving) < m.cfg.LeaseSilence && !m.anyHeldInVain(now, t, me, ev.Runs):
+	}
+	me.complain(now, t, ev.Runs)
+	if now.Sub(t.moving) < m.cfg.LeaseSilence && t.coming(now, me, ev.Runs) {
 		m.send(me.host.ID, Coming{Task: t.ID})
 	}
 	if !me.mayRead(now) {
@@ -412,25 +417,43 @@ func (m *Machine) stuck(now time.Time, ev Stuck) {
 
 // outOfReach reports whether a piece is held in vain for a member that is stuck, and nobody fetches it.
 func (m *Machine) outOfReach(now time.Time, t *task, me *member, i int) bool {
-	return heldInVain(now, t, me, i) && !t.leased.Test(uint(i)) && !me.zone.leased.Test(uint(i))
+	return t.heldInVain(now, me, i) && !t.leased.Test(uint(i)) && !me.zone.leased.Test(uint(i))
 }
 
-func (m *Machine) anyHeldInVain(now time.Time, t *task, me *member, runs []Run) bool {
+// coming reports whether pieces that a member is stuck for will come to it: each spreads already, or somebody reads the origin, and that will be
+// its turn.
+func (t *task) coming(now time.Time, me *member, runs []Run) bool {
 	for i := range pieces(t, runs) {
-		if heldInVain(now, t, me, i) {
-			return true
+		if t.heldInVain(now, me, i) || t.holders[i] == 0 && !t.leased.Test(uint(i)) && t.bulk() == 0 {
+			return false
 		}
 	}
-	return false
+	return true
 }
 
 // heldInVain reports whether a piece is held, but neither by a member that is stuck nor, as that says, by anybody it can reach: not missing,
 // not about to come across the border, and not spreading.
-func heldInVain(now time.Time, t *task, me *member, i int) bool {
+func (t *task) heldInVain(now time.Time, me *member, i int) bool {
 	z := me.zone
 	at, fresh := z.fresh[i]
+	spreads := fresh && now.Sub(at) < freshFor(t) && (me.stuckFrom.IsZero() || now.Sub(me.stuckFrom) < freshFor(t))
 	due := z.holders[i] == 0 && z.open()
-	return t.holders[i] > 0 && !due && !me.have.Test(uint(i)) && (!fresh || now.Sub(at) >= freshFor(t))
+	return t.holders[i] > 0 && !due && !me.have.Test(uint(i)) && !spreads
+}
+
+// complain notes since when a member has been stuck although a neighbour holds what it wants: it spreads, but not to here.
+func (me *member) complain(now time.Time, t *task, runs []Run) {
+	if !me.stuckFrom.IsZero() {
+		return
+	}
+	for id := range me.neighbours {
+		for i := range pieces(t, runs) {
+			if n := t.members[id]; n != nil && n.have.Test(uint(i)) {
+				me.stuckFrom = now
+				return
+			}
+		}
+	}
 }
 
 // whole reports whether the task has to be read as a whole, from its beginning. The digest of the last piece is told by who came to the

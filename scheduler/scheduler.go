@@ -170,6 +170,7 @@ type member struct {
 	linkAfter  time.Time // when it gets neighbours, unless all are linked anew before; zero when it has some
 	denied     bool      // the origin refused this host for good
 	notBefore  time.Time // no lease before
+	stuckFrom  time.Time // since when it gets nothing although a neighbour holds what it wants; zero when not so
 	corrupt    int       // times that the origin gave it wrong bytes
 }
 

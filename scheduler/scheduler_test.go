@@ -317,6 +317,36 @@ func TestStuckPeerHearsWhetherAnythingMoves(t *testing.T) {
 	}
 }
 
+// Newcomers get what a host waits for that can reach nobody: that the pieces spread is of no use to it.
+func TestStuckPeerReadsItselfWhileOthersComeAndGet(t *testing.T) {
+	c := newCluster(t)
+	c.do(hostJoins("s1", true, ""), hostJoins("p", false, ""), join("p", blob(4)))
+	c.do(Progress{Host: "s1", Task: "blob", Gained: []Run{{0, 4}}, Done: true})
+	began := c.now
+	for i := 0; len(c.leases["p"]) == 0 && c.now.Sub(began) < time.Minute; i++ {
+		id := fmt.Sprint("n", i)
+		c.do(hostJoins(id, false, ""), join(id, blob(4)))
+		c.after(time.Second, Progress{Host: HostID(id), Task: "blob", Gained: []Run{{0, 4}}, Done: true})
+		c.do(Stuck{Host: "p", Task: "blob", Runs: []Run{{0, 4}}}, Tick{})
+	}
+	if took := c.now.Sub(began); took > 5*time.Second {
+		t.Errorf("it may read the origin after %v", took)
+	}
+}
+
+func TestStuckPeerIsNotToldThatWhatNobodyFetchesIsComing(t *testing.T) {
+	c := newCluster(t)
+	c.do(hostJoins("s1", true, ""), hostJoins("n1", false, ""), hostJoins("n2", false, ""), join("n1", blob(2)), join("n2", blob(2)))
+	c.do(Progress{Host: "s1", Task: "blob", Gained: []Run{{1, 2}}})
+	for _, id := range []HostID{"s1", "n1", "n2"} {
+		c.do(LeaseFailed{Host: id, Task: "blob", Run: Run{0, 2}, Failure: FailureDenied, Text: "401"})
+	}
+	c.do(Progress{Host: "n2", Task: "blob", Gained: []Run{{1, 2}}})
+	if c.after(time.Second, Stuck{Host: "n1", Task: "blob", Runs: []Run{{0, 1}}}); c.coming["n1"] > 0 {
+		t.Error("nobody holds the piece, and nobody may read it")
+	}
+}
+
 // TestEverybodyFinishes runs random clusters with dying hosts and failing origins and checks after each step that no
 // piece has two leases, of the origin or of a border, and at the end that every survivor has everything.
 func TestEverybodyFinishes(t *testing.T) {

@@ -30,7 +30,7 @@ type zone struct {
 	leases            []*crossing       // in the order they were given
 	fresh             map[int]time.Time // pieces that have come to a member lately, and when last
 	failures          int               // crossings that came to nothing since one did not
-	took              time.Duration     // a crossing, a moving mean
+	took, least       time.Duration     // a crossing: a moving mean, and the shortest
 	window            float64           // pieces that may be on their way; 0 before any was quick or late
 	narrow            bool              // crossings have been late
 }
@@ -290,14 +290,17 @@ func (m *Machine) measured(now time.Time, t *task, c *crossing) {
 		z.took = took
 	}
 	z.took += (took - z.took) / 8
-	if took < m.cfg.LeaseSilence/4 {
+	if z.least == 0 || took < z.least {
+		z.least = took
+	}
+	if took < m.cfg.LeaseSilence/4 || took < z.least+z.least/2 { // it is the way that is long, not the queue before it
 		m.widen(t, z)
 	}
 }
 
 // crossingPatience is how long a crossing may take: well longer than others took, and longer the more of them came to nothing.
 func (m *Machine) crossingPatience(z *zone) time.Duration {
-	return max(m.cfg.LeaseSilence, 2*z.took) << min(z.failures, patienceDoubles)
+	return max(m.cfg.LeaseSilence, 4*z.took) << min(z.failures, patienceDoubles)
 }
 
 // crossingFailed takes back what a member could not fetch, from none of the holders it was told.

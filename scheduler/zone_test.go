@@ -156,9 +156,9 @@ func TestCrossingsAtATimeAreBounded(t *testing.T) {
 	}
 }
 
-// border carries what crosses to the hosts at a rate, which all that is on its way shares; what was revoked comes nevertheless. It returns
-// when the zone had everything, or most, and how many pieces were begun to be sent.
-func (c *cluster) border(hosts []HostID, size, rate int64, most time.Duration) (took time.Duration, sent int) {
+// border carries what crosses to the hosts at a rate, which all that is on its way shares, and none faster than at another rate; what was
+// revoked comes nevertheless. It returns when the zone had everything, or most, and how many pieces were begun to be sent.
+func (c *cluster) border(hosts []HostID, size int64, rate, each float64, most time.Duration) (took time.Duration, sent int) {
 	const step = 20 * time.Millisecond
 	type flow struct {
 		to    HostID
@@ -176,7 +176,7 @@ func (c *cluster) border(hosts []HostID, size, rate int64, most time.Duration) (
 			}
 			seen[id] = len(c.crossings[id])
 		}
-		carried := float64(rate) * step.Seconds() / float64(len(flows))
+		carried := min(rate/float64(len(flows)), each) * step.Seconds()
 		c.after(step)
 		flows = slices.DeleteFunc(flows, func(f *flow) bool {
 			if f.left -= carried; f.left > 0 {
@@ -196,14 +196,17 @@ func (c *cluster) border(hosts []HostID, size, rate int64, most time.Duration) (
 // which a piece is taken for lost, or everything crosses twice.
 func TestBorderIsGivenWhatItCarries(t *testing.T) {
 	for name, tc := range map[string]struct {
-		size, rate int64 // bytes, bytes a second
-		least      float64
+		size       int64   // bytes
+		rate, each float64 // bytes a second
+		copies     float64
+		times      float64 // the limit
 	}{
-		"thin":           {256 << 10, 1 << 20, 1.1},
-		"thinnest":       {256 << 10, 100 << 10, 1.2},
-		"large pieces":   {16 << 20, 6 << 20, 1.2},
-		"wide":           {256 << 10, 100 << 20, 1},
-		"wide and large": {16 << 20, 1 << 30, 1},
+		"thin":           {256 << 10, 1 << 20, 1 << 30, 1.1, 1.2},
+		"thinnest":       {256 << 10, 100 << 10, 1 << 30, 1.2, 1.25},
+		"large pieces":   {16 << 20, 6 << 20, 1 << 30, 1.05, 1.05},
+		"wide":           {256 << 10, 100 << 20, 1 << 30, 1, 1.1},
+		"wide and large": {16 << 20, 1 << 30, 1 << 30, 1, 1.1},
+		"long":           {16 << 20, 256 << 20, 16 << 20, 1, 1.5}, // sixteen at a time
 	} {
 		t.Run(name, func(t *testing.T) {
 			const pieces = 256
@@ -214,11 +217,14 @@ func TestBorderIsGivenWhatItCarries(t *testing.T) {
 			for _, id := range hosts {
 				c.do(hostJoins(string(id), false, "b"), join(string(id), task))
 			}
-			limit := time.Duration(pieces * tc.size * int64(time.Second) / tc.rate)
-			took, sent := c.border(hosts, tc.size, tc.rate, 4*limit)
+			limit := time.Duration(pieces * float64(tc.size) / tc.rate * float64(time.Second))
+			took, sent := c.border(hosts, tc.size, tc.rate, tc.each, 4*limit)
 			t.Logf("%d bytes in pieces of %d: %v of %v, %d pieces sent", pieces*tc.size, tc.size, took, limit, sent)
-			if float64(sent) > tc.least*pieces+1 {
+			if float64(sent) > tc.copies*pieces+1 {
 				t.Errorf("%d pieces crossed, want %d", sent, pieces)
+			}
+			if took.Seconds() > tc.times*limit.Seconds() {
+				t.Errorf("%v, want %v", took, limit)
 			}
 		})
 	}

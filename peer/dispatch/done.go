@@ -16,9 +16,9 @@ func (p *Planner) Done(now time.Time, r Request, o Outcome) {
 	if o == OK {
 		if !r.Border { // which says nothing of the parents' ways
 			p.served(now.Sub(p.inFlight[i].at))
+			p.lateRow = 0
 		}
 		p.have.Add(i)
-		p.lateRow = 0
 	}
 	delete(p.inFlight, i)
 	p.reopen(i)

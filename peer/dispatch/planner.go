@@ -100,6 +100,7 @@ type Planner struct {
 	service   time.Duration // what a request takes, a moving mean
 	lateRow   int           // how often in a row requests were given up, since one has come
 	lateFrom  time.Time     // when that was the last time
+	lateAll   bool          // none had come then since the time before: all are slow
 	parents   map[ParentID]*parent
 	order     []*parent // sorted by id
 	banned    map[ParentID]bool
@@ -554,8 +555,10 @@ func (p *Planner) elsewhere(i piece.Index, a asked) bool {
 // patience is how long a request may take: four times what others took, or what a piece takes at 2 MB/s while none has come. That
 // may be too little, of a host whose link has become slow: it doubles each time that requests were given up for it and none has come since.
 func (p *Planner) patience() time.Duration {
-	return max(p.cfg.Hedge, 4*p.usual()) << min(p.lateRow, maxDoubles)
+	return p.firstPatience() << min(p.lateRow, maxDoubles)
 }
+
+func (p *Planner) firstPatience() time.Duration { return max(p.cfg.Hedge, 4*p.usual()) }
 
 // usual is what a request takes, as far as is known; before any has come, what a piece takes at 8 MB/s.
 func (p *Planner) usual() time.Duration {
@@ -571,15 +574,15 @@ const maxDoubles = 8
 // gaveUp takes note that a request was given up, and returns how long the parent is to be left alone: long if others are quicker, as far as is
 // known.
 func (p *Planner) gaveUp(now time.Time) time.Duration {
-	pause := 4 * p.patience()
-	if p.service == 0 || p.lateRow > 0 {
-		pause = p.cfg.Penalty
-	}
 	if now.Sub(p.lateFrom) >= p.patience() { // those that were begun together count once
+		p.lateAll = p.lateRow > 0
 		p.lateRow++
 		p.lateFrom = now
 	}
-	return pause
+	if p.service == 0 || p.lateAll {
+		return p.cfg.Penalty
+	}
+	return 4 * p.firstPatience()
 }
 
 // Overdue returns requests to parents that take much longer than others do, each once; the caller gives them up and reports them as Late.

@@ -390,6 +390,45 @@ func TestPiecesComeHoweverLongTheyTake(t *testing.T) {
 	}
 }
 
+func TestAllSlowParentsAreLeftAloneForLong(t *testing.T) {
+	p := withParents(planner(200), "a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l")
+	requests := p.Next(t0)
+	for _, r := range requests[4:] {
+		p.Done(t0.Add(100*time.Millisecond), r, OK)
+	}
+	at := t0.Add(400 * time.Millisecond) // four times that
+	if got := p.Overdue(at); len(got) != 4 {
+		t.Fatalf("given up: %v, want four", got)
+	}
+	for _, r := range requests[:4] {
+		p.Done(at, r, Late)
+		if got := p.parents[r.Parent].notUntil.Sub(at); got != 1600*time.Millisecond {
+			t.Errorf("parent %s is left alone for %v, want 1.6 s", r.Parent, got)
+		}
+	}
+}
+
+// What comes across the border says nothing of how long the parents of the zone take.
+func TestBorderDoesNotMakeImpatient(t *testing.T) {
+	p := withParents(planner(20), "a", "b")
+	for _, r := range p.Next(t0) {
+		p.Done(t0.Add(p.patience()), r, Late)
+	}
+	patience := p.patience()
+	p.ParentLost("a", 19)
+	p.ParentLost("b", 19)
+	p.Cross(Run{19, 20}, []ParentID{"far"}, false)
+	at := t0.Add(time.Minute)
+	for _, r := range p.Next(at) {
+		if r.Border {
+			p.Done(at.Add(10*time.Millisecond), r, OK)
+		}
+	}
+	if got := p.patience(); !p.have.Has(19) || got != patience {
+		t.Errorf("patience %v, want %v as before; the piece came: %v", got, patience, p.have.Has(19))
+	}
+}
+
 func TestParentsAreAskedForLessWhileTheOriginIsRead(t *testing.T) {
 	p := planner(100)
 	for i := range 20 {

@@ -133,8 +133,8 @@ type Wanted struct {
 	Demanded bool
 	// Alone is set when the caller cannot get the range from another peer who was sent it: the answer is never ErrShared.
 	Alone bool
-	// Beat is called, from the goroutine of Fetch, whenever some of the range has come; nil is not. It must be quick.
-	Beat func()
+	// Came is called, from the goroutine of Fetch, whenever some bytes of the range have come, with their number; nil is not. It must be quick.
+	Came func(n int)
 }
 
 // Fetch fills w.Buf from a peer. On an error it holds anything.
@@ -189,7 +189,7 @@ func (c *Client) request(ctx context.Context, w Wanted) []byte {
 // answered anything.
 func (c *Client) ask(ctx context.Context, cn *conn, w Wanted) (answered bool, err error) {
 	whole := false // the answer was read to its end
-	cn.beat = w.Beat
+	cn.came = w.Came
 	stop := context.AfterFunc(ctx, func() { _ = cn.SetDeadline(time.Unix(1, 0)) })
 	defer func() {
 		if stop() && whole && cn.r.Buffered() == 0 {

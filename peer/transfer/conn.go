@@ -36,7 +36,7 @@ type conn struct {
 	awaited int              // that number, as the socket knows it
 	used    bool             // it has answered a request
 	since   time.Time        // when it became idle
-	beat    func()           // called when bytes of an answer came; nil calls nobody
+	came    func(n int)      // told of bytes of an answer that came; nil tells nobody
 }
 
 func newConn(c net.Conn, addr string) *conn {
@@ -107,8 +107,8 @@ func (c *conn) fill(ctx context.Context, b []byte, stall time.Duration) (n int, 
 			}
 			m, err = c.r.Read(b[n:])
 		}
-		if n += m; m > 0 && c.beat != nil {
-			c.beat()
+		if n += m; m > 0 && c.came != nil {
+			c.came(m)
 		}
 		if err != nil && n < len(b) {
 			return n, fmt.Errorf("after %d of %d bytes: %w", n, len(b), noEOF(err))

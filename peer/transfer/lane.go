@@ -18,6 +18,7 @@ type lane struct {
 
 	// guarded by handler.mu
 	busy  bool // last may be on its way
+	sends bool // not all of it was sent yet
 	last  upRange
 	left  int       // bytes that were not acknowledged when they were counted last; 0 when they were not
 	moved time.Time // when they were seen to become fewer
@@ -50,12 +51,19 @@ func laneOf(r *http.Request) *lane {
 // carry notes what is sent on the connection from now on.
 func (l *lane) carry(r upRange) {
 	if l != nil {
-		l.busy, l.last, l.left = true, r, 0
+		l.busy, l.sends, l.last, l.left = true, true, r, 0
 	}
 }
 
-// carries reports whether a range that was sent on the connection is on its way still: bytes of it have not been acknowledged, others were not
-// long ago, and nothing else was asked for since.
+// sent notes that all of what is carried was sent, or as much as will be.
+func (l *lane) sent() {
+	if l != nil {
+		l.sends = false
+	}
+}
+
+// carries reports whether a range that was sent on the connection is on its way still: it is being sent, if slowly because of a limit, or bytes of
+// it have not been acknowledged and others were not long ago; and nothing else was asked for since.
 func (l *lane) carries(now time.Time, r upRange) bool {
 	if l == nil || !l.busy || l.last != r {
 		return false
@@ -65,7 +73,7 @@ func (l *lane) carries(now time.Time, r upRange) bool {
 		left, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) // zero when it fails
 	})
 	if err != nil || left <= 0 {
-		return false
+		return err == nil && l.sends
 	}
 	if l.left == 0 || left < l.left {
 		l.left, l.moved = left, now

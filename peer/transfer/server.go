@@ -203,7 +203,7 @@ func (h *handler) serveBlob(w http.ResponseWriter, r *http.Request) {
 		h.refuse(w, busyHost, "all upload slots are taken")
 		return
 	}
-	defer h.untake(demanded)
+	defer h.untake(demanded, laneOf(r))
 	f, release, err := h.blobs.Open(d, off, length)
 	if err != nil {
 		h.fail(w, d, err)
@@ -250,9 +250,10 @@ func (h *handler) take(demanded bool) bool {
 	return (h.awaited.Taken() == 0 || h.slots.Taken() == 0) && h.slots.Take()
 }
 
-func (h *handler) untake(demanded bool) {
+func (h *handler) untake(demanded bool, l *lane) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	l.sent()
 	if demanded {
 		h.awaited.Release()
 	} else {

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -20,6 +21,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"github.com/shoal-project/shoal/peer/limits"
 	"github.com/shoal-project/shoal/peer/piece"
 	"github.com/shoal-project/shoal/peer/store"
 	"github.com/shoal-project/shoal/peer/store/storetest"
@@ -159,6 +161,41 @@ func TestWhatHasNotComeIsNotSentToAnother(t *testing.T) {
 		if !errors.Is(err, transfer.ErrShared) || time.Now().After(deadline) {
 			t.Fatalf("another peer got %v after it has stood still", err)
 		}
+	}
+}
+
+func TestWhatIsSentSlowlyIsNotSentToAnother(t *testing.T) {
+	s := newStore(t)
+	data, _ := storetest.Content(1, 4*piece.GroupSize)
+	d := storetest.Fill(t, s, data)
+	up, err := limits.New(limits.Rates{Upload: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := serve(t, transfer.Config{Spacing: 50 * time.Millisecond, Pacer: up.Upload()}, stored{s})
+	c := newClient(t, transfer.ClientConfig{Stall: 10 * time.Second})
+	begun, done := make(chan struct{}), make(chan error, 1)
+	go func() {
+		var once sync.Once
+		done <- c.Fetch(t.Context(), transfer.Wanted{Addr: addr, Digest: d, Buf: make([]byte, 4*piece.GroupSize),
+			Came: func(int) { once.Do(func() { close(begun) }) }})
+	}()
+	<-begun
+	for {
+		err := c.Fetch(t.Context(), transfer.Wanted{Addr: addr, Digest: d, Buf: make([]byte, 4*piece.GroupSize)})
+		if !errors.Is(err, transfer.ErrShared) {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	default:
+		t.Error("another peer was sent the piece while it was on its way")
+		<-done
 	}
 }
 
