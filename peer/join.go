@@ -89,17 +89,8 @@ func (t *task) chooseMode(now time.Time) {
 			t.peer.log.Warn("nothing moves, reading the origin without a lease", "digest", t.blob.Digest)
 			t.lastResort = true
 		}
-		for _, run := range t.planner.Stuck(now) {
-			t.session.Send(api.Event{Stuck: &api.Stuck{Task: t.blob.Digest.String(),
-				Runs: []api.Run{{int(run.First), int(run.End)}}}})
-		}
-		if withheld := t.planner.Withheld(now); len(withheld) > 0 {
-			ev := &api.Stuck{Task: t.blob.Digest.String(), Withheld: true}
-			for _, run := range withheld {
-				ev.Runs = append(ev.Runs, api.Run{int(run.First), int(run.End)})
-			}
-			t.session.Send(api.Event{Stuck: ev})
-		}
+		t.complain(t.planner.Stuck(now), false)
+		t.complain(t.planner.Withheld(now), true)
 		for _, run := range t.planner.Uncrossed() {
 			t.session.Send(crossingFailed(t.blob.Digest.String(), api.Run{int(run.First), int(run.End)}, "no holder could be reached"))
 		}
@@ -108,6 +99,18 @@ func (t *task) chooseMode(now time.Time) {
 	}
 	_, ok := t.substitute()
 	t.planner.Self(!ok || t.blob.Origin.none() || t.stands(now)) // no seed reads what takes a secret
+}
+
+// complain tells the scheduler of pieces that do not come.
+func (t *task) complain(missing []dispatch.Run, withheld bool) {
+	if len(missing) == 0 {
+		return
+	}
+	ev := &api.Stuck{Task: t.blob.Digest.String(), Withheld: withheld}
+	for _, run := range missing {
+		ev.Runs = append(ev.Runs, api.Run{int(run.First), int(run.End)})
+	}
+	t.session.Send(api.Event{Stuck: ev})
 }
 
 // cross takes the right to fetch a run across the border of the zone.
@@ -133,10 +136,12 @@ func crossingFailed(task string, run api.Run, text string) api.Event {
 	return api.Event{Failed: &api.LeaseFailed{Task: task, Run: run, Failure: failureTransient, Text: text, Border: true}}
 }
 
-// stands reports whether the task has had no piece, although it wants some, for so long that a slow origin or parent is no excuse any more.
+// stands reports whether the task has had no piece, although it wants some, for so long that a slow origin or parent is no excuse any more, and
+// in the end not even the scheduler's word.
 func (t *task) stands(now time.Time) bool {
 	patience := t.peer.cfg.SelfAfter + time.Duration(t.st.Layout().PieceSize)*time.Microsecond // a piece at 1 MB/s
-	return now.Sub(t.moved) > patience && now.Sub(t.wantedFrom) > patience
+	still := min(now.Sub(t.moved), now.Sub(t.wantedFrom))
+	return still > patience && now.Sub(t.comes) > patience || still > quietTimes*patience
 }
 
 // substitute returns the seed that stands in for the scheduler: the known one that wins the rendezvous and still answers.

@@ -1,6 +1,8 @@
 package peer_test
 
 import (
+	"context"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +13,7 @@ import (
 	"github.com/shoal-project/shoal/peer"
 	"github.com/shoal-project/shoal/peer/limits"
 	"github.com/shoal-project/shoal/peer/peertest"
+	"github.com/shoal-project/shoal/scheduler/api"
 )
 
 // A slow origin is no reason to leave the cluster for it: everybody would, and make it slower.
@@ -98,6 +101,33 @@ func TestWhoCouldReadTheOriginDoesNotWaitForATrickle(t *testing.T) {
 	if took := time.Since(began); took > 4*time.Second {
 		t.Errorf("waited %v", took)
 	}
+}
+
+// promiser is a scheduler that leases nothing and says that all is coming.
+type promiser struct{ commands *api.Queue }
+
+func (p promiser) Open(context.Context, api.Host) (string, *api.Queue, func(), error) {
+	return "session", p.commands, func() {}, nil
+}
+
+func (p promiser) Events(_ string, events []api.Event) error {
+	for _, ev := range events {
+		if ev.Stuck != nil {
+			p.commands.Push(api.Command{Coming: &api.Coming{Task: ev.Stuck.Task}})
+		}
+	}
+	return nil
+}
+
+func (p promiser) Hosts() []api.Host { return nil }
+
+func TestSchedulersWordIsNotBelievedForEver(t *testing.T) {
+	t.Parallel() // it takes twelve times what a host waits without that word
+	web := httptest.NewServer(api.NewHandler(promiser{api.NewQueue()}, ""))
+	t.Cleanup(func() { web.CloseClientConnections(); web.Close() })
+	s := peertest.NewSwarm(t)
+	b, data := s.Origin.Random(256<<10, 1)
+	readAll(t, b, data, s.Host(peertest.ScheduledBy(web.URL), peertest.SelfAfter(time.Second)))
 }
 
 func open(t *testing.T, h *peertest.Host, b peer.Blob) *peer.Reader {

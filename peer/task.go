@@ -80,7 +80,8 @@ type task struct {
 	reading       bool // bytes arrived from the origin since the last report
 	crossed       bool // a piece came that was leased to be fetched across the border, likewise
 	reported      time.Time
-	moved         time.Time                   // when a piece came last or is said to come, or somebody asked
+	moved         time.Time                   // when a piece came last, or somebody asked
+	comes         time.Time                   // when the scheduler said last that others fetch what this host waits for
 	wantedFrom    time.Time                   // since when something is wanted; zero while nothing is
 	left          time.Time                   // when a reference was given up last
 	asking        bool                        // a seed is being asked for digests
@@ -443,7 +444,7 @@ func (t *task) learn(digests []api.PieceDigest) {
 
 // coming takes the scheduler's word that others fetch what this host waits for.
 func (t *task) coming() {
-	t.moved = time.Now()
+	t.comes = time.Now()
 	t.pulse.beat()
 }
 

@@ -83,9 +83,10 @@ type Config struct {
 	VerdictTTL time.Duration
 	// StaleFor is how long tags and verdicts are believed while the origin is down. Default 24 h.
 	StaleFor time.Duration
-	// FirstByte is how long nothing may come, to here or to those it will come from, before the caller of a blob is sent to the origin. Default 5 s.
+	// FirstByte is how long nothing may come, to here or to those it will come from, before the caller of a blob is sent to the origin.
+	// While something comes it is twelve times as long. Default 5 s.
 	FirstByte time.Duration
-	// Stall is how long a stream may stand still before the caller is sent to the origin. Default 10 s.
+	// Stall is the same of a stream that has begun. Default 10 s.
 	Stall time.Duration
 	// RefuseFor is how long a blob that failed in mid-stream is refused in its repository. Default 60 s.
 	RefuseFor time.Duration

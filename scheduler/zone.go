@@ -126,7 +126,7 @@ func (m *Machine) cross(now time.Time, t *task) {
 	for _, z := range t.zones {
 		for z.wanting > 0 {
 			first, ok := z.idle.NextSet(0)
-			room := int(m.window(t, z)) - len(z.leases)
+			room := int(m.window(t, z)) - z.bulk()
 			if !ok || room <= 0 {
 				break
 			}
@@ -137,6 +137,16 @@ func (m *Machine) cross(now time.Time, t *task) {
 			m.giveCrossing(now, t, to, Run{int(first), min(int(first)+room, int(first)+m.crossingRun(t), t.Pieces)})
 		}
 	}
+}
+
+// bulk counts the crossings that are not for readers who wait for just that: those come on top.
+func (z *zone) bulk() (n int) {
+	for _, c := range z.leases {
+		if c.to.whole() {
+			n++
+		}
+	}
+	return n
 }
 
 // crossingsAtMost is how many pieces may ever be on their way into a zone.

@@ -230,6 +230,19 @@ func TestBorderIsGivenWhatItCarries(t *testing.T) {
 	}
 }
 
+// What readers wait for comes across on top of the rest, and does not keep it from crossing.
+func TestDemandedCrossingsLeaveRoomForOthers(t *testing.T) {
+	c := newCluster(t)
+	task := Task{ID: "blob", Pieces: 400, PieceSize: 16 << 20} // one at a time
+	partial := join("l", task)
+	partial.Partial = true
+	c.do(hostJoins("sa", true, "a"), join("sa", task, Run{0, 400}), hostJoins("l", false, "b"), partial)
+	c.do(Demand{Host: "l", Task: "blob", Runs: []Run{{399, 400}}}, hostJoins("b", false, "b"), join("b", task), Tick{})
+	if d := cmp.Diff(map[HostID][]Run{"l": {{399, 400}}, "b": {{0, 1}}}, c.crossings); d != "" {
+		t.Errorf("crossings (-want +got):\n%s", d)
+	}
+}
+
 func TestPieceOfADeadReceiverIsFetchedByAnother(t *testing.T) {
 	c := twoZones(t, 1)
 	c.do(Progress{Host: "sa", Task: "blob", Gained: []Run{{0, 1}}})

@@ -82,16 +82,8 @@ func (h *host) loop() {
 	s := h.sim
 	now := s.clock()
 	if h.joined {
-		for _, run := range h.planner.Stuck(now) {
-			h.send(scheduler.Stuck{Host: h.name, Task: taskID, Runs: []scheduler.Run{{First: int(run.First), End: int(run.End)}}})
-		}
-		if withheld := h.planner.Withheld(now); len(withheld) > 0 {
-			ev := scheduler.Stuck{Host: h.name, Task: taskID, Withheld: true}
-			for _, run := range withheld {
-				ev.Runs = append(ev.Runs, scheduler.Run{First: int(run.First), End: int(run.End)})
-			}
-			h.send(ev)
-		}
+		h.complain(h.planner.Stuck(now), false)
+		h.complain(h.planner.Withheld(now), true)
 		for _, run := range h.planner.Uncrossed() {
 			h.send(scheduler.LeaseFailed{Host: h.name, Task: taskID, Run: scheduler.Run{First: int(run.First), End: int(run.End)}, Border: true})
 		}
@@ -119,6 +111,18 @@ func (h *host) loop() {
 	if at := h.planner.NextWake(now); !at.IsZero() {
 		h.wake(at.Sub(time.Unix(1000, 0)))
 	}
+}
+
+// complain tells the scheduler of pieces that do not come.
+func (h *host) complain(missing []dispatch.Run, withheld bool) {
+	if len(missing) == 0 {
+		return
+	}
+	ev := scheduler.Stuck{Host: h.name, Task: taskID, Withheld: withheld}
+	for _, run := range missing {
+		ev.Runs = append(ev.Runs, scheduler.Run{First: int(run.First), End: int(run.End)})
+	}
+	h.send(ev)
 }
 
 // wake has the loop run at a time, if it does not before.

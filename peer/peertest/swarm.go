@@ -5,6 +5,7 @@ package peertest
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -246,6 +247,8 @@ type hostConfig struct {
 	wrap  func(http.Handler) http.Handler
 	quota int64
 	on    net.Listener // nil for one of its own
+	// scheduler is its URL; empty is the swarm's.
+	scheduler string
 }
 
 // Seed makes the host a seed.
@@ -292,6 +295,9 @@ func Quota(n int64) Option { return func(c *hostConfig) { c.quota = n } }
 
 // Limits hold the host back.
 func Limits(l *limits.Limits) Option { return func(c *hostConfig) { c.peer.Limits = l } }
+
+// ScheduledBy has the host ask the scheduler at a URL instead of the swarm's.
+func ScheduledBy(url string) Option { return func(c *hostConfig) { c.scheduler = url } }
 
 // SelfAfter sets how long the host's tasks may stand still before they read the origin themselves.
 func SelfAfter(d time.Duration) Option { return func(c *hostConfig) { c.peer.SelfAfter = d } }
@@ -345,7 +351,7 @@ func (s *Swarm) Host(options ...Option) *Host {
 	}
 	var schedulers peer.Schedulers
 	if !c.lone {
-		schedulers = Fixed{api.NewClient(s.url, "")}
+		schedulers = Fixed{api.NewClient(cmp.Or(c.scheduler, s.url), "")}
 	}
 	h.Peer, err = peer.New(c.peer, h.Store, wire, s.Origin, schedulers)
 	must(err)

@@ -64,12 +64,13 @@ type ContentConfig struct {
 	Probe func(context.Context, source.Web) (source.Info, error)
 	// Open opens content in the cluster.
 	Open func(context.Context, peer.Blob) (Blob, error)
-	// FirstByte is how long nothing may come, to here or to those it will come from, before the caller is sent to the origin. Default 15 s.
+	// FirstByte is how long nothing may come, to here or to those it will come from, before the caller is sent to the origin.
+	// While something comes it is twelve times as long, but for a part that does not begin at the start. Default 15 s.
 	FirstByte time.Duration
+	// Stall is the same of a stream that has begun, before it ends. Default 10 s.
+	Stall time.Duration
 	// StaleFor is how long what a URL had, that takes no secret, is believed while its host is down. Default 24 h.
 	StaleFor time.Duration
-	// Stall is how long a stream may stand still before it ends. Default 10 s.
-	Stall time.Duration
 	// Log is where failures are reported; nil discards.
 	Log *slog.Logger
 }
