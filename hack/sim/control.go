@@ -104,7 +104,7 @@ func (h *host) send(ev scheduler.Event) {
 
 // report tells the scheduler what came since the last report.
 func (h *host) report() {
-	if !h.joined || len(h.gained) == 0 {
+	if !h.joined || len(h.gained) == 0 && !h.reading {
 		return
 	}
 	s := h.sim

@@ -339,7 +339,25 @@ func (h *host) readOrigin(r dispatch.Request) {
 		h.dirty = true
 	}
 	s.after(originLatency, func() { s.net.flows = append(s.net.flows, f) })
+	h.beat(f, f.left)
 }
+
+// beat says again and again that bytes of a read of the origin have come, as package peer does, until it ends. left is what the piece
+// lacked before.
+func (h *host) beat(f *flow, left float64) {
+	h.sim.after(beatEvery, func() {
+		if f.ended {
+			return
+		}
+		if f.left != left {
+			h.reading, h.dirty = true, true
+		}
+		h.beat(f, f.left)
+	})
+}
+
+// beatEvery is how often package peer does.
+const beatEvery = 250 * time.Millisecond
 
 // originLatency is the time to the first byte of a range.
 const originLatency = 5 * time.Millisecond
