@@ -106,7 +106,7 @@ func (t *task) complain(missing []dispatch.Run, withheld bool) {
 	if len(missing) == 0 {
 		return
 	}
-	ev := &api.Stuck{Task: t.blob.Digest.String(), Withheld: withheld}
+	ev := &api.Stuck{Task: t.blob.Digest.String(), Withheld: withheld, UsualUS: t.planner.Usual().Microseconds()}
 	for _, run := range missing {
 		ev.Runs = append(ev.Runs, api.Run{int(run.First), int(run.End)})
 	}

@@ -383,6 +383,7 @@ func (m *Machine) stuck(now time.Time, ev Stuck) {
 		m.withheld(now, t, me, ev.Runs)
 		return
 	}
+	me.usual = ev.Usual
 	me.complain(now, t, ev.Runs)
 	if now.Sub(t.moving) < m.cfg.LeaseSilence && t.coming(now, me, ev.Runs) {
 		m.send(me.host.ID, Coming{Task: t.ID})
@@ -436,7 +437,7 @@ func (t *task) coming(now time.Time, me *member, runs []Run) bool {
 func (t *task) heldInVain(now time.Time, me *member, i int) bool {
 	z := me.zone
 	at, fresh := z.fresh[i]
-	spreads := fresh && now.Sub(at) < freshFor(t) && (me.stuckFrom.IsZero() || now.Sub(me.stuckFrom) < freshFor(t))
+	spreads := fresh && now.Sub(at) < t.spreads(me) && (me.stuckFrom.IsZero() || now.Sub(me.stuckFrom) < t.spreads(me))
 	due := z.holders[i] == 0 && z.open()
 	return t.holders[i] > 0 && !due && !me.have.Test(uint(i)) && !spreads
 }
@@ -460,11 +461,25 @@ func (me *member) complain(now time.Time, t *task, runs []Run) {
 // blob's end and found it right, and by then all others were.
 func (t *task) whole() bool { return t.Sequential && t.digests[t.Pieces-1] == nil }
 
-// freshFor is how long after it has come to somebody a piece counts as spreading: the word of it has to reach the neighbours, and then the
-// piece itself, which who sends several at once may send no faster than at 1 MB/s.
-func freshFor(t *task) time.Duration {
-	return 500*time.Millisecond + time.Duration(t.PieceSize)*time.Microsecond
+// spreads is how long after it has come to somebody a piece counts as spreading to a member: the word of it has to reach the neighbours, and
+// then the piece itself. That takes some times what pieces usually take to there, or if it has seen none, as long as at 1 MB/s.
+func (t *task) spreads(me *member) time.Duration {
+	if me.usual == 0 {
+		return spreadWord + time.Duration(t.PieceSize)*time.Microsecond
+	}
+	return spreadWord + spreadHops*me.usual
 }
+
+// spreadsAtMost is how long it is remembered that a piece has come.
+func (t *task) spreadsAtMost() time.Duration {
+	return spreadWord + spreadHops*time.Duration(t.PieceSize)*time.Microsecond
+}
+
+// spreadHops is how often a piece may have to be sent on before it comes to who asks.
+const spreadHops = 4
+
+// spreadWord is what the word of a piece takes.
+const spreadWord = 500 * time.Millisecond
 
 // tick moves leases that went silent, and retries what had failed in passing.
 func (m *Machine) tick(now time.Time) {
@@ -482,7 +497,7 @@ func (m *Machine) tick(now time.Time) {
 		m.moveCrossings(now, t)
 		for _, z := range t.zones {
 			m.relink(now, t, z)
-			maps.DeleteFunc(z.fresh, func(_ int, at time.Time) bool { return now.Sub(at) >= freshFor(t) })
+			maps.DeleteFunc(z.fresh, func(_ int, at time.Time) bool { return now.Sub(at) >= t.spreadsAtMost() })
 		}
 		m.linkLate(now, t)
 		m.grant(now, t)

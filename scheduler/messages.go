@@ -82,6 +82,8 @@ type Stuck struct {
 	Runs []Run
 	// Withheld is set when the only holder it knows gives wrong bytes or hardly any; other pieces come.
 	Withheld bool
+	// Usual is what a piece usually takes from another host to this one; zero when it has seen none.
+	Usual time.Duration
 }
 
 // Probed has the round trips that a host has measured after Probe, as far as it reached anybody.

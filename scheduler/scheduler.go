@@ -167,11 +167,12 @@ type member struct {
 	serving    int       // crossings that it was named for as a source
 	crossAfter time.Time // no crossing before
 	neighbours map[HostID]bool
-	linkAfter  time.Time // when it gets neighbours, unless all are linked anew before; zero when it has some
-	denied     bool      // the origin refused this host for good
-	notBefore  time.Time // no lease before
-	stuckFrom  time.Time // since when it gets nothing although a neighbour holds what it wants; zero when not so
-	corrupt    int       // times that the origin gave it wrong bytes
+	linkAfter  time.Time     // when it gets neighbours, unless all are linked anew before; zero when it has some
+	denied     bool          // the origin refused this host for good
+	notBefore  time.Time     // no lease before
+	stuckFrom  time.Time     // since when it gets nothing although a neighbour holds what it wants; zero when not so
+	usual      time.Duration // what a piece takes to it from another, as it said last; zero when it did not
+	corrupt    int           // times that the origin gave it wrong bytes
 }
 
 // lease is the right of one member to read a run of pieces from the origin.

@@ -288,6 +288,23 @@ func TestStuckPeerReadsItself(t *testing.T) {
 	}
 }
 
+// Where pieces come quickly a large one that does not come is not waited for as if the links were thin.
+func TestStuckPeerTellsWhatPiecesTake(t *testing.T) {
+	c := newCluster(t)
+	large := blob(1)
+	large.PieceSize = 16 << 20
+	c.do(hostJoins("s1", true, ""), hostJoins("n1", false, ""), join("n1", large))
+	c.do(Progress{Host: "s1", Task: "blob", Gained: []Run{{0, 1}}, Done: true})
+	stuck := Stuck{Host: "n1", Task: "blob", Runs: []Run{{0, 1}}, Usual: 200 * time.Millisecond}
+	if c.after(time.Second, stuck); len(c.leases["n1"]) != 0 {
+		t.Errorf("leases %v, although a piece takes 0.2 s and the word of it some time, too", c.leases["n1"])
+	}
+	c.after(time.Second, stuck)
+	if d := cmp.Diff([]Run{{0, 1}}, c.leases["n1"]); d != "" {
+		t.Errorf("leases of the stuck peer (-want +got):\n%s", d)
+	}
+}
+
 // Who has nothing to do but wait hears whether what it waits for is on its way to anybody, and does not read the origin meanwhile.
 func TestStuckPeerHearsWhetherAnythingMoves(t *testing.T) {
 	c := newCluster(t)

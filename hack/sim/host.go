@@ -118,7 +118,7 @@ func (h *host) complain(missing []dispatch.Run, withheld bool) {
 	if len(missing) == 0 {
 		return
 	}
-	ev := scheduler.Stuck{Host: h.name, Task: taskID, Withheld: withheld}
+	ev := scheduler.Stuck{Host: h.name, Task: taskID, Withheld: withheld, Usual: h.planner.Usual()}
 	for _, run := range missing {
 		ev.Runs = append(ev.Runs, scheduler.Run{First: int(run.First), End: int(run.End)})
 	}

@@ -115,3 +115,11 @@ func TestADoubleLeaseIsAFault(t *testing.T) {
 		t.Errorf("faults %v, want one", s.faults)
 	}
 }
+
+// What a zone has only from liars it fetches again. That may not take longer the larger the pieces are, where links are quick.
+func TestQuickLinksGetOverLiarsQuickly(t *testing.T) {
+	r := one(t, "--peers", "64", "--pieces", "256", "--piece", "16384", "--rate", "10000", "--scenario", "all")
+	if r.Ratio > 1.6 {
+		t.Errorf("ratio %.2f", r.Ratio)
+	}
+}

@@ -19,6 +19,9 @@ func (p *Planner) patience() time.Duration {
 
 func (p *Planner) firstPatience() time.Duration { return max(p.cfg.Hedge, 4*p.usual()) }
 
+// Usual is what a piece takes that a parent sends, a moving mean; zero when none has come.
+func (p *Planner) Usual() time.Duration { return p.service }
+
 // usual is what a request takes, as far as is known; before any has come, what a piece takes at 8 MB/s.
 func (p *Planner) usual() time.Duration {
 	if p.service > 0 {

@@ -206,6 +206,16 @@ func TestWithoutSchedulerOnlyWhatNobodyHoldsIsReadFromTheOrigin(t *testing.T) {
 	}
 }
 
+// One piece in a while would be little, of a blob of thousands.
+func TestStuckReportsSeveralPiecesHoweverLargeTheyAre(t *testing.T) {
+	layout := piece.Layout{Size: 100 * piece.MaxSize, PieceSize: piece.MaxSize}
+	p := New(Config{}, layout, piece.NewSet(100), nil, rand.New(rand.NewPCG(3, 4)))
+	p.Next(t0)
+	if d := cmp.Diff([]Run{{0, stuckLeast}}, p.Stuck(t0.Add(time.Second))); d != "" {
+		t.Errorf("stuck pieces (-want +got):\n%s", d)
+	}
+}
+
 func TestStuckIsReportedOnceInAWhile(t *testing.T) {
 	p := planner(4)
 	p.Next(t0)

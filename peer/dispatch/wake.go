@@ -22,14 +22,17 @@ func (p *Planner) watch(now time.Time) {
 	}
 }
 
+// stuckLeast is how many pieces Stuck reports, however large they are: it waits between two reports, and so do all others who miss the same.
+const stuckLeast = 8
+
 // Stuck returns runs of missing pieces when nothing has been in flight for Config.StuckAfter, waited-for pieces
-// first, up to Config.SourceBytes of them, and begins to wait anew.
+// first, up to Config.SourceBytes of them but at least stuckLeast, and begins to wait anew.
 func (p *Planner) Stuck(now time.Time) []Run {
 	if p.idleFrom.IsZero() || now.Sub(p.idleFrom) < p.cfg.StuckAfter {
 		return nil
 	}
 	p.idleFrom, p.starved, p.stuckAt, p.came = now, true, now, false
-	most := max(int(p.cfg.SourceBytes/max(p.layout.PieceSize, 1)), 1)
+	most := max(int(p.cfg.SourceBytes/max(p.layout.PieceSize, 1)), stuckLeast)
 	var runs []Run
 	seen := map[piece.Index]bool{}
 	for _, part := range p.wanted() {

@@ -96,6 +96,7 @@ type Stuck struct {
 	Task     string `json:"task"`
 	Runs     []Run  `json:"runs"`
 	Withheld bool   `json:"withheld,omitempty"`
+	UsualUS  int64  `json:"usualUS,omitempty"` // what a piece takes from another host, as far as seen, in microseconds
 }
 
 // Probed has the round trips that were measured, as far as anybody was reached.

@@ -28,7 +28,7 @@ func toEvent(host scheduler.HostID, ev api.Event) (e scheduler.Event, ok bool) {
 			Failure: scheduler.Failure(f.Failure), Text: f.Text, Border: f.Border}, true
 	case ev.Stuck != nil:
 		return scheduler.Stuck{Host: host, Task: scheduler.TaskID(ev.Stuck.Task), Runs: toRuns(ev.Stuck.Runs),
-			Withheld: ev.Stuck.Withheld}, true
+			Withheld: ev.Stuck.Withheld, Usual: time.Duration(ev.Stuck.UsualUS) * time.Microsecond}, true
 	case ev.Demand != nil:
 		return scheduler.Demand{Host: host, Task: scheduler.TaskID(ev.Demand.Task), Runs: toRuns(ev.Demand.Runs), All: ev.Demand.All}, true
 	case ev.Probed != nil:
