@@ -17,6 +17,7 @@ import (
 const (
 	taskID      = scheduler.TaskID("sha256:blob")
 	batchDelay  = 20 * time.Millisecond   // as in scheduler/api
+	batchBurst  = 4                       // and this
 	hostSilence = 1250 * time.Millisecond // as in scheduler/server
 )
 
@@ -54,7 +55,8 @@ func (h *host) open() {
 		zone = ""
 	}
 	epoch := s.epoch
-	s.after(2*s.cfg.latency, func() {
+	h.opened = s.now + 2*s.cfg.latency
+	s.at(h.opened, func() {
 		if s.epoch == epoch && !h.gone() {
 			s.step(scheduler.HostJoined{Host: scheduler.Host{ID: h.name, Addr: string(h.name), Seed: h.seed,
 				Locality: policy.Locality{Zone: zone}}})
@@ -80,7 +82,7 @@ func (h *host) join() {
 	h.send(ev)
 }
 
-// send queues an event for the scheduler; events leave in batches.
+// send queues an event for the scheduler; events leave in batches, a few at once after a pause.
 func (h *host) send(ev scheduler.Event) {
 	if !h.session {
 		return
@@ -90,7 +92,9 @@ func (h *host) send(ev scheduler.Event) {
 	if len(h.queue) > 1 {
 		return
 	}
-	s.after(batchDelay+s.cfg.latency, func() {
+	at := max(s.now, h.opened, h.batches-(batchBurst-1)*batchDelay)
+	h.batches = max(s.now, h.batches) + batchDelay
+	s.at(at+s.cfg.latency, func() {
 		events := h.queue
 		h.queue = nil
 		if s.epoch != epoch || h.gone() {
@@ -108,12 +112,12 @@ func (h *host) report() {
 		return
 	}
 	s := h.sim
-	if due := h.reportedAt + h.planner.ReportAfter(h.reading || h.crossed); s.now < due {
+	if due := h.reportedAt + h.planner.ReportAfter(h.reading || h.crossed); s.now < due && !h.urgent {
 		h.wake(due)
 		return
 	}
 	h.send(scheduler.Progress{Host: h.name, Task: taskID, Gained: runs(h.gained), Reading: h.reading, Done: h.have.Full()})
-	h.gained, h.reading, h.crossed, h.reportedAt = nil, false, false, s.now
+	h.gained, h.reading, h.crossed, h.urgent, h.reportedAt = nil, false, false, false, s.now
 }
 
 // runs turns pieces into runs.

@@ -49,7 +49,10 @@ type host struct {
 	gained     []piece.Index // since the last report
 	reading    bool
 	crossed    bool // a piece that was leased across the border has come
+	urgent     bool // a lease has ended
 	reportedAt time.Duration
+	opened     time.Duration // when the session has begun
+	batches    time.Duration // when as many batches as have left would have, at their mean rate
 }
 
 func newHost(s *sim, id int) *host {
@@ -336,7 +339,7 @@ func (h *host) readOrigin(r dispatch.Request) {
 		}
 		f.ended = true
 		h.planner.Done(s.clock(), r, dispatch.OK)
-		h.dirty = true
+		h.dirty, h.urgent = true, true
 	}
 	s.after(originLatency, func() { s.net.flows = append(s.net.flows, f) })
 	h.beat(f, f.left)
