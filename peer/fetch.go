@@ -227,6 +227,7 @@ func (t *task) readSource(ctx context.Context, r dispatch.Request, how reading) 
 			outcome = dispatch.Transient
 		}
 		t.planner.Done(time.Now(), r, outcome)
+		t.urgent = true
 		if err == nil || ctx.Err() != nil {
 			return
 		}

@@ -76,7 +76,7 @@ type task struct {
 	governed      bool         // a scheduler has heard of it
 	have          *piece.Set   // as last reported
 	freshDigests  []api.PieceDigest
-	urgent        bool // readers elsewhere wait for the digests in freshDigests
+	urgent        bool // who hears of it goes on: readers elsewhere with the digests in freshDigests, or the scheduler with the next lease
 	reading       bool // bytes arrived from the origin since the last report
 	crossed       bool // a piece came that was leased to be fetched across the border, likewise
 	reported      time.Time

@@ -63,7 +63,8 @@ type Config struct {
 	LeaseTime time.Duration
 	// LeaseMost is the length of the longest lease in bytes. Default 64 MiB.
 	LeaseMost int64
-	// LeasesPerHost is how many leases of one task one host may have at a time. Default 2.
+	// LeasesPerHost is how many leases of one task one host may have at a time. It should be one more than a host reads at a time, who
+	// would else wait for the next one. Default 3.
 	LeasesPerHost int
 	// Leases is how many leases of one task there may be at a time, as far as every seed may have one. More share the origin's rate, and
 	// the first piece of each comes the later. Default 8.
@@ -89,7 +90,7 @@ func (c Config) withDefaults() Config {
 	c.LeaseBytes = cmp.Or(c.LeaseBytes, 4<<20)
 	c.LeaseTime = cmp.Or(c.LeaseTime, 150*time.Millisecond)
 	c.LeaseMost = cmp.Or(c.LeaseMost, 64<<20)
-	c.LeasesPerHost = cmp.Or(c.LeasesPerHost, 2)
+	c.LeasesPerHost = cmp.Or(c.LeasesPerHost, 3)
 	c.Leases = cmp.Or(c.Leases, 8)
 	c.LeaseSilence = cmp.Or(c.LeaseSilence, 3*time.Second)
 	c.RetryAfter = cmp.Or(c.RetryAfter, time.Second)

@@ -123,3 +123,11 @@ func TestQuickLinksGetOverLiarsQuickly(t *testing.T) {
 		t.Errorf("ratio %.2f", r.Ratio)
 	}
 }
+
+// The words between two leases take tens of milliseconds, in which a quick origin sends a hundred megabytes. It may not stand still meanwhile.
+func TestQuickOriginIsReadByOneSeed(t *testing.T) {
+	r := one(t, "--peers", "32", "--pieces", "512", "--piece", "16384", "--rate", "25000", "--seeds", "1", "--scenario", "hard")
+	if r.OriginDone > 1.25 {
+		t.Errorf("all was read after %.2f times what the origin takes", r.OriginDone)
+	}
+}
