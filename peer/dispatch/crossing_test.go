@@ -94,6 +94,25 @@ func TestBusyHostBeyondTheBorderIsAskedAgainSoon(t *testing.T) {
 	}
 }
 
+// Who sends hardly anything across the border is waited for only until the piece has come to the zone by another way.
+func TestSlowCrossingIsGivenUpWhenAParentHasThePiece(t *testing.T) {
+	for _, again := range []bool{false, true} {
+		p := newHolding()
+		p.Cross(Run{2, 3}, []ParentID{"far"}, again)
+		now := time.Unix(0, 0)
+		p.Next(now)
+		now = now.Add(time.Minute)
+		if got := p.Overdue(now); len(got) != 0 {
+			t.Errorf("again %v: %v is given up, and nobody else has it", again, got)
+		}
+		p.AddParent("a")
+		p.ParentHas("a", Run{2, 3})
+		if got := p.Overdue(now); (len(got) == 1) == again {
+			t.Errorf("again %v: %v is given up when a parent has it", again, got)
+		}
+	}
+}
+
 func TestRevokedCrossingIsNotBegun(t *testing.T) {
 	p := newHolding()
 	p.Cross(Run{2, 5}, []ParentID{"far"}, false)

@@ -540,7 +540,10 @@ func (p *Planner) isRead(i piece.Index) bool {
 
 // elsewhere reports whether a piece that was asked of somebody could come from another one.
 func (p *Planner) elsewhere(i piece.Index, a asked) bool {
-	return !a.far && (p.avail[i] > 1 || p.Crosses(i))
+	if a.far {
+		return p.avail[i] > 0 && !p.crossings[i].again // it has come to the zone by another way
+	}
+	return p.avail[i] > 1 || p.Crosses(i)
 }
 
 // Overdue returns requests to parents that take much longer than others do, each once; the caller gives them up and reports them as Late.
