@@ -308,9 +308,14 @@ func (m *Machine) measured(now time.Time, t *task, c *crossing) {
 	}
 }
 
-// crossingPatience is how long a crossing may take: well longer than others took, and longer the more of them came to nothing.
-func (m *Machine) crossingPatience(z *zone) time.Duration {
-	return max(m.cfg.LeaseSilence, 4*z.took) << min(z.failures, patienceDoubles)
+// crossingPatience is how long a crossing may take: well longer than others took, and longer the more of them came to nothing. Before any has
+// come it is what a piece takes at 1 MB/s.
+func (m *Machine) crossingPatience(t *task, z *zone) time.Duration {
+	least := m.cfg.LeaseSilence
+	if z.took == 0 {
+		least = max(least, time.Duration(t.PieceSize)*time.Microsecond)
+	}
+	return max(least, 4*z.took) << min(z.failures, patienceDoubles)
 }
 
 // crossingFailed takes back what a member could not fetch, from none of the holders it was told.
@@ -327,7 +332,7 @@ func (m *Machine) crossingFailed(now time.Time, t *task, me *member, run Run) {
 // moveCrossings takes back those that take too long, so that another member tries.
 func (m *Machine) moveCrossings(now time.Time, t *task) {
 	for _, z := range t.zones {
-		patience, late := m.crossingPatience(z), false
+		patience, late := m.crossingPatience(t, z), false
 		t.dropCrossings(z, func(c *crossing) bool {
 			if now.Sub(c.given) < patience {
 				return false

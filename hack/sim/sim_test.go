@@ -116,6 +116,14 @@ func TestADoubleLeaseIsAFault(t *testing.T) {
 	}
 }
 
+// The first pieces that cross a border may take longer than a lease may be silent, on links of 100 Mbit/s. That does not close the border.
+func TestLargePiecesCrossThinLinksOnce(t *testing.T) {
+	r := one(t, "--peers", "96", "--pieces", "128", "--piece", "16384", "--rate", "100", "--seed", "4", "--scenario", "zones")
+	if r.OriginCopies > 1+1e-6 || r.ZoneCopies > 1.1 {
+		t.Errorf("%.4f copies left the origin, %.2f crossed the border", r.OriginCopies, r.ZoneCopies)
+	}
+}
+
 // What a zone has only from liars it fetches again. That may not take longer the larger the pieces are, where links are quick.
 func TestQuickLinksGetOverLiarsQuickly(t *testing.T) {
 	r := one(t, "--peers", "64", "--pieces", "256", "--piece", "16384", "--rate", "10000", "--scenario", "all")
