@@ -351,12 +351,20 @@ func (t *task) fetch(ctx context.Context, off, length int64, o origin) (io.ReadC
 		}
 		return t.peer.source.Fetch(ctx, o.blob, at, left, o.authorization)
 	}, off, length)
+	asked := time.Now()
 	body.again = func(reason string) { t.peer.metrics.askedAgain.WithLabelValues(reason).Inc() }
 	if err := body.reopen(); err != nil {
 		return nil, err
 	}
 	chain := t.peer.cfg.Limits.FromOrigin()
-	return &beating{ReadCloser: body, step: chain.Step, beat: func() { t.post(func() { t.reading = true }) },
+	return &beating{ReadCloser: body, step: chain.Step, beat: func(first bool) {
+		took := time.Since(asked)
+		t.post(func() {
+			if t.reading = true; first {
+				t.answered(took)
+			}
+		})
+	},
 		pace: func(n int) error {
 			t.pulse.came(n)
 			t.peer.gate.pass(ctx, o.hurry.on)
@@ -364,12 +372,20 @@ func (t *task) fetch(ctx context.Context, off, length int64, o origin) (io.ReadC
 		}}, nil
 }
 
-// beating calls beat when bytes were read, at most a few times a second, and pace for all of them.
+// answered takes note of how long the origin took to the first byte of something.
+func (t *task) answered(took time.Duration) {
+	if t.firstByte == 0 {
+		t.firstByte = took
+	}
+	t.firstByte += (took - t.firstByte) / 4
+}
+
+// beating calls beat when bytes were read, the first time and then a few times a second, and pace for all of them.
 type beating struct {
 	io.ReadCloser
 	step func() int
 	pace func(n int) error
-	beat func()
+	beat func(first bool)
 	last time.Time
 }
 
@@ -378,12 +394,13 @@ func (b *beating) Read(p []byte) (int, error) {
 	if n == 0 {
 		return n, err
 	}
+	if now := time.Now(); now.Sub(b.last) > 250*time.Millisecond {
+		first := b.last.IsZero()
+		b.last = now
+		b.beat(first)
+	}
 	if paceErr := b.pace(n); err == nil {
 		err = paceErr
-	}
-	if now := time.Now(); now.Sub(b.last) > 250*time.Millisecond {
-		b.last = now
-		b.beat()
 	}
 	return n, err
 }

@@ -70,7 +70,7 @@ func (t *task) report(now time.Time) {
 		}
 	}
 	t.session.Send(api.Event{Progress: &api.Progress{Task: t.blob.Digest.String(), Gained: runs(gained), Lost: runs(lost),
-		Reading: t.reading, Done: held.Full(), Digests: t.freshDigests}})
+		Reading: t.reading, FirstByteUS: t.firstByte.Microseconds(), Done: held.Full(), Digests: t.freshDigests}})
 	t.have, t.freshDigests, t.reading, t.crossed, t.urgent, t.reported = held, nil, false, false, false, now
 }
 

@@ -76,9 +76,10 @@ type task struct {
 	governed      bool         // a scheduler has heard of it
 	have          *piece.Set   // as last reported
 	freshDigests  []api.PieceDigest
-	urgent        bool // who hears of it goes on: readers elsewhere with the digests in freshDigests, or the scheduler with the next lease
-	reading       bool // bytes arrived from the origin since the last report
-	crossed       bool // a piece came that was leased to be fetched across the border, likewise
+	urgent        bool          // who hears of it goes on: readers elsewhere with the digests in freshDigests, or the scheduler with the next lease
+	reading       bool          // bytes arrived from the origin since the last report
+	firstByte     time.Duration // that the origin takes, a moving mean
+	crossed       bool          // a piece came that was leased to be fetched across the border, likewise
 	reported      time.Time
 	moved         time.Time                   // when a piece came last, or somebody asked
 	comes         time.Time                   // when the scheduler said last that others fetch what this host waits for

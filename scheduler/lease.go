@@ -22,6 +22,9 @@ func (m *Machine) progress(now time.Time, ev Progress) {
 			}
 		}
 	}
+	if ev.FirstByte > 0 {
+		me.firstByte = ev.FirstByte
+	}
 	m.lose(t, me, ev.Lost)
 	for i := range pieces(t, ev.Gained) {
 		me.zone.refresh(now, i)
@@ -151,16 +154,18 @@ func (m *Machine) settle(now time.Time, t *task) {
 	m.settleCrossings(now, t)
 }
 
-// stride sets how long the next lease of a host is, by how long it took over the one that has ended.
+// stride sets how long the next lease of a host is, by how long it took over the one that has ended. That has the time to the origin's first
+// byte in it, in which others of the host's reads have the link: it is well used when bytes come for as long as that at the least.
 func (m *Machine) stride(now time.Time, t *task, l *lease) {
 	h, bytes := l.to.host, int64(l.run.End-l.run.First)*t.PieceSize
 	if l.demanded || t.whole() {
 		return
 	}
+	first := min(l.to.firstByte, m.cfg.LeaseSilence)
 	switch took, length := now.Sub(l.given), cmp.Or(h.lease, m.cfg.LeaseBytes); {
-	case took < m.cfg.LeaseTime/2 && bytes > length/2: // a shorter one says little
+	case took-2*first < max(m.cfg.LeaseTime/2, first) && bytes > length/2: // a shorter one says little
 		h.lease = min(2*length, m.cfg.LeaseMost)
-	case took > 2*m.cfg.LeaseTime:
+	case took > 2*max(m.cfg.LeaseTime, 4*first):
 		h.lease = max(length/2, m.cfg.LeaseBytes)
 	}
 }
@@ -487,7 +492,7 @@ func (m *Machine) tick(now time.Time) {
 	for _, id := range slices.SortedFunc(maps.Keys(m.tasks), compareKeys) {
 		t := m.tasks[id]
 		for _, l := range slices.Clone(t.leases) {
-			if now.Sub(l.heard) < m.cfg.LeaseSilence || !m.anotherReader(now, t, l.to) {
+			if now.Sub(l.heard) < m.silence(l) || !m.anotherReader(now, t, l.to) {
 				continue
 			}
 			l.to.notBefore = now.Add(4 * m.cfg.LeaseSilence)
@@ -506,6 +511,14 @@ func (m *Machine) tick(now time.Time) {
 		m.share(now)
 	}
 }
+
+// silence is how long a lease may go without progress, of a host whose origin takes long to begin as much longer.
+func (m *Machine) silence(l *lease) time.Duration {
+	return max(m.cfg.LeaseSilence, 2*min(l.to.firstByte, mostFirstByte))
+}
+
+// mostFirstByte is the longest time to a first byte that is believed.
+const mostFirstByte = 15 * time.Second
 
 // anotherReader reports whether somebody else could take a lease: a sole reader is slow rather than useless.
 func (m *Machine) anotherReader(now time.Time, t *task, not *member) bool {

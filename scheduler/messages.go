@@ -41,6 +41,8 @@ type Progress struct {
 	Gained, Lost []Run
 	// Reading is set while bytes arrive under a lease, also when no piece is complete yet.
 	Reading bool
+	// FirstByte is how long the origin usually takes to the first byte of what this host reads; zero when it has read nothing.
+	FirstByte time.Duration
 	// Done is set when the host has every piece.
 	Done bool
 	// Digests of pieces the host read from the origin under a lease of a sequential task.

@@ -67,9 +67,10 @@ type Config struct {
 	// would else wait for the next one. Default 3.
 	LeasesPerHost int
 	// Leases is how many leases of one task there may be at a time, as far as every seed may have one. More share the origin's rate, and
-	// the first piece of each comes the later. Default 8.
+	// the first piece of each comes the later; a third of them may not have begun. Default 12.
 	Leases int
-	// LeaseSilence is how long a lease may go without progress before it is given to another host. Default 3 s.
+	// LeaseSilence is how long a lease may go without progress before it is given to another host, if the origin is not known to take longer to
+	// its first byte. Default 3 s.
 	LeaseSilence time.Duration
 	// RetryAfter is how long a host is left alone after a lease failed there in passing. Default 1 s.
 	RetryAfter time.Duration
@@ -91,7 +92,7 @@ func (c Config) withDefaults() Config {
 	c.LeaseTime = cmp.Or(c.LeaseTime, 150*time.Millisecond)
 	c.LeaseMost = cmp.Or(c.LeaseMost, 64<<20)
 	c.LeasesPerHost = cmp.Or(c.LeasesPerHost, 3)
-	c.Leases = cmp.Or(c.Leases, 8)
+	c.Leases = cmp.Or(c.Leases, 12)
 	c.LeaseSilence = cmp.Or(c.LeaseSilence, 3*time.Second)
 	c.RetryAfter = cmp.Or(c.RetryAfter, time.Second)
 	c.Handover = cmp.Or(c.Handover, 250*time.Millisecond)
@@ -173,6 +174,7 @@ type member struct {
 	notBefore  time.Time     // no lease before
 	stuckFrom  time.Time     // since when it gets nothing although a neighbour holds what it wants; zero when not so
 	usual      time.Duration // what a piece takes to it from another, as it said last; zero when it did not
+	firstByte  time.Duration // that the origin takes, as the host says
 	corrupt    int           // times that the origin gave it wrong bytes
 }
 

@@ -508,7 +508,7 @@ func TestLeasesAtATimeAreBounded(t *testing.T) {
 		c.do(hostJoins(fmt.Sprint("s", i), true, ""))
 	}
 	c.do(hostJoins("n", false, ""), join("n", blob(1000)))
-	if len(c.leaseOrder) != 8 {
-		t.Errorf("%d leases at a time, want 8", len(c.leaseOrder))
+	if len(c.leaseOrder) != 12 {
+		t.Errorf("%d leases at a time, want 12", len(c.leaseOrder))
 	}
 }

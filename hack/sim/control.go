@@ -116,7 +116,7 @@ func (h *host) report() {
 		h.wake(due)
 		return
 	}
-	h.send(scheduler.Progress{Host: h.name, Task: taskID, Gained: runs(h.gained), Reading: h.reading, Done: h.have.Full()})
+	h.send(scheduler.Progress{Host: h.name, Task: taskID, Gained: runs(h.gained), Reading: h.reading, FirstByte: s.cfg.firstByte, Done: h.have.Full()})
 	h.gained, h.reading, h.crossed, h.urgent, h.reportedAt = nil, false, false, false, s.now
 }
 

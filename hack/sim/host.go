@@ -341,7 +341,7 @@ func (h *host) readOrigin(r dispatch.Request) {
 		h.planner.Done(s.clock(), r, dispatch.OK)
 		h.dirty, h.urgent = true, true
 	}
-	s.after(originLatency, func() { s.net.flows = append(s.net.flows, f) })
+	s.after(s.cfg.firstByte, func() { s.net.flows = append(s.net.flows, f) })
 	h.beat(f, f.left)
 }
 
@@ -361,6 +361,3 @@ func (h *host) beat(f *flow, left float64) {
 
 // beatEvery is how often package peer does.
 const beatEvery = 250 * time.Millisecond
-
-// originLatency is the time to the first byte of a range.
-const originLatency = 5 * time.Millisecond

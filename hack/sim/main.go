@@ -107,6 +107,7 @@ func simulate(args []string, stdout, stderr io.Writer) error {
 	profile := flags.String("cpuprofile", "", "write a profile of the simulator's CPU time to `FILE`")
 	flags.DurationVar(&cfg.spacing, "spacing", -1, "how long a host that is no seed sends a piece to nobody else after it began to")
 	flags.DurationVar(&cfg.seedSpacing, "seed-spacing", transfer.DefaultSpacing, "the same of seeds")
+	flags.DurationVar(&cfg.firstByte, "first-byte", 5*time.Millisecond, "time to the first byte of what is read from the origin")
 	flags.IntVar(&cfg.machine.Neighbours, "neighbours", 0, "neighbours a host; 0 is the scheduler's default")
 	flags.IntVar(&cfg.machine.Crossings, "crossings", 0, "pieces on their way into a zone, at least; 0 is the scheduler's default")
 	flags.Int64Var(&cfg.machine.CrossingBytes, "crossing-bytes", 0, "bytes on their way into a zone; 0 is the scheduler's default")

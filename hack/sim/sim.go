@@ -21,6 +21,7 @@ type config struct {
 	pieceSize                   int64
 	stream                      bool // hosts read the blob in order, as containerd does, instead of prefetching it
 	latency, crossing           time.Duration
+	firstByte                   time.Duration // that the origin takes
 	machine                     scheduler.Config
 	planner                     dispatch.Config
 	slots                       int // uploads of a host at a time

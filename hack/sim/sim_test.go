@@ -51,6 +51,16 @@ func TestLargePiecesLeaveTheOriginOnce(t *testing.T) {
 	}
 }
 
+// Buckets and registries far away take 50 to 300 ms to the first byte, whatever is read. Leases have to be long enough for that.
+func TestOriginThatIsFarAwayIsReadAtItsRate(t *testing.T) {
+	for piece, limit := range map[string]float64{"4096": 2.1, "16384": 1.6} { // 1.7 and 6.9 s at 10 Gbit/s, so that the beginning counts
+		r := one(t, "--peers", "32", "--pieces", "512", "--piece", piece, "--rate", "10000", "--first-byte", "200ms", "--scenario", "hard")
+		if r.Ratio > limit || r.OriginCopies > 1+1e-6 {
+			t.Errorf("pieces of %s KiB: ratio %.3f, want at most %.3f; %.4f copies left the origin", piece, r.Ratio, limit, r.OriginCopies)
+		}
+	}
+}
+
 // Who comes late finds that all hold all, and takes eight large pieces at once: nobody is slow because those take a second.
 func TestWhoComesLateGetsLargePieces(t *testing.T) {
 	r := one(t, "--peers", "64", "--pieces", "128", "--piece", "4096", "--rate", "250", "--scenario", "late")

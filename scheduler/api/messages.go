@@ -74,12 +74,14 @@ type Leave struct {
 
 // Progress reports pieces gained and lost since the last report.
 type Progress struct {
-	Task    string        `json:"task"`
-	Gained  []Run         `json:"gained,omitempty"`
-	Lost    []Run         `json:"lost,omitempty"`
-	Reading bool          `json:"reading,omitempty"` // bytes arrived from the origin
-	Done    bool          `json:"done,omitempty"`
-	Digests []PieceDigest `json:"digests,omitempty"`
+	Task    string `json:"task"`
+	Gained  []Run  `json:"gained,omitempty"`
+	Lost    []Run  `json:"lost,omitempty"`
+	Reading bool   `json:"reading,omitempty"` // bytes arrived from the origin
+	// FirstByteUS is how long the origin takes to the first byte of what is read there, a moving mean in microseconds.
+	FirstByteUS int64         `json:"firstByteUS,omitempty"`
+	Done        bool          `json:"done,omitempty"`
+	Digests     []PieceDigest `json:"digests,omitempty"`
 }
 
 // LeaseFailed reports pieces the host could not read from the origin, or, with Border, from the hosts the lease named.

@@ -21,7 +21,7 @@ func toEvent(host scheduler.HostID, ev api.Event) (e scheduler.Event, ok bool) {
 	case ev.Progress != nil:
 		p := ev.Progress
 		return scheduler.Progress{Host: host, Task: scheduler.TaskID(p.Task), Gained: toRuns(p.Gained), Lost: toRuns(p.Lost),
-			Reading: p.Reading, Done: p.Done, Digests: toDigests(p.Digests)}, true
+			Reading: p.Reading, FirstByte: time.Duration(max(p.FirstByteUS, 0)) * time.Microsecond, Done: p.Done, Digests: toDigests(p.Digests)}, true
 	case ev.Failed != nil:
 		f := ev.Failed
 		return scheduler.LeaseFailed{Host: host, Task: scheduler.TaskID(f.Task), Run: scheduler.Run{First: f.Run[0], End: f.Run[1]},
