@@ -193,7 +193,7 @@ func (m *Machine) grant(now time.Time, t *task) {
 	}
 	m.grantDemanded(now, t)
 	m.cross(now, t)
-	for t.wanting > 0 && t.bulk() < m.cfg.Leases {
+	for t.wanting > 0 {
 		run, ok := m.idleRun(t)
 		if !ok {
 			return
@@ -277,14 +277,15 @@ func (t *task) idleFrom(first int, bytes int64) Run {
 func (m *Machine) chooseReader(now time.Time, t *task, demanded bool) *member {
 	var candidates []policy.Candidate
 	busy := false // a seed that works at its limit is worth waiting for
+	reads := m.reads(t)
 	for i, h := range m.seeds {
 		me := t.members[h.ID]
 		switch {
 		case !h.mayJoin(t):
-		case me == nil:
+		case me == nil && (demanded || m.room(h, 0, reads)):
 			candidates = append(candidates, policy.Candidate{Key: i, Seed: true})
-		case !me.mayRead(now):
-		case !demanded && me.leases >= m.cfg.LeasesPerHost:
+		case me != nil && !me.mayRead(now):
+		case me == nil || !demanded && !m.room(h, me.leases, reads):
 			busy = true
 		default:
 			candidates = append(candidates, policy.Candidate{Key: i, Seed: true, Load: me.leases})
@@ -300,7 +301,7 @@ func (m *Machine) chooseReader(now time.Time, t *task, demanded bool) *member {
 		return nil
 	}
 	for i, me := range t.order {
-		if me.mayRead(now) && (demanded || me.leases < m.cfg.LeasesPerHost) {
+		if me.mayRead(now) && (demanded || m.room(me.host, me.leases, reads)) {
 			candidates = append(candidates, policy.Candidate{Key: i, Load: me.leases})
 		}
 	}
@@ -308,6 +309,23 @@ func (m *Machine) chooseReader(now time.Time, t *task, demanded bool) *member {
 		return t.order[i]
 	}
 	return nil
+}
+
+// room reports whether a host that has some leases of a task may have another one: to read it now beside so many others, or, if it reads so
+// quickly that the words between two leases count, to go on with.
+func (m *Machine) room(h *host, leases, reads int) bool {
+	if leases >= m.cfg.LeasesPerHost {
+		return leases == m.cfg.LeasesPerHost && h.lease > m.cfg.LeaseBytes
+	}
+	return reads < m.cfg.Leases
+}
+
+// reads counts the leases that are read, and not only held to go on with.
+func (m *Machine) reads(t *task) (n int) {
+	for _, me := range t.order {
+		n += min(me.leases, m.cfg.LeasesPerHost)
+	}
+	return n
 }
 
 func (me *member) mayRead(now time.Time) bool { return !me.denied && !now.Before(me.notBefore) }

@@ -63,11 +63,10 @@ type Config struct {
 	LeaseTime time.Duration
 	// LeaseMost is the length of the longest lease in bytes. Default 64 MiB.
 	LeaseMost int64
-	// LeasesPerHost is how many leases of one task one host may have at a time. It should be one more than a host reads at a time, who
-	// would else wait for the next one. Default 3.
+	// LeasesPerHost is how many leases of one task one host may read under at a time; who reads quickly has another one to go on with. Default 2.
 	LeasesPerHost int
 	// Leases is how many leases of one task there may be at a time, as far as every seed may have one. More share the origin's rate, and
-	// the first piece of each comes the later; a third of them may not have begun. Default 12.
+	// the first piece of each comes the later. Those to go on with do not count. Default 8.
 	Leases int
 	// LeaseSilence is how long a lease may go without progress before it is given to another host, if the origin is not known to take longer to
 	// its first byte. Default 3 s.
@@ -91,8 +90,8 @@ func (c Config) withDefaults() Config {
 	c.LeaseBytes = cmp.Or(c.LeaseBytes, 4<<20)
 	c.LeaseTime = cmp.Or(c.LeaseTime, 150*time.Millisecond)
 	c.LeaseMost = cmp.Or(c.LeaseMost, 64<<20)
-	c.LeasesPerHost = cmp.Or(c.LeasesPerHost, 3)
-	c.Leases = cmp.Or(c.Leases, 12)
+	c.LeasesPerHost = cmp.Or(c.LeasesPerHost, 2)
+	c.Leases = cmp.Or(c.Leases, 8)
 	c.LeaseSilence = cmp.Or(c.LeaseSilence, 3*time.Second)
 	c.RetryAfter = cmp.Or(c.RetryAfter, time.Second)
 	c.Handover = cmp.Or(c.Handover, 250*time.Millisecond)
