@@ -510,7 +510,7 @@ func (m *Machine) tick(now time.Time) {
 	for _, id := range slices.SortedFunc(maps.Keys(m.tasks), compareKeys) {
 		t := m.tasks[id]
 		for _, l := range slices.Clone(t.leases) {
-			if now.Sub(l.heard) < m.silence(l) || !m.anotherReader(now, t, l.to) {
+			if now.Sub(l.heard) < m.cfg.LeaseSilence || !m.anotherReader(now, t, l.to) {
 				continue
 			}
 			l.to.notBefore = now.Add(4 * m.cfg.LeaseSilence)
@@ -529,14 +529,6 @@ func (m *Machine) tick(now time.Time) {
 		m.share(now)
 	}
 }
-
-// silence is how long a lease may go without progress, of a host whose origin takes long to begin as much longer.
-func (m *Machine) silence(l *lease) time.Duration {
-	return max(m.cfg.LeaseSilence, 2*min(l.to.firstByte, mostFirstByte))
-}
-
-// mostFirstByte is the longest time to a first byte that is believed.
-const mostFirstByte = 15 * time.Second
 
 // anotherReader reports whether somebody else could take a lease: a sole reader is slow rather than useless.
 func (m *Machine) anotherReader(now time.Time, t *task, not *member) bool {

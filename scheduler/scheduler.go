@@ -68,8 +68,7 @@ type Config struct {
 	// Leases is how many leases of one task there may be at a time, as far as every seed may have one. More share the origin's rate, and
 	// the first piece of each comes the later. Those to go on with do not count. Default 8.
 	Leases int
-	// LeaseSilence is how long a lease may go without progress before it is given to another host, if the origin is not known to take longer to
-	// its first byte. Default 3 s.
+	// LeaseSilence is how long a lease may go without progress before it is given to another host. Default 3 s.
 	LeaseSilence time.Duration
 	// RetryAfter is how long a host is left alone after a lease failed there in passing. Default 1 s.
 	RetryAfter time.Duration
