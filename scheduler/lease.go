@@ -460,7 +460,8 @@ func (t *task) coming(now time.Time, me *member, runs []Run) bool {
 func (t *task) heldInVain(now time.Time, me *member, i int) bool {
 	z := me.zone
 	at, fresh := z.fresh[i]
-	spreads := fresh && now.Sub(at) < t.spreads(me) && (me.stuckFrom.IsZero() || now.Sub(me.stuckFrom) < t.spreads(me))
+	within := t.spreads(me)
+	spreads := fresh && now.Sub(at) < within && (me.stuckFrom.IsZero() || now.Sub(me.stuckFrom) < within)
 	due := z.holders[i] == 0 && z.open()
 	return t.holders[i] > 0 && !due && !me.have.Test(uint(i)) && !spreads
 }

@@ -153,13 +153,19 @@ func TestWhatHasNotComeIsNotSentToAnother(t *testing.T) {
 		}
 	}
 	// It has fallen silent: within a second or so it does not count any more.
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(spacing / 5) {
-		err := c.Piece(t.Context(), addr, d, 0, buf)
+	untilSent(t, func() error { return c.Piece(t.Context(), addr, d, 0, buf) }, "it has stood still")
+}
+
+// untilSent asks until a piece is not refused any more because another peer gets it, which has to be the case soon after something.
+func untilSent(t *testing.T, ask func() error, after string) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		err := ask()
 		if err == nil {
 			return
 		}
 		if !errors.Is(err, transfer.ErrShared) || time.Now().After(deadline) {
-			t.Fatalf("another peer got %v after it has stood still", err)
+			t.Fatalf("the second peer got %v after %s", err, after)
 		}
 	}
 }
@@ -218,15 +224,7 @@ func TestAPieceIsSentToOnePeerAtATime(t *testing.T) {
 		t.Errorf("another piece: %v", err)
 	}
 	// The pause is a matter of the server's clock, which began it at some time after ours.
-	for deadline := began.Add(20 * time.Second); ; time.Sleep(spacing / 10) {
-		err := c.Piece(t.Context(), addr, d, 0, buf)
-		if err == nil {
-			return
-		}
-		if !errors.Is(err, transfer.ErrShared) || time.Now().After(deadline) {
-			t.Fatalf("after the pause: %v", err)
-		}
-	}
+	untilSent(t, func() error { return c.Piece(t.Context(), addr, d, 0, buf) }, "the pause")
 }
 
 func TestPieceArrivesAsStored(t *testing.T) {
