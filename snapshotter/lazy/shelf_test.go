@@ -23,12 +23,7 @@ func TestRootExpandedFilesStayWhileAMountBegins(t *testing.T) {
 
 	check(t, n.Mount(t.Context(), w.image(n, Prefetch{None: true}), w.target))
 	check(t, n.Unmount(t.Context(), w.target))
-	eventually(t, "the mount is released", func() bool {
-		d.mounting.Lock()
-		defer d.mounting.Unlock()
-		d.releaseDead()
-		return len(d.lingering) == 0
-	})
+	released(t, d)
 	w.wantFiles(t, d, begun)
 
 	d.giveUp(begun)
@@ -76,12 +71,10 @@ func TestRootExpandedFilesCountAgainstTheQuota(t *testing.T) {
 		t.Errorf("%d bytes are counted of %d on the disk", now, onDisk)
 	}
 	check(t, again.Unmount(t.Context(), w.target))
-	eventually(t, "nothing is counted", func() bool {
-		again.driver.mounting.Lock()
-		defer again.driver.mounting.Unlock()
-		again.driver.releaseDead()
-		return again.store.Usage().Beside == 0
-	})
+	released(t, again.driver)
+	if now := again.store.Usage().Beside; now != 0 {
+		t.Errorf("%d bytes are counted when nothing is left", now)
+	}
 }
 
 // Where there is no room reads of what has to be expanded fail, and say so; what is mounted stays, and is read again when there is.
