@@ -64,12 +64,12 @@ func (d *Driver) runJob(ctx context.Context, j job) {
 	begin := time.Now()
 	steps, pace := sync.WaitGroup{}, newPace(time.Now)
 	headStart(&steps, func() { d.runFirst(ctx, j) })
-	for _, s := range j.steps {
+	for i, s := range j.steps {
 		dev := j.mount.devices[s.blob]
 		if dev.whole.Load() {
 			continue
 		}
-		if !pace.wait(ctx) {
+		if !pace.wait(ctx, together(j.steps[:i], s)) {
 			break
 		}
 		progress := pace.begin(s.length)
@@ -82,6 +82,15 @@ func (d *Driver) runJob(ctx context.Context, j job) {
 	if ctx.Err() == nil {
 		d.log.Info("image fetched", "image", j.mount.image.Name, "target", j.mount.target, "seconds", time.Since(begin).Seconds())
 	}
+}
+
+// together returns how many steps are always to be under way where s follows on others. Programs come in their order. Of data it is two: at the end of one,
+// the nodes that are ahead would else take what seeds have to send of the next, and the others would have no use for it.
+func together(before []step, s step) int {
+	if n := len(before); n > 0 && before[n-1].data && s.data {
+		return 2
+	}
+	return 1
 }
 
 // whileMounted returns a context that ends when gone is closed too.

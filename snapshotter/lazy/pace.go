@@ -37,11 +37,11 @@ func newPace(clock func() time.Time) *pace {
 	return &pace{clock: clock, changed: make(chan struct{}, 1), from: clock(), moved: clock()}
 }
 
-// wait blocks until the next step may begin. It reports false when ctx has ended.
-func (p *pace) wait(ctx context.Context) bool {
+// wait blocks until the next step may begin: at once while fewer than least are under way. It reports false when ctx has ended.
+func (p *pace) wait(ctx context.Context, least int) bool {
 	ticker := time.NewTicker(lead / 10)
 	defer ticker.Stop()
-	for !p.ready() {
+	for !p.ready(least) {
 		select {
 		case <-p.changed:
 		case <-ticker.C:
@@ -52,8 +52,8 @@ func (p *pace) wait(ctx context.Context) bool {
 	return ctx.Err() == nil
 }
 
-// ready reports whether the next step may begin.
-func (p *pace) ready() bool {
+// ready reports whether the next step may begin, as told for wait.
+func (p *pace) ready(least int) bool {
 	now := p.clock()
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -62,7 +62,7 @@ func (p *pace) ready() bool {
 		p.came, p.from = 0, now
 	}
 	switch {
-	case p.steps == 0:
+	case p.steps < least:
 		return true
 	case p.steps >= maxSteps:
 		return false

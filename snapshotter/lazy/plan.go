@@ -15,6 +15,8 @@ type step struct {
 	off, length int64
 	// all is set where the whole device is meant; length is the blob's then.
 	all bool
+	// data is set where nothing of the device is a program.
+	data bool
 }
 
 // plan returns what is fetched ahead, in this order: of a whole image its blobs as they are needed, and what is read first beside them; of listed files
@@ -52,6 +54,15 @@ func planWhole(img *bootstrap.Image) []step {
 	}
 	for _, n := range slices.Concat(table, all) {
 		visit(n)
+	}
+	runs := make([]bool, len(img.Blobs))
+	for _, n := range all {
+		for _, c := range n.Chunks {
+			runs[img.Chunks[c].Blob] = runs[img.Chunks[c].Blob] || isProgram(n)
+		}
+	}
+	for i := range out {
+		out[i].data = !runs[out[i].blob]
 	}
 	return out
 }

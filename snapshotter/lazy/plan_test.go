@@ -38,7 +38,7 @@ func TestPlanFollowsThePolicy(t *testing.T) {
 		policy Prefetch
 		want   []step
 	}{
-		"whole": {Prefetch{}, []step{{blob: 2, all: true}, {blob: 1, all: true}, {blob: 0, all: true}}},
+		"whole": {Prefetch{}, []step{{blob: 2, all: true, data: true}, {blob: 1, all: true, data: true}, {blob: 0, all: true, data: true}}},
 		"none":  {Prefetch{None: true, Files: []string{"a"}}, nil},
 		"listed, each chunk once, what lies together at once": {Prefetch{Files: []string{"/dir/", "missing", "./a", "dir/b/below"}},
 			[]step{{blob: 0, length: 8192}, {blob: 1, off: 4096, length: 4096}, {blob: 1, length: 4096}}},
@@ -70,6 +70,20 @@ func TestProgramsComeBeforeWhatTheyRead(t *testing.T) {
 	img.Prefetch = append(img.Prefetch, program)
 	if diff := cmp.Diff([]int{2, 0, 1}, order(img)); diff != "" {
 		t.Errorf("a table with the program: -want +got:\n%s", diff)
+	}
+}
+
+// Data comes two blobs at a time, programs and what follows on them do not.
+func TestOnlyDataComesTogether(t *testing.T) {
+	img := small()
+	img.Root.Children["dir"].Children["b"].Mode |= 0o755 // blob 0 comes first
+	_, steps := plan(img, Prefetch{})
+	var got []int
+	for i, s := range steps {
+		got = append(got, together(steps[:i], s))
+	}
+	if diff := cmp.Diff([]int{1, 1, 2}, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
 	}
 }
 
