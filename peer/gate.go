@@ -9,10 +9,12 @@ import (
 const (
 	// gatePause is the longest that the gate holds back one step of a transfer: nothing stands still for good.
 	gatePause = 100 * time.Millisecond
-	// gateFor is how long the gate may be closed at a stretch. It gains a gateShare of the time: readers that wait all the time, as those of a whole model
-	// do, must not keep the rest of the model away from everybody.
-	gateFor   = 2 * time.Second
-	gateShare = 4
+	// gateFor is how long the gate may be closed at a stretch. It gains a gateShare of the time in which nobody waits, and a strainShare of that in which
+	// somebody does although it is open: readers that wait all the time, as those of a whole model do, must not keep the rest of the model away
+	// from everybody.
+	gateFor     = time.Second
+	gateShare   = 4
+	strainShare = 16
 )
 
 // gate holds back what nobody waits for while others wait for something. Its zero value is open. It is safe for concurrent use.
@@ -28,10 +30,13 @@ type gate struct {
 // account brings what was spent up to date. mu is held.
 func (g *gate) account(now time.Time) {
 	passed := now.Sub(g.at)
-	if g.at = now; g.n > 0 && !g.strain {
-		g.spent += passed
-	} else {
+	switch g.at = now; {
+	case g.n == 0:
 		g.spent -= passed / gateShare
+	case g.strain:
+		g.spent -= passed / strainShare
+	default:
+		g.spent += passed
 	}
 	switch {
 	case g.spent >= gateFor:
