@@ -9,7 +9,7 @@ import (
 // alone is what makes a request for a piece one with Request.Alone.
 type alone struct {
 	from   time.Time // once nobody else is known to hold the piece
-	failed ParentID  // to all others than who failed to give it last; empty if nobody did
+	failed ParentID  // to the other than who failed to give it last, if there is no third; empty if nobody did
 }
 
 // noteAlone takes note of whether a piece can be had from the other who got it: not when that one failed, and for now when its holder says that
@@ -24,7 +24,7 @@ func (p *Planner) noteAlone(now time.Time, r Request, o Outcome) {
 		p.alones[i] = alone{from: now, failed: r.Parent}
 	case Shared:
 		if !noted {
-			a.from = now.Add(max(p.cfg.SharedFor, 2*p.usual()))
+			a.from = now.Add(max(p.cfg.SharedFor, 4*p.usual()))
 			p.alones[i] = a
 		}
 	}
@@ -33,5 +33,5 @@ func (p *Planner) noteAlone(now time.Time, r Request, o Outcome) {
 // alone reports whether a parent must not refuse piece i because others can give it to this host.
 func (p *Planner) alone(now time.Time, parent ParentID, i piece.Index) bool {
 	a, noted := p.alones[i]
-	return noted && (a.failed != "" && a.failed != parent || p.avail[i] == 1 && !now.Before(a.from))
+	return noted && (a.failed != "" && a.failed != parent && p.avail[i] <= 2 || p.avail[i] == 1 && !now.Before(a.from))
 }

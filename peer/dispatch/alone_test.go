@@ -60,6 +60,26 @@ func TestAPieceIsLeftToWhoElseHoldsItUnlessThatFails(t *testing.T) {
 	}
 }
 
+// As long as a third holds the piece, it is left to that one when the other fails.
+func TestNobodyIsAloneWithAThirdHolder(t *testing.T) {
+	for _, third := range []bool{false, true} {
+		p := newHolding()
+		ids := []ParentID{"seed", "failed"}
+		if third {
+			ids = append(ids, "third")
+		}
+		for _, id := range ids {
+			p.AddParent(id)
+			p.ParentHas(id, Run{3, 4})
+		}
+		now := time.Unix(0, 0)
+		p.noteAlone(now, Request{Parent: "failed", Run: Run{3, 4}}, Transient)
+		if got := p.alone(now, "seed", 3); got == third {
+			t.Errorf("a third: %v, alone: %v", third, got)
+		}
+	}
+}
+
 // A seed that is late because its link is full is not to send yet another copy.
 func TestWhoIsLateIsNotAskedAlone(t *testing.T) {
 	p := newHolding()

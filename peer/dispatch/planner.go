@@ -36,7 +36,7 @@ type Config struct {
 	// SharedPause is how long a piece is not asked again of a parent that sent it to another peer. Default 150 ms.
 	SharedPause time.Duration
 	// SharedFor is how long a piece may be refused because its only known holder sent it to another peer, before it is asked for as in
-	// Request.Alone; twice what requests usually take if that is longer. Default 300 ms.
+	// Request.Alone; four times what requests usually take if that is longer. Default 300 ms.
 	SharedFor time.Duration
 	// Penalty is how long a parent that failed is left alone, doubling up to eight times. Default 500 ms.
 	Penalty time.Duration
