@@ -9,7 +9,7 @@ import (
 // alone is what makes a request for a piece one with Request.Alone.
 type alone struct {
 	from   time.Time // once nobody else is known to hold the piece
-	failed ParentID  // to the other than who failed to give it last, if there is no third; empty if nobody did
+	failed ParentID  // who failed to give it last: to all others, while there is no third holder; empty if nobody did
 }
 
 // noteAlone takes note of whether a piece can be had from the other who got it: not when that one failed, and for now when its holder says that

@@ -57,8 +57,11 @@ func planWhole(img *bootstrap.Image) []step {
 	}
 	runs := make([]bool, len(img.Blobs))
 	for _, n := range all {
+		if !isProgram(n) {
+			continue
+		}
 		for _, c := range n.Chunks {
-			runs[img.Chunks[c].Blob] = runs[img.Chunks[c].Blob] || isProgram(n)
+			runs[img.Chunks[c].Blob] = true
 		}
 	}
 	for i := range out {
