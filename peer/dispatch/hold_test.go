@@ -78,7 +78,7 @@ func TestPieceThatIsLeasedAndMadeHereIsReportedSoon(t *testing.T) {
 	p := newHolding(2, 3)
 	p.Lease(Run{2, 4})
 	p.Next(time.Unix(0, 0))
-	if got := p.ReportAfter(false); got != 25*time.Millisecond {
+	if got := p.ReportAfter(false); got != reportSoon {
 		t.Errorf("reports after %v: the next lease waits for it", got)
 	}
 }

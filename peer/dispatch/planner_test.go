@@ -456,7 +456,7 @@ func TestOnlyWhoReadsTheOriginReportsAtOnce(t *testing.T) {
 		t.Errorf("a peer reports after %v", got)
 	}
 	p.Lease(Run{0, 1})
-	if got := p.ReportAfter(false); got != 25*time.Millisecond {
+	if got := p.ReportAfter(false); got != reportSoon {
 		t.Errorf("a holder of a lease reports after %v", got)
 	}
 	p.Got(0)

@@ -3,8 +3,9 @@ package dispatch
 import "time"
 
 const (
-	// reportSoon is how long a host that reads the origin gathers pieces for a report: the next lease waits for it.
-	reportSoon = 25 * time.Millisecond
+	// reportSoon is how long a host that reads the origin gathers pieces for a report: other zones wait for it. The end of a lease, for which
+	// the next one waits, it tells at once.
+	reportSoon = 50 * time.Millisecond
 	// reportLate is how long others do: the scheduler only counts who holds what, in case a holder dies.
 	reportLate = 3500 * time.Millisecond
 )
