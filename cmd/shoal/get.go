@@ -173,8 +173,13 @@ func getConfig(ctx *cli.Context, target string) (fetch.Config, func(), error) {
 	if cfg.Header, err = parseHeaders(ctx.StringSlice("header")); err != nil {
 		return cfg, nil, err
 	}
-	if cfg.Part, err = parsePart(ctx.String("range")); err != nil {
-		return cfg, nil, err
+	if ctx.IsSet("range") {
+		if cfg.Part, err = parsePart(ctx.String("range")); err != nil {
+			return cfg, nil, err
+		}
+		if cfg.Digest != "" {
+			return cfg, nil, errors.New("--range and --digest exclude each other: a part cannot be checked against the digest of the whole")
+		}
 	}
 	if ctx.Bool("direct") && cfg.NoFallback {
 		return cfg, nil, errors.New("--direct and --no-fallback exclude each other")
@@ -257,9 +262,6 @@ func parseHeaders(values []string) (http.Header, error) {
 
 // parsePart reads FIRST-LAST, FIRST- and -N.
 func parsePart(s string) (*fetch.Part, error) {
-	if s == "" {
-		return nil, nil
-	}
 	fault := fmt.Errorf("--range %q: want FIRST-LAST, FIRST- or -N, bytes counted from 0", s)
 	first, last, ok := strings.Cut(s, "-")
 	if !ok || first == "" && last == "" {

@@ -13,14 +13,14 @@ import (
 
 func TestRangesOfTheCommandLine(t *testing.T) {
 	for in, want := range map[string]*fetch.Part{
-		"": nil, "0-0": {Off: 0, Length: 1}, "5-9": {Off: 5, Length: 5}, "5-": {Off: 5, Length: -1}, "-5": {Off: -5, Length: -1},
+		"0-0": {Off: 0, Length: 1}, "5-9": {Off: 5, Length: 5}, "5-": {Off: 5, Length: -1}, "-5": {Off: -5, Length: -1},
 	} {
 		got, err := parsePart(in)
 		if diff := cmp.Diff(want, got); err != nil || diff != "" {
 			t.Errorf("%q: error %v (-want +got):\n%s", in, err, diff)
 		}
 	}
-	for _, in := range []string{"-", "5", "9-5", "-0", "a-b", "1-b", "--5", "0x1-2", "9223372036854775807-"} {
+	for _, in := range []string{"", "-", "5", "9-5", "-0", "a-b", "1-b", "--5", "0x1-2", "9223372036854775807-"} {
 		if got, err := parsePart(in); err == nil {
 			t.Errorf("%q: %+v", in, got)
 		}

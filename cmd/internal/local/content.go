@@ -133,6 +133,10 @@ func (h *contents) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	off, length, err := part(req, c.Size)
+	if err == nil && req.Digest != "" && !req.Head && length > 0 && off+length < c.Size {
+		// Any URL can be said to have any digest, and what is read of it is shared by that: only who comes to the end notices that it is not so.
+		err = &Error{CodeBad, "a part that ends before the whole does cannot be checked against the digest of the whole; ask without the digest"}
+	}
 	if err != nil {
 		refuseError(w, err)
 		return
