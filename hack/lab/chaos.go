@@ -30,6 +30,9 @@ func chaosCommand() *cli.Command {
 			&cli.BoolFlag{Name: "json", Usage: "print one JSON object at the end"},
 		},
 		Action: func(ctx *cli.Context) error {
+			if ctx.Int("runs") < 1 {
+				return fmt.Errorf("--runs %d: want at least 1", ctx.Int("runs"))
+			}
 			if err := cluster.CheckTools("ip", "tc", "docker-registry"); err != nil {
 				return err
 			}
@@ -42,8 +45,9 @@ func chaosCommand() *cli.Command {
 				if ctx.Bool("json") {
 					err = json.NewEncoder(ctx.App.Writer).Encode(r)
 				} else {
-					_, err = fmt.Fprintf(ctx.App.Writer, "%d runs, %d failed; added seconds: median %.2f, most %.2f; origin copies: median %.2f, most %.2f\n",
-						r.Runs, len(r.Failed), r.AddedMedian, r.AddedMost, r.CopiesMedian, r.CopiesMost)
+					_, err = fmt.Fprintf(ctx.App.Writer, "%d runs, %d failed; added seconds: median %.2f, most %.2f; origin copies: median %.2f, most %.2f; "+
+						"%d readers went to the registry, %d read again\n",
+						r.Runs, len(r.Failed), r.AddedMedian, r.AddedMost, r.CopiesMedian, r.CopiesMost, r.Fallbacks, r.ReadAgain)
 				}
 				if err == nil && len(r.Failed) > 0 {
 					err = fmt.Errorf("failed: seeds %v", r.Failed)
@@ -62,6 +66,8 @@ type chaosResult struct {
 	AddedMost    float64  `json:"added_seconds_most"`
 	CopiesMedian float64  `json:"origin_copies_median"`
 	CopiesMost   float64  `json:"origin_copies_most"`
+	Fallbacks    int      `json:"fallbacks"` // readers that went to the registry because their mirror failed, of four in each run
+	ReadAgain    int      `json:"read_again"`
 }
 
 // chaos makes the runs, odd ones with chunk maps and even ones without.
@@ -75,6 +81,7 @@ func chaos(ctx context.Context, shoal string, log io.Writer, first uint64, runs 
 			s, err := t.suffer(ctx, m)
 			if err == nil {
 				added, copies = append(added, (s.took-s.calm).Seconds()), append(copies, s.copies)
+				r.Fallbacks, r.ReadAgain = r.Fallbacks+s.turned.fallbacks, r.ReadAgain+s.turned.again
 			}
 			return err
 		})

@@ -40,11 +40,14 @@ func faultCommand() *cli.Command {
 			&cli.BoolFlag{Name: "json", Usage: "print one JSON object for each case"},
 		},
 		Action: func(ctx *cli.Context) error {
+			if ctx.Int("runs") < 1 {
+				return fmt.Errorf("--runs %d: want at least 1", ctx.Int("runs"))
+			}
 			if err := cluster.CheckTools(faultTools()...); err != nil {
 				return err
 			}
 			return withShoal(ctx, func(shoal string) error {
-				f := faults{shoal: shoal, converted: ctx.Bool("converted"), runs: max(ctx.Int("runs"), 1), out: ctx.App.Writer,
+				f := faults{shoal: shoal, converted: ctx.Bool("converted"), runs: ctx.Int("runs"), out: ctx.App.Writer,
 					log: ctx.App.Writer, json: ctx.Bool("json")}
 				if f.json {
 					f.log = ctx.App.ErrWriter

@@ -388,7 +388,7 @@ func (h *loadHost) gain(ctx context.Context) error {
 }
 
 // loadReport is how often a node that does not read the origin reports.
-const loadReport = 2 * time.Second
+const loadReport = 3500 * time.Millisecond // as in package dispatch
 
 func runsOf(s *piece.Set) []api.Run {
 	var runs []api.Run

@@ -300,6 +300,8 @@ type measured struct {
 	AllAdded       []float64 `json:"all_added_seconds"`
 	CalmSeconds    float64   `json:"calm_seconds"` // median without the mishap
 	RejectedPieces float64   `json:"rejected_pieces"`
+	Fallbacks      int       `json:"fallbacks"` // readers that went to the registry because their mirror failed
+	ReadAgain      int       `json:"read_again"`
 }
 
 // measure runs a mishap f.runs times, each in a cluster of its own, in which another blob was read in peace before.
@@ -315,6 +317,7 @@ func (f faults) measure(ctx context.Context, m mishap) measured {
 			r.AllAdded = append(r.AllAdded, (one.took - one.calm).Seconds())
 			calm, copies = append(calm, one.calm.Seconds()), append(copies, one.copies)
 			r.RejectedPieces += one.rejected
+			r.Fallbacks, r.ReadAgain = r.Fallbacks+one.turned.fallbacks, r.ReadAgain+one.turned.again
 			return nil
 		})
 		if err != nil {
@@ -330,6 +333,7 @@ func (f faults) measure(ctx context.Context, m mishap) measured {
 type suffered struct {
 	calm, took       time.Duration
 	copies, rejected float64
+	turned           turned
 }
 
 // suffer reads one blob in peace and another with the mishap.
@@ -371,7 +375,8 @@ func (t *trial) suffer(ctx context.Context, m mishap) (s suffered, err error) {
 	}
 	served, err := t.registry.WaitServed(ctx, second.digest, second.size)
 	s.copies = float64(served) / float64(second.size)
-	t.Logf("  in peace %.2f s, with the mishap %.2f s, %.2f copies from the origin, %.0f pieces rejected",
-		s.calm.Seconds(), s.took.Seconds(), s.copies, s.rejected)
+	t.count(func(c *turned) { s.turned = *c })
+	t.Logf("  in peace %.2f s, with the mishap %.2f s, %.2f copies from the origin, %.0f pieces rejected, %d readers went to the registry, %d read again",
+		s.calm.Seconds(), s.took.Seconds(), s.copies, s.rejected, s.turned.fallbacks, s.turned.again)
 	return s, err
 }

@@ -42,6 +42,13 @@ type trial struct {
 	lost    map[*cluster.Node]bool
 	cancels map[*cluster.Node]context.CancelFunc // of the running readers
 	away    map[*cluster.Node]bool
+	turned  turned
+}
+
+// turned counts what readers of a trial had to do themselves.
+type turned struct {
+	fallbacks int // times that one went to the registry, because the mirror failed
+	again     int // times that one had wrong bytes, of the registry among them, and read all anew
 }
 
 // trialImage is an image of one layer that matters.
@@ -191,12 +198,18 @@ func (t *trial) during(ctx context.Context, i trialImage, act func() error) (tim
 type puller struct {
 	*trial
 
-	node  *cluster.Node
-	image trialImage
-	hash  hash.Hash
-	off   int64
-	wrong int // times that the digest was not right
+	node   *cluster.Node
+	image  trialImage
+	hash   hash.Hash
+	off    int64
+	parts  int  // answers that it is made of
+	direct bool // some of it came from the registry
+	wrong  int  // times that the digest was not right
 }
+
+// vouched reports whether the mirror stands for all that the puller has: it gives nothing out that it has not checked by a chunk map, and of
+// other blobs not the end before it has checked the whole, of which an earlier answer's part may not be one.
+func (p *puller) vouched() bool { return !p.direct && (p.converted || p.parts == 1) }
 
 // pause between two tries of the registry, which containerd leaves to the kubelet.
 const pullPause = 200 * time.Millisecond
@@ -214,28 +227,39 @@ func (p *puller) run(ctx context.Context) error {
 		}
 		before := p.off
 		err := p.part(ctx, base)
+		if p.off > before {
+			p.parts, p.direct = p.parts+1, p.direct || !mirror
+		}
 		switch {
 		case p.off == p.image.size:
 			got := digest.NewDigest(digest.SHA256, p.hash)
 			if got == p.image.digest {
 				return nil
 			}
-			if !mirror && p.wrong > 3 {
-				return fmt.Errorf("got the digest %s, want %s", got, p.image.digest)
+			if p.vouched() || !mirror && p.wrong > 3 {
+				return fmt.Errorf("got the digest %s, last from %s, want %s", got, base, p.image.digest)
 			}
 			p.Logf("  %s: wrong bytes, last from %s, pulled again", p.node.Name(), base)
-			p.hash, p.off, mirror, p.wrong = sha256.New(), 0, false, p.wrong+1
+			p.count(func(t *turned) { t.again++ })
+			p.hash, p.off, p.parts, p.direct, mirror, p.wrong = sha256.New(), 0, 0, false, false, p.wrong+1
 		case ctx.Err() != nil:
 			return fmt.Errorf("%w after %d bytes: %w", context.Cause(ctx), p.off, err)
 		case mirror && p.isAway(p.node):
 		case mirror && p.off == before:
 			p.Logf("  %s: goes to the registry at %d of %d bytes: %v", p.node.Name(), p.off, p.image.size, err)
+			p.count(func(t *turned) { t.fallbacks++ })
 			mirror = false
 		}
 		if err := sleep(ctx, pullPause); err != nil {
 			return err
 		}
 	}
+}
+
+func (t *trial) count(add func(*turned)) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	add(&t.turned)
 }
 
 // learn reads the tag's manifest through the mirror, of an index the first one too, as containerd does before it asks for a layer. So the

@@ -65,7 +65,7 @@ func (s *sim) result() result {
 		Busy: float64(s.busy) / float64(max(s.requests, 1)), Shared: float64(s.shared) / float64(max(s.requests, 1))}
 	var ends []float64
 	for _, h := range s.hosts {
-		if h.doomed {
+		if h.doomed || h.seed && !h.begun { // a seed that was given nothing to read wants nothing
 			continue
 		}
 		if h.finishAt == 0 && len(s.faults) == 0 {
@@ -124,6 +124,9 @@ func simulate(args []string, stdout, stderr io.Writer) error {
 	flags.SetOutput(stderr)
 	if err := flags.Parse(args); err != nil {
 		return err
+	}
+	if flags.NArg() > 0 {
+		return fmt.Errorf("%q is no flag; see -h", flags.Arg(0))
 	}
 	if *list {
 		for _, sc := range scenarios() {

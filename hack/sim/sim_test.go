@@ -69,6 +69,13 @@ func TestWhoComesLateGetsLargePieces(t *testing.T) {
 	}
 }
 
+// Of few pieces not every seed gets a lease, and who got none wants nothing.
+func TestSeedThatIsGivenNothingIsNotWaitedFor(t *testing.T) {
+	if r := one(t, "--peers", "16", "--pieces", "32", "--scenario", "hard"); r.OriginCopies > 1+1e-6 {
+		t.Errorf("%.4f copies left the origin", r.OriginCopies)
+	}
+}
+
 // one runs the command for a single run and fails the test when what must always hold did not.
 func one(t *testing.T, args ...string) result {
 	t.Helper()
@@ -103,7 +110,7 @@ func encode(t *testing.T, r result) string {
 
 func TestBadArgumentsAreNamed(t *testing.T) {
 	for args, want := range map[string]string{
-		"--scenario nosuch": `unknown scenario "nosuch"`, "--peers 1": "at least 2 peers", "--peers 4 --seeds 4": "fewer seeds than peers",
+		"--scenario nosuch": `unknown scenario "nosuch"`, "--peers 1": "at least 2 peers", "--peers 4 --seeds 4": "fewer seeds than peers", "more --peers 8": `"more" is no flag`,
 	} {
 		var stdout, stderr bytes.Buffer
 		if code := main1(strings.Fields(args), &stdout, &stderr); code != 1 || !strings.Contains(stderr.String(), want) {
