@@ -51,20 +51,22 @@ EXAMPLES:
    shoal get --recursive --include '*.safetensors' -o llama/ hf://meta-llama/Llama-3.1-8B`
 
 // nodeFlag says where the node is.
+// nodeVariable is the environment variable that says where the node is.
+const nodeVariable = "SHOAL_NODE"
+
 func nodeFlag() cli.Flag {
-	return &cli.StringFlag{Name: "node", Value: local.DefaultAddress, EnvVars: []string{"SHOAL_NODE"}, Usage: "the node's admin.listen is `HOST:PORT`"}
+	return &cli.StringFlag{Name: "node", Value: local.DefaultAddress, EnvVars: []string{nodeVariable}, Usage: "the node's admin.listen is `HOST:PORT`"}
 }
 
 // nodeEnvironment is what commands read that ask the node.
 func nodeEnvironment() []string {
-	return []string{"SHOAL_NODE          where the node is, for --node"}
+	return []string{nodeVariable + "          where the node is, for --node"}
 }
 
 // urlFlags say what of a URL is asked for and shared.
 func urlFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "digest", Usage: "all of it has the digest sha256:`HEX`; it is shared and checked by that"},
-		&cli.StringSliceFlag{Name: "header", Aliases: []string{"H"}, Usage: "send the header `NAME: VALUE` to the URL's host, or those in @FILE; may be repeated"},
 		&cli.StringSliceFlag{Name: "ignore-query", Usage: "query parameters that match `PATTERN` do not name the content, such as X-Amz-*; may be repeated"},
 		&cli.BoolFlag{Name: "share", Usage: "have the cluster keep what the origin marks as private to its reader"},
 	}
@@ -72,6 +74,7 @@ func urlFlags() []cli.Flag {
 
 func getCommand() *cli.Command {
 	flags := append([]cli.Flag{
+		&cli.StringSliceFlag{Name: "header", Aliases: []string{"H"}, Usage: "send the header `NAME: VALUE` to the URL's host, or those in @FILE; may be repeated"},
 		&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write to `FILE`; - is standard output, which is the default unless that is a terminal"},
 		&cli.BoolFlag{Name: "recursive", Aliases: []string{"r"}, Usage: "get all files below a folder's URL, hf://ORGANISATION/NAME[@REVISION] or s3://BUCKET/PREFIX, to the folder of --out"},
 		&cli.BoolFlag{Name: "dry-run", Usage: "with --recursive: only list the files"},

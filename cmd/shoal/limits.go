@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -130,10 +131,13 @@ func settingsOf(c *cli.Context) (settings, error) {
 		}
 		return settings{url: "http://" + c.String("node"), client: &http.Client{}}, nil
 	}
-	if c.IsSet("node") {
+	if c.IsSet("node") && c.String("node") != os.Getenv(nodeVariable) {
 		return settings{}, errors.New("--node and --scheduler exclude each other")
 	}
 	s := settings{url: c.String("scheduler")}
+	if !strings.HasPrefix(s.url, "http://") && !strings.HasPrefix(s.url, "https://") {
+		return s, fmt.Errorf("--scheduler %q: want http://HOST:PORT or https://HOST:PORT", s.url)
+	}
 	var err error
 	if s.token, err = (config.Cluster{TokenFile: c.String("token-file")}).Token(); err != nil {
 		return s, err
@@ -179,6 +183,9 @@ func (s settings) limits(ctx context.Context, method string, body any) (map[stri
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
 	if err != nil {
 		return nil, err
+	}
+	if resp.StatusCode == http.StatusBadRequest {
+		return nil, usageError(fmt.Errorf("limits: %s", bytes.TrimSpace(answer)))
 	}
 	if resp.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("%s: %s: %s", s.url, resp.Status, bytes.TrimSpace(answer))

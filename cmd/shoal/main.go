@@ -158,7 +158,10 @@ func interspersed(app *cli.App, args []string) []string {
 
 // unknownCommand is the action of a command that only has subcommands.
 func unknownCommand(c *cli.Context) error {
-	if c.NArg() == 0 {
+	switch {
+	case c.NArg() == 0 && c.Command.HelpName != c.App.Name:
+		return cli.ShowSubcommandHelp(c)
+	case c.NArg() == 0:
 		return cli.ShowAppHelp(c)
 	}
 	name := strings.TrimSpace(strings.TrimPrefix(c.Command.FullName(), c.App.Name) + " " + c.Args().First())
@@ -181,7 +184,7 @@ func command(c *cli.Command, environment ...string) *cli.Command {
 			}
 		}
 		if len(args) > maxArgs {
-			return usageError(fmt.Errorf("%s: unexpected argument %q; flags go before arguments, see %s --help",
+			return usageError(fmt.Errorf("%s: unexpected argument %q; see %s --help",
 				ctx.Command.FullName(), args[maxArgs], ctx.Command.HelpName))
 		}
 		return action(ctx)

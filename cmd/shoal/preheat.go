@@ -127,16 +127,15 @@ func preheatRequest(ctx *cli.Context, target string) (local.PreheatRequest, erro
 		if ctx.IsSet("platform") {
 			return req, usageError(errors.New("preheat: --platform is for images"))
 		}
-		header, err := parseHeaders(ctx.StringSlice("header"))
-		if err != nil {
-			return req, usageError(fmt.Errorf("preheat: %w", err))
-		}
 		if err := checkPatterns(ctx.StringSlice("ignore-query")); err != nil {
 			return req, usageError(fmt.Errorf("preheat: %w", err))
 		}
-		req.Content = &local.ContentRequest{URL: target, Header: header, Digest: digest.Digest(ctx.String("digest")), Ignore: ctx.StringSlice("ignore-query"),
+		req.Content = &local.ContentRequest{URL: target, Digest: digest.Digest(ctx.String("digest")), Ignore: ctx.StringSlice("ignore-query"),
 			Share: ctx.Bool("share")}
 		return req, nil
+	}
+	if scheme, _, ok := strings.Cut(target, "://"); ok && scheme != "oci" {
+		return req, usageError(fmt.Errorf("preheat: %s:// cannot be preheated: give an image, or a URL of http:// or https://", scheme))
 	}
 	var options []name.Option
 	if ctx.Bool("plain-http") {
