@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -122,11 +123,8 @@ func simulate(args []string, stdout, stderr io.Writer) error {
 	flags.IntVar(&cfg.planner.SourceRuns, "source-runs", 0, "reads of the origin at a time; 0 is the planner's default")
 	flags.Int64Var(&cfg.machine.LeaseBytes, "lease-bytes", 0, "length of a lease; 0 is the scheduler's default")
 	flags.SetOutput(stderr)
-	if err := flags.Parse(args); err != nil {
-		return err
-	}
-	if flags.NArg() > 0 {
-		return fmt.Errorf("%q is no flag; see -h", flags.Arg(0))
+	if err := flags.Parse(args); err != nil || flags.NArg() > 0 {
+		return cmp.Or(err, fmt.Errorf("%q is no flag; see -h", flags.Arg(0)))
 	}
 	if *list {
 		for _, sc := range scenarios() {
