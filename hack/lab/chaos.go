@@ -132,13 +132,21 @@ func randomMishap(rng *rand.Rand) mishap {
 }
 
 func randomIncident(rng *rand.Rand) incident {
-	switch rng.IntN(5) {
-	case 0:
+	switch rng.IntN(11) {
+	case 0, 1:
 		return schedulerIncident(rng)
-	case 1:
+	case 2, 3:
 		return originIncident(rng)
-	case 2:
+	case 4, 5:
 		return hostIncident(rng, "seed", func(t *trial) []*cluster.Node { return t.seeds })
+	case 6:
+		return incident{what: "node-1 and node-2 are killed at once", do: func(_ context.Context, t *trial) error {
+			t.lose(t.nodes[:2]...)
+			for _, n := range t.nodes[:2] {
+				n.Kill()
+			}
+			return nil
+		}}
 	default:
 		return hostIncident(rng, "node", func(t *trial) []*cluster.Node { return t.nodes })
 	}
@@ -217,10 +225,11 @@ func originIncident(rng *rand.Rand) incident {
 		{cluster.Short, "sends too little"},
 		{cluster.WrongLength, "tells a wrong length"},
 		{cluster.Slow, "is slow"},
+		{cluster.Flip, "changes a byte"},
 	}
-	k, times := kinds[rng.IntN(len(kinds))], 1+rng.IntN(6)
+	k, times, at := kinds[rng.IntN(len(kinds))], 1+rng.IntN(6), rng.Int64N(trialSize)
 	return incident{what: fmt.Sprintf("the registry %s %d times", k.what, times), do: func(_ context.Context, t *trial) error {
-		t.registry.Proxy.Set(cluster.Fault{Kind: k.kind, Path: "/blobs/", Times: times, BytesPerSecond: int(trialLink) / 80})
+		t.registry.Proxy.Set(cluster.Fault{Kind: k.kind, Path: "/blobs/", Times: times, BytesPerSecond: int(trialLink) / 80, At: at})
 		return nil
 	}}
 }
