@@ -9,7 +9,7 @@ import (
 	"github.com/shoal-project/shoal/peer/peertest"
 )
 
-// atMost fails when n bytes came faster than the rate lets them, with 5 % for what was read ahead.
+// atMost fails when n bytes came faster than the rate lets them, with a tenth for what was read ahead.
 func atMost(t *testing.T, began time.Time, n int64, rate limits.Rate) {
 	t.Helper()
 	got, least := time.Since(began), time.Duration(float64(n)/float64(rate)*float64(time.Second))
