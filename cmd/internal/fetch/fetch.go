@@ -145,6 +145,10 @@ func Run(ctx context.Context, cfg Config) (*Result, error) {
 				cfg.Log.Warn("the content changed meanwhile, beginning anew", "target", f.result.Target)
 				continue
 			}
+			if f.node != nil && i == 1 && errors.Is(err, piece.ErrMismatch) { // by the word of another caller, perhaps, of another URL
+				cfg.Log.Warn("the cluster has wrong bytes, and drops them; beginning anew", "target", f.result.Target, "error", err)
+				continue
+			}
 			if errors.Is(err, errAnew) {
 				cfg.Log.Warn("the download broke and the origin does not let it be gone on with, beginning anew", "target", f.result.Target)
 				continue
