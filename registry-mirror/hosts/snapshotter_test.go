@@ -9,11 +9,8 @@ import (
 )
 
 func TestSnapshotterConfigIsWhereContainerdLooks(t *testing.T) {
-	for version, section := range map[int][]string{
-		2: {"plugins", "io.containerd.grpc.v1.cri", "containerd"},
-		3: {"plugins", "io.containerd.cri.v1.images"},
-		4: {"plugins", "io.containerd.cri.v1.images"},
-	} {
+	old, images := []string{"plugins", "io.containerd.grpc.v1.cri", "containerd"}, []string{"plugins", "io.containerd.cri.v1.images"}
+	for version, sections := range map[int][][]string{2: {old, images}, 3: {images}, 4: {images}} { // containerd 2 reads version 2 too
 		var tree map[string]any
 		if err := toml.Unmarshal([]byte(SnapshotterConfig(version, "/run/a \"b\".sock", "/data/snapshots")), &tree); err != nil {
 			t.Fatal(err)
@@ -35,12 +32,17 @@ func TestSnapshotterConfigIsWhereContainerdLooks(t *testing.T) {
 		if got := at("proxy_plugins", "shoal", "exports", "root"); got != "/data/snapshots" {
 			t.Errorf("version %d: root %v", version, got)
 		}
-		if at(append(section, "snapshotter")...) != "shoal" || at(append(section, "disable_snapshot_annotations")...) != false {
-			t.Errorf("version %d: section %v is %v", version, section, at(section...))
+		for _, section := range sections {
+			if at(append(section, "snapshotter")...) != "shoal" || at(append(section, "disable_snapshot_annotations")...) != false {
+				t.Errorf("version %d: section %v is %v", version, section, at(section...))
+			}
+		}
+		if version >= 3 && at(old...) != nil {
+			t.Errorf("version %d: it has the section of containerd 1", version)
 		}
 		unpack, _ := at("plugins", "io.containerd.transfer.v1.local", "unpack_config").([]any)
-		if want := map[bool]int{false: 0, true: 2}[version >= 3]; len(unpack) != want {
-			t.Errorf("version %d: %d unpack configurations, want %d", version, len(unpack), want)
+		if len(unpack) != 2 {
+			t.Errorf("version %d: %d unpack configurations, want 2", version, len(unpack))
 		}
 	}
 }
