@@ -36,6 +36,7 @@ var (
 	errFor            = errors.New("--for is containerd, podman or docker")
 	errDockerRegistry = errors.New("--registry: dockerd uses mirrors for docker.io alone; leave it out")
 	errSnapshotter    = errors.New("--snapshotter: only containerd takes a snapshotter; leave it out, or --for")
+	errRootAlone      = errors.New("--snapshotter-root: it is printed with --snapshotter; give that too, or leave it out")
 	errPodmanRemove   = errors.New("--registry: for podman all are removed at once; to keep some, run configure with these")
 )
 
@@ -124,6 +125,9 @@ func checkSnapshotter(ctx *cli.Context) error {
 			return fmt.Errorf("--%s: %q is relative, and containerd runs in another folder; begin it with /", name, path)
 		}
 	}
+	if ctx.String("snapshotter") == "" && ctx.String("snapshotter-root") != "" {
+		return errRootAlone
+	}
 	return nil
 }
 
@@ -132,6 +136,9 @@ func configureContainerd(ctx *cli.Context, cfg hosts.Config) error {
 	version, err := findConfigVersion(ctx.Context, ctx.String("containerd-config"), ctx.Int("config-version"))
 	if _, wrong := errors.AsType[*exitError](err); wrong {
 		return err
+	}
+	if file := ctx.String("containerd-config"); version.version == 1 && ctx.String("snapshotter") != "" { // before anything is written
+		return fmt.Errorf("%s is of version 1, which has no place for snapshotters of others; begin it with version = 2", file)
 	}
 	changes, planErr := hosts.PlanConfigure(cfg)
 	if err := applyHosts(ctx, changes, planErr); err != nil {
@@ -152,9 +159,6 @@ func printSnapshotter(ctx *cli.Context, v configVersion) error {
 	address, config := ctx.String("snapshotter"), ctx.String("containerd-config")
 	if address == "" {
 		return nil
-	}
-	if v.version == 1 {
-		return fmt.Errorf("%s is of version 1, which has no place for snapshotters of others; begin it with version = 2", config)
 	}
 	fmt.Fprintf(ctx.App.ErrWriter, "\nput this into %s and restart containerd once; it is of version %d, %s:\n\n", config, v.version, v.reason)
 	root := cmp.Or(ctx.String("snapshotter-root"), filepath.Join(filepath.Dir(address), "snapshots"))

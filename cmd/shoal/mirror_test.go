@@ -95,6 +95,7 @@ func TestMirrorRefusesInOneLine(t *testing.T) {
 		{[]string{"mirror", "configure", "docker.io"}, exitUsage, `"docker.io"`},
 		{[]string{"mirror", "configure", "--registry", "a/b"}, exitUsage, `"a/b"`},
 		{[]string{"mirror", "configure", "--mirror", "127.0.0.1:7701"}, exitUsage, "want http://HOST:PORT"},
+		{[]string{"mirror", "configure", "--certs-dir", dir, "--snapshotter-root", "/s"}, exitUsage, "with --snapshotter"},
 		{[]string{"mirror", "configure", "--certs", "x"}, exitUsage, "certs"},
 		{[]string{"mirror", "configure", "--certs-dir", dir}, exitFailure, filepath.Join(dir, "_default/hosts.toml")},
 		{[]string{"mirror", "configure", "--certs-dir", file}, exitFailure, file},
@@ -167,5 +168,21 @@ func TestMirrorConfigureRefusesAnotherVersionThanTheFileHas(t *testing.T) {
 		if code != exitUsage || !strings.Contains(talk, want) {
 			t.Errorf("version %s: exit %d, want %q in %s", version, code, want, talk)
 		}
+	}
+}
+
+// Where containerd's file has no place for a snapshotter, nothing is configured by halves.
+func TestMirrorConfigureWritesNothingForASnapshotterThatVersion1CannotHave(t *testing.T) {
+	dir := t.TempDir()
+	config, certs := filepath.Join(dir, "config.toml"), filepath.Join(dir, "certs")
+	if err := os.WriteFile(config, []byte("root = \"/x\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, out, talk := shoal(t, "mirror", "configure", "--certs-dir", certs, "--containerd-config", config, "--snapshotter", "/run/s.sock")
+	if code != exitFailure || out != "" || !strings.Contains(talk, "is of version 1") || strings.Count(talk, "\n") > 1 {
+		t.Errorf("exit %d, want one line that names the version\n%s%s", code, out, talk)
+	}
+	if _, err := os.Stat(certs); err == nil {
+		t.Error("hosts.toml was written all the same")
 	}
 }
