@@ -191,7 +191,13 @@ type host struct {
 func newHost(t *testing.T) *host {
 	t.Helper()
 	needRoot(t)
-	h := &host{t: t, reg: newRegistry(t), pins: newPins(), root: filepath.Join(t.TempDir(), "snapshots")}
+	return newHostAt(t, filepath.Join(t.TempDir(), "snapshots"))
+}
+
+// newHostAt returns one with its snapshots at root.
+func newHostAt(t *testing.T, root string) *host {
+	t.Helper()
+	h := &host{t: t, reg: newRegistry(t), pins: newPins(), root: root}
 	h.start()
 	t.Cleanup(func() {
 		for _, dir := range h.mounted() {

@@ -28,8 +28,12 @@ const (
 	restoring = 4
 )
 
-// ensureMounted has the image of a snapshot mounted, and then its blobs pinned. It is errdefs.ErrNotFound when the snapshot was removed meanwhile.
+// ensureMounted has the image of a snapshot mounted, and then its blobs pinned. It is errdefs.ErrNotFound when the snapshot was removed meanwhile,
+// and ErrUnseen when the caller would not see it.
 func (s *Snapshotter) ensureMounted(ctx context.Context, id string, n note) error {
+	if err := unseen(ctx); err != nil {
+		return fmt.Errorf("image %s: %w", n.Image, err)
+	}
 	unlock, err := s.locks.lock(ctx, id)
 	if err != nil {
 		return err

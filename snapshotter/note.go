@@ -130,7 +130,7 @@ func (s *Snapshotter) claim(ctx context.Context, parent string, labels map[strin
 	}
 	n, err := s.recognise(ctx, parent, labels)
 	switch {
-	case err != nil && (ctx.Err() != nil || errors.Is(err, errPastMirror)):
+	case err != nil && (ctx.Err() != nil || errors.Is(err, errPastMirror) || errors.Is(err, ErrUnseen)):
 		return nil, fmt.Errorf("image %s: %w", labels[labelImage], err)
 	case err != nil:
 		n = nil
@@ -156,6 +156,9 @@ func (s *Snapshotter) recognise(ctx context.Context, parent string, labels map[s
 	}
 	if !ok || img.Bootstrap() == nil {
 		return nil, nil
+	}
+	if err := unseen(ctx); err != nil {
+		return nil, err
 	}
 	below, err := s.chain(ctx, parent)
 	if err != nil {

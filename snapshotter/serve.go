@@ -21,7 +21,7 @@ const (
 
 // Serve answers containerd until ctx ends, and closes the socket. When the socket is removed, or taken by somebody who leaves, it is made again.
 func (s *Snapshotter) Serve(ctx context.Context, socket *Socket) error {
-	server := grpc.NewServer()
+	server := grpc.NewServer(grpc.Creds(callers{s}), grpc.UnaryInterceptor(s.noteCaller))
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(s))
 	tasks, ctx := errgroup.WithContext(ctx)
 	serve := func(l net.Listener) {
@@ -70,7 +70,7 @@ func (s *Snapshotter) watch(ctx context.Context, socket *Socket, serve func(net.
 
 // look notes whether the folder of snapshots is there, and says when that changes.
 func (s *Snapshotter) look() {
-	was, now := s.Fault(), s.usedElsewhere()
+	was, now := load(s.fault.Load()), s.usedElsewhere()
 	switch {
 	case now != nil && was == nil:
 		s.log.Error("snapshotter does not work", "error", now)
@@ -81,9 +81,4 @@ func (s *Snapshotter) look() {
 }
 
 // Fault returns what keeps the snapshotter from its work just now, or nil.
-func (s *Snapshotter) Fault() error {
-	if err := s.fault.Load(); err != nil {
-		return *err
-	}
-	return nil
-}
+func (s *Snapshotter) Fault() error { return errors.Join(load(s.fault.Load()), load(s.unseen.Load())) }

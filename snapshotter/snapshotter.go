@@ -85,7 +85,9 @@ type Snapshotter struct {
 	plain   snapshots.Snapshotter
 	decoded recent
 	fault   atomic.Pointer[error]
-	locks   locks // by ID of a snapshot: mounting, unpacking and removing it
+	unseen  atomic.Pointer[error] // why containerd does not see mounts
+	looking sync.Mutex            // one look for who sees mounts at a time
+	locks   locks                 // by ID of a snapshot: mounting, unpacking and removing it
 
 	upMu sync.Mutex      // guards up
 	up   map[string]bool // by ID: what this process has mounted or taken over
