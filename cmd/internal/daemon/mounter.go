@@ -33,27 +33,46 @@ type mounter struct {
 	driver lazy.Mounter // nil until it is needed
 }
 
+// errForced means that the configuration wants a driver that cannot work on this host.
+var errForced = errors.New("this host cannot do what snapshotter.driver wants; auto takes what it can")
+
 // newMounter returns a mounter of the wanted kind, and for lazy.Auto of the one that this host can. A keeper that an earlier process has left is
-// taken over.
+// taken over. The error is errForced where the host can never do what is wanted.
 func newMounter(ctx context.Context, kind lazy.Kind, cfg lazy.Config, images images) (*mounter, error) {
 	inherits := keeper.Running(ctx, cfg.Keeper.Socket) // that has shown what this host can
 	auto := kind == lazy.Auto
 	if auto {
 		kind = lazy.EROFS
 	}
-	if auto && !inherits {
-		if err := errors.Join(fanotify.Probe(cfg.Dir), snapshotter.Probe(cfg.Dir)); lacks(err) {
+	if kind == lazy.EROFS && !inherits {
+		err := probe(cfg.Dir)
+		if lacks(err) && !auto {
+			return nil, fmt.Errorf("%w: %s: %w", errForced, kind, err)
+		}
+		if lacks(err) {
 			cfg.Log.Warn("images are mounted by FUSE, which is slower", "error", err)
 			kind = lazy.FUSE
 		}
 	}
 	m := &mounter{kind: kind, cfg: cfg, images: images, opened: make(chan struct{})}
 	if inherits || kind == lazy.FUSE { // that needs no keeper, and tells what the host lacks
-		if _, err := m.lazy(ctx); err != nil {
+		_, err := m.lazy(ctx)
+		if err != nil && kind == lazy.FUSE && !auto {
+			err = fmt.Errorf("%w: %w", errForced, err)
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
 	return m, nil
+}
+
+// probe tries what the driver erofs needs in a folder.
+func probe(dir string) error {
+	if err := fanotify.Probe(dir); err != nil {
+		return err
+	}
+	return snapshotter.Probe(dir)
 }
 
 // lacks reports whether a host can never mount lazily by EROFS. A full disk, for one, passes.

@@ -47,9 +47,12 @@ func (n *node) openSnapshots(ctx context.Context, images images) error {
 		return fmt.Errorf("snapshotter: %w", err)
 	}
 	n.snapshots = snapshots{off: err.Error()}
-	if errors.Is(err, snapshotter.ErrDamaged) {
+	switch {
+	case errors.Is(err, snapshotter.ErrDamaged):
 		n.log.Error("no snapshotter until somebody acts", "error", err)
-	} else {
+	case errors.Is(err, errForced):
+		n.log.Warn("no snapshotter here", "error", err)
+	default:
 		n.log.Info("no snapshotter here", "error", err)
 	}
 	n.abandonMounts()
@@ -76,9 +79,12 @@ func (n *node) tryOpenSnapshots(ctx context.Context, images images) error {
 		return err
 	}
 	var err error
-	if s.mounter, err = n.openMounter(ctx, images); err == nil {
+	switch s.mounter, err = n.openMounter(ctx, images); {
+	case err == nil:
 		cfg.Mounter = s.mounter
-	} else {
+	case errors.Is(err, errForced):
+		return err
+	default:
 		s.off = "images are unpacked: " + err.Error()
 		n.log.Warn("images are unpacked, not mounted", "error", err)
 		if !errors.Is(err, keeper.ErrHung) { // while that one has them, readers of the mounts wait
