@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -39,6 +40,15 @@ func (s *Snapshotter) ensureMounted(ctx context.Context, id string, n note) erro
 		return err
 	}
 	defer unlock()
+	err = s.mount(ctx, id, n)
+	if ctx.Err() == nil { // else it is the caller's, who does not wait
+		s.setFailed(id, err)
+	}
+	return err
+}
+
+// mount is ensureMounted of a snapshot that is locked.
+func (s *Snapshotter) mount(ctx context.Context, id string, n note) error {
 	mounted, err := s.isMounted(id)
 	if err != nil || mounted && s.isUp(id) && !isDead(s.fsPath(id)) {
 		return err
@@ -108,6 +118,24 @@ func (s *Snapshotter) setUp(id string, up bool) {
 	s.metrics.mounts.Set(float64(len(s.up)))
 }
 
+// Failed returns why images that are to be mounted are not, an error for each, with its name.
+func (s *Snapshotter) Failed() []error {
+	s.upMu.Lock()
+	defer s.upMu.Unlock()
+	return slices.SortedFunc(maps.Values(s.failed), func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+}
+
+// setFailed notes why the image of a snapshot could not be mounted; nil and errdefs.ErrNotFound, of one that was removed, are no reason.
+func (s *Snapshotter) setFailed(id string, err error) {
+	s.upMu.Lock()
+	defer s.upMu.Unlock()
+	if err == nil || errdefs.IsNotFound(err) {
+		delete(s.failed, id)
+	} else {
+		s.failed[id] = err
+	}
+}
+
 // discard removes the folder of a snapshot that is no more.
 func (s *Snapshotter) discard(ctx context.Context, id string) error {
 	unlock, err := s.locks.lock(ctx, id)
@@ -128,6 +156,7 @@ func (s *Snapshotter) discard(ctx context.Context, id string) error {
 		return err // before anything of it is removed
 	}
 	s.setUp(id, false)
+	s.setFailed(id, nil)
 	return errors.Join(s.unpin(id), os.RemoveAll(s.dir(id)))
 }
 

@@ -89,8 +89,9 @@ type Snapshotter struct {
 	looking sync.Mutex            // one look for who sees mounts at a time
 	locks   locks                 // by ID of a snapshot: mounting, unpacking and removing it
 
-	upMu sync.Mutex      // guards up
-	up   map[string]bool // by ID: what this process has mounted or taken over
+	upMu   sync.Mutex       // guards the fields below
+	up     map[string]bool  // by ID: what this process has mounted or taken over
+	failed map[string]error // by ID: what it could not mount when it was tried last, and why
 }
 
 // New opens or creates the folder, which one process can have. Nothing is mounted before Restore.
@@ -106,7 +107,7 @@ func New(cfg Config) (*Snapshotter, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Snapshotter{cfg: cfg, log: cfg.Log, metrics: newMetrics(cfg.Registerer), locks: newLocks(), up: map[string]bool{}}
+	s := &Snapshotter{cfg: cfg, log: cfg.Log, metrics: newMetrics(cfg.Registerer), locks: newLocks(), up: map[string]bool{}, failed: map[string]error{}}
 	if s.lock, err = lockFolder(root); err != nil {
 		return nil, err
 	}

@@ -380,7 +380,7 @@ func TestRootRestartFindsMountsAgainAndSweepsWhatNobodyHas(t *testing.T) {
 
 func TestRootRestoreTellsWhatItCouldNotMount(t *testing.T) {
 	h := newHost(t)
-	h.pull("a")
+	top, _ := h.pull("a")
 	check(t, h.Close())
 	for _, dir := range h.mounted() {
 		check(t, mount.Unmount(dir, 0))
@@ -391,10 +391,24 @@ func TestRootRestoreTellsWhatItCouldNotMount(t *testing.T) {
 	if err := h.Restore(t.Context()); err == nil || !strings.Contains(err.Error(), testRef) {
 		t.Errorf("got %v, want an error that names the image", err)
 	}
+	if failed := h.Failed(); len(failed) != 1 || !strings.Contains(failed[0].Error(), testRef) || !strings.Contains(failed[0].Error(), blob) {
+		t.Errorf("failed are %v, want the image with the reason", failed)
+	}
 	check(t, os.Rename(blob+".away", blob))
 	check(t, h.Restore(t.Context()))
-	if len(h.mounted()) != 1 {
-		t.Errorf("mounted %v, want one image", h.mounted())
+	if len(h.mounted()) != 1 || len(h.Failed()) > 0 {
+		t.Errorf("mounted %v, failed %v, want one image", h.mounted(), h.Failed())
+	}
+	for _, dir := range h.mounted() {
+		check(t, mount.Unmount(dir, 0))
+		check(t, os.Truncate(filepath.Join(filepath.Dir(dir), "image.boot"), 1000))
+	}
+	if err := h.Restore(t.Context()); err == nil || len(h.Failed()) != 1 {
+		t.Errorf("a damaged bootstrap: %v, failed %v", err, h.Failed())
+	}
+	check(t, h.Remove(t.Context(), top))
+	if failed := h.Failed(); len(failed) > 0 {
+		t.Errorf("failed are %v behind the image", failed)
 	}
 }
 

@@ -63,7 +63,7 @@ func limitsText(s *local.Status) string {
 	return "  limits     " + strings.Join(words, ", ") + "\n"
 }
 
-// snapshotterText tells of the snapshotter in a line, or why there is none.
+// snapshotterText tells of the snapshotter in a line, or why there is none, and in one for each image that could not be mounted.
 func snapshotterText(s local.SnapshotterStatus) string {
 	if s.Address == "" && s.Off == "" { // an older node does not say
 		return ""
@@ -74,6 +74,9 @@ func snapshotterText(s local.SnapshotterStatus) string {
 	text := fmt.Sprintf("  snapshots  %s, driver %s, %s mounted", s.Address, printable(s.Driver), count(s.Mounted, "image"))
 	if s.Off != "" {
 		text += "; " + printable(s.Off)
+	}
+	for _, why := range s.Failed {
+		text += "\n  unmounted  " + printable(why)
 	}
 	return text + "\n"
 }

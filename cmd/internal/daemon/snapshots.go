@@ -214,6 +214,9 @@ func (s *snapshots) status() local.SnapshotterStatus {
 	if s.mounter != nil {
 		st.Driver = string(s.mounter.kind)
 	}
+	for _, err := range s.Failed() {
+		st.Failed = append(st.Failed, err.Error())
+	}
 	if err := errors.Join(s.listener.Lost(), s.Fault()); err != nil {
 		st.Off = err.Error()
 	}

@@ -35,6 +35,8 @@ type SnapshotterStatus struct {
 	Driver  string `json:"driver,omitempty"`  // erofs, fuse, or none: images are unpacked
 	Mounted int    `json:"mounted"`           // images
 	Off     string `json:"off,omitempty"`     // why it does not run, or why images are unpacked
+	// Failed are images that are to be mounted and are not, each with the reason.
+	Failed []string `json:"failed,omitempty"`
 }
 
 // StoreStatus is what a node keeps, in bytes.
