@@ -10,6 +10,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/shoal-project/shoal/cmd/internal/config"
 	"github.com/shoal-project/shoal/registry-mirror/hosts"
 )
 
@@ -128,7 +129,7 @@ func checkSnapshotter(ctx *cli.Context) error {
 	if ctx.String("snapshotter") == "" && ctx.String("snapshotter-root") != "" {
 		return errRootAlone
 	}
-	return nil
+	return config.CheckSocket(ctx.String("snapshotter"))
 }
 
 // configureContainerd writes the hosts.toml files, and tells what containerd's configuration needs besides.

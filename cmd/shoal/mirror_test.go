@@ -96,6 +96,7 @@ func TestMirrorRefusesInOneLine(t *testing.T) {
 		{[]string{"mirror", "configure", "--registry", "a/b"}, exitUsage, `"a/b"`},
 		{[]string{"mirror", "configure", "--mirror", "127.0.0.1:7701"}, exitUsage, "want http://HOST:PORT"},
 		{[]string{"mirror", "configure", "--certs-dir", dir, "--snapshotter-root", "/s"}, exitUsage, "with --snapshotter"},
+		{[]string{"mirror", "configure", "--certs-dir", dir, "--snapshotter", "/" + strings.Repeat("s", 107)}, exitUsage, "has 108 bytes"},
 		{[]string{"mirror", "configure", "--certs", "x"}, exitUsage, "certs"},
 		{[]string{"mirror", "configure", "--certs-dir", dir}, exitFailure, filepath.Join(dir, "_default/hosts.toml")},
 		{[]string{"mirror", "configure", "--certs-dir", file}, exitFailure, file},

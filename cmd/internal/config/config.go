@@ -295,7 +295,7 @@ func (s Scheduler) Validate() error {
 // Validate reports all faults at once.
 func (n Node) Validate() error {
 	errs := []error{n.Mirror.validate(), checkAddr("peer.listen", n.Peer.Listen),
-		checkAddr("admin.listen", n.Admin.Listen), n.Log.validate(), n.Tracing.validate(), n.Limits.Validate(), n.Snapshotter.validate(),
+		checkAddr("admin.listen", n.Admin.Listen), n.Log.validate(), n.Tracing.validate(), n.Limits.Validate(), n.Snapshotter.validate(), n.validateSocket(),
 		n.Cluster.validate(len(n.Schedulers)+len(n.Peers) > 0)}
 	if n.Name == "" {
 		errs = append(errs, errors.New("name is empty: give the host a name that no other host of the cluster has"))

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/bmatcuk/doublestar/v4"
 
@@ -39,8 +40,8 @@ func (s Snapshotter) Mounts(registry, repository string) bool {
 
 func (s Snapshotter) validate() error {
 	for _, pattern := range s.Mount {
-		if !doublestar.ValidatePattern(pattern) {
-			return fmt.Errorf("snapshotter.mount: %q is no pattern like registry.example/models/**", pattern)
+		if reason := neverMatches(pattern); reason != "" {
+			return fmt.Errorf("snapshotter.mount: %q %s; write a pattern like registry.example/models/**", pattern, reason)
 		}
 	}
 	if _, err := lazy.ParsePrefetch(s.Prefetch); err != nil {
@@ -58,6 +59,50 @@ func (s Snapshotter) validate() error {
 		}
 	}
 	return nil
+}
+
+// neverMatches returns why a pattern stands for no repository at all; empty when it may stand for some.
+func neverMatches(pattern string) string {
+	registry, repository, found := strings.Cut(pattern, "/")
+	switch {
+	case !doublestar.ValidatePattern(pattern):
+		return "is no pattern"
+	case strings.Contains(pattern, "://"):
+		return "begins with a scheme, which names of images do not have"
+	case pattern == "**":
+		return ""
+	case !found:
+		return "is no registry with a repository, such as docker.io/library/nginx for nginx"
+	case strings.HasPrefix(pattern, "/") || strings.HasSuffix(pattern, "/") || strings.Contains(pattern, "//"):
+		return "has a slash with nothing before or behind it"
+	case strings.ContainsAny(pattern, "{["): // may hold any of what follows
+		return ""
+	case strings.ContainsAny(repository, ":@"):
+		return "has a tag or digest, and all images of a repository are mounted or none"
+	case registry == "docker.io" && !strings.Contains(repository, "/") && repository != "**":
+		return "is no repository there; its full name is docker.io/library/" + repository
+	}
+	return ""
+}
+
+// maxSocket is the longest path of a socket in bytes: the kernel's 108 with a zero at the end.
+const maxSocket = 107
+
+// CheckSocket refuses a path that is too long for a socket.
+func CheckSocket(path string) error {
+	if len(path) > maxSocket {
+		return fmt.Errorf("the path of the snapshotter's socket has %d bytes, and the kernel takes %d: set snapshotter.address to a shorter one than %s", len(path), maxSocket, path)
+	}
+	return nil
+}
+
+// validateSocket refuses a socket that cannot be made where the snapshotter is asked for. Where it runs if it can, a long data_dir is no fault.
+func (n Node) validateSocket() error {
+	if s := n.Snapshotter; s.Enabled == SnapshotterOff || s.Enabled == SnapshotterAuto && s.Address == "" {
+		return nil
+	}
+	_, address := n.SnapshotterPaths()
+	return CheckSocket(address)
 }
 
 // SnapshotterPaths returns the folder and the socket of the snapshotter.

@@ -72,6 +72,9 @@ func (n *node) tryOpenSnapshots(ctx context.Context, images images) error {
 		return errSnapshotterRoot
 	}
 	root, address := n.cfg.SnapshotterPaths()
+	if err := config.CheckSocket(address); err != nil {
+		return err
+	}
 	s := &n.snapshots
 	s.address, s.mountsNone = address, len(n.cfg.Snapshotter.Mount) == 0
 	cfg := snapshotter.Config{Root: root, Images: images, Pins: n.store, Log: n.component("snapshotter"), Registerer: n.admin.registry}
