@@ -24,7 +24,7 @@ Everything can be set in a YAML file; the flags below override it. An unknown ke
    peers: []                                # instead of schedulers: HOST:7702 of all nodes, the same list on each
    cluster: {token_file: "", tls: {ca_file: "", cert_file: "", key_file: ""}, insecure: false}
    registries: {}                           # HOST: {url: https://MIRROR/PREFIX, plain_http: true, ca_file: FILE}
-   store: {max_bytes: 0, max_percent: 80}   # of what other files leave of the disk
+   store: {max_bytes: 0, max_percent: 80}   # bytes, or like 500GiB, 0 is no bound; of what other files leave of the disk
    limits:                                  # bytes a second, like 100MiB; 0 is none; see shoal limits
       {upload: 0, upload_per_task: 0, download: 0, download_per_task: 0, source: 0, source_per_task: 0, disk_write: 0}
    snapshotter:                             # auto: where it can run; paths are snapshots and snapshotter.sock in data_dir;

@@ -193,7 +193,7 @@ func TestFaultyRatesAreRefusedAndChangeNothing(t *testing.T) {
 
 func TestRatesAreWrittenWithUnits(t *testing.T) {
 	for text, want := range map[string]limits.Rate{
-		"0": 0, "1048576": 1 << 20, "100MiB": 100 << 20, "1.5 gib": 3 << 29, "50MB": 50e6, "7kB": 7000, "12B": 12,
+		"0": 0, "1048576": 1 << 20, "100MiB": 100 << 20, "1.5 gib": 3 << 29, "50MB": 50e6, "7kB": 7000, "12B": 12, "2TiB": 2 << 40, "1.5TB": 15e11,
 	} {
 		got, err := limits.ParseRate(text)
 		if err != nil || got != want {
@@ -211,6 +211,15 @@ func TestRatesAreWrittenWithUnits(t *testing.T) {
 	var r limits.Rates
 	if err := json.Unmarshal([]byte(`{"upload": 1048576, "source": "2MiB"}`), &r); err != nil || r.Upload != 1<<20 || r.Source != 2<<20 {
 		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+func TestSizesAreReadAsRatesAre(t *testing.T) {
+	if got, err := limits.ParseSize("10GiB"); got != 10<<30 || err != nil {
+		t.Errorf("%d, %v", got, err)
+	}
+	if got, err := limits.ParseSize("much"); err == nil || !strings.Contains(err.Error(), "100GiB") {
+		t.Errorf("%d, %v; want an error that shows one", got, err)
 	}
 }
 

@@ -15,17 +15,31 @@ var units = []struct {
 	name  string
 	bytes int64
 }{
-	{"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}, {"GB", 1e9}, {"MB", 1e6}, {"kB", 1e3}, {"B", 1},
+	{"TiB", 1 << 40}, {"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}, {"TB", 1e12}, {"GB", 1e9}, {"MB", 1e6}, {"kB", 1e3}, {"B", 1},
 }
 
-// maxRate is 1 EiB a second; a float has all numbers below exactly enough.
-const maxRate = 1 << 60
+// maxBytes is 1 EiB; a float has all numbers below exactly enough.
+const maxBytes = 1 << 60
 
 // ParseRate reads a rate as Rate.String writes it, or one without a unit, in bytes.
 func ParseRate(s string) (Rate, error) {
-	fault := func() (Rate, error) {
+	n, ok := parseBytes(s)
+	if !ok {
 		return 0, fmt.Errorf("rate %q: write bytes a second with a unit, like 100MiB or 50MB, or 0 for no limit", s)
 	}
+	return Rate(n), nil
+}
+
+// ParseSize reads a number of bytes with a unit, as ParseRate does.
+func ParseSize(s string) (int64, error) {
+	n, ok := parseBytes(s)
+	if !ok {
+		return 0, fmt.Errorf("size %q: write bytes with a unit, like 100GiB or 500GB, or 0 for no limit", s)
+	}
+	return n, nil
+}
+
+func parseBytes(s string) (int64, bool) {
 	text, factor := strings.TrimSpace(s), int64(1)
 	for _, u := range units {
 		if n := len(text) - len(u.name); n >= 0 && strings.EqualFold(text[n:], u.name) {
@@ -33,14 +47,14 @@ func ParseRate(s string) (Rate, error) {
 			break
 		}
 	}
-	if strings.Trim(text, "0123456789.") != "" {
-		return fault() // signs, exponents, NaN
+	if strings.Trim(text, "0123456789.") != "" { // signs, exponents, NaN
+		return 0, false
 	}
 	n, err := strconv.ParseFloat(text, 64)
-	if err != nil || n*float64(factor) >= maxRate {
-		return fault()
+	if err != nil || n*float64(factor) >= maxBytes {
+		return 0, false
 	}
-	return Rate(n * float64(factor)), nil
+	return int64(n * float64(factor)), true
 }
 
 // String returns the rate with the largest unit that divides it.

@@ -216,8 +216,26 @@ type Registry struct {
 
 // Store bounds the blobs kept on disk.
 type Store struct {
-	MaxBytes   int64 `yaml:"max_bytes"`   // 0: no bound
-	MaxPercent int   `yaml:"max_percent"` // of what others leave of the disk
+	MaxBytes   Size `yaml:"max_bytes"`   // 0: no bound
+	MaxPercent int  `yaml:"max_percent"` // of what others leave of the disk
+}
+
+// Size is a number of bytes. In text it may have a unit: 100GiB, 500GB.
+type Size int64
+
+// UnmarshalYAML takes a number, or a string for limits.ParseSize.
+func (s *Size) UnmarshalYAML(node *yaml.Node) error {
+	var n int64
+	if node.Decode(&n) == nil {
+		*s = Size(n)
+		return nil
+	}
+	n, err := limits.ParseSize(node.Value)
+	if err != nil {
+		return &yaml.TypeError{Errors: []string{fmt.Sprintf("line %d: %v", node.Line, err)}} // told with other findings
+	}
+	*s = Size(n)
+	return nil
 }
 
 // DefaultScheduler returns the configuration without a file.

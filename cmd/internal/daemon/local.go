@@ -33,7 +33,7 @@ func (n *node) status(ctx context.Context) local.Status {
 	usage := n.store.Usage()
 	s := local.Status{Name: n.cfg.Name, Version: n.version, Seed: n.cfg.Seed, Addr: n.cfg.Peer.Advertise, Schedulers: n.peer.Links(),
 		Peers: n.peer.Seeds(), Tasks: n.peer.Tasks(ctx), Uploads: n.uploads.list(),
-		Store: local.StoreStatus{Blobs: usage.Blobs, Held: usage.Held, Reserved: usage.Reserved, Beside: usage.Beside, MaxBytes: n.cfg.Store.MaxBytes,
+		Store: local.StoreStatus{Blobs: usage.Blobs, Held: usage.Held, Reserved: usage.Reserved, Beside: usage.Beside, MaxBytes: int64(n.cfg.Store.MaxBytes),
 			MaxPercent: n.cfg.Store.MaxPercent},
 		Limits: n.limits.Rates(), Share: n.limits.SourceShare(), Snapshotter: n.snapshots.status()}
 	// Lists are never null, so that scripts can walk them.

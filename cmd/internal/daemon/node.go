@@ -118,7 +118,7 @@ func (n *node) openData() error {
 		return dataDirError(err)
 	}
 	var err error
-	n.store, err = store.Open(filepath.Join(n.cfg.DataDir, "blobs"), store.Config{MaxBytes: n.cfg.Store.MaxBytes,
+	n.store, err = store.Open(filepath.Join(n.cfg.DataDir, "blobs"), store.Config{MaxBytes: int64(n.cfg.Store.MaxBytes),
 		MaxPercent: n.cfg.Store.MaxPercent, Log: n.component("store"), Registerer: n.admin.registry})
 	if err != nil {
 		return dataDirError(err)
