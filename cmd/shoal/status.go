@@ -76,7 +76,7 @@ func snapshotterText(s local.SnapshotterStatus) string {
 		text += "; " + printable(s.Off)
 	}
 	for _, why := range s.Failed {
-		text += "\n  unmounted  " + printable(why)
+		text += "\n  failed     " + printable(why)
 	}
 	return text + "\n"
 }
