@@ -36,6 +36,8 @@ func TestRootWhoDoesNotSeeMountsIsRefused(t *testing.T) {
 		return
 	}
 	needRoot(t)
+	_, err := exec.LookPath("unshare")
+	need(t, err)
 	for _, c := range []struct {
 		name          string
 		shared, slave bool // the node's folder, and the namespace that containerd has
