@@ -37,7 +37,8 @@ import (
 
 // The test binary is also the keeper, the daemon that gets killed, and what reads files: the driver's own process must not.
 func TestMain(m *testing.M) {
-	modes := map[string]func([]string) error{"keeper": runKeeper, "follow": runFollow, "daemon": runDaemon, "read": runRead, "mmap": runMmap, "sendfile": runSendfile, "soak": runSoak}
+	modes := map[string]func([]string) error{"keeper": runKeeper, "follow": runFollow, "daemon": runDaemon, "read": runRead, "mmap": runMmap,
+		"sendfile": runSendfile, "direct": runDirect, "soak": runSoak, "change": runChange}
 	mode := modes[os.Getenv("LAZY_TEST")]
 	if mode == nil {
 		os.Exit(m.Run())

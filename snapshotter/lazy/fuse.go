@@ -143,7 +143,8 @@ func (d *Fuse) mount(ctx context.Context, image Image, target string) (*fuseMoun
 	m.server, err = fs.Mount(target, root, &fs.Options{EntryTimeout: &valid, AttrTimeout: &valid, NegativeTimeout: &valid,
 		RootStableAttr: &fs.StableAttr{Mode: bootstrap.TypeDir, Ino: root.tree.number(img.Root)},
 		MountOptions: fuse.MountOptions{AllowOther: true, FsName: "shoal", Name: "shoal", Options: []string{"ro", "default_permissions"},
-			MaxReadAhead: fuseReadahead, MaxWrite: fuseReadahead, DirectMountStrict: true, DirectMountFlags: unix.MS_RDONLY | unix.MS_NODEV}})
+			MaxReadAhead: fuseReadahead, MaxWrite: fuseReadahead, DisableSplice: true, // answers are in memory, never files
+			DirectMountStrict: true, DirectMountFlags: unix.MS_RDONLY | unix.MS_NODEV}})
 	if err != nil {
 		m.close()
 		return nil, err

@@ -15,6 +15,13 @@ import (
 	"github.com/shoal-project/shoal/converter/bootstrap"
 )
 
+const (
+	// fuseBlock is the unit in bytes in which the size of a mount is told.
+	fuseBlock = 4096
+	// fuseName is how many bytes a name may have. An overlay takes none that is longer than its layers say.
+	fuseName = 255
+)
+
 // tree is what all nodes of a mount share.
 type tree struct {
 	driver *Fuse
@@ -84,6 +91,7 @@ var (
 	_ fs.NodeLookuper    = (*fuseNode)(nil)
 	_ fs.NodeReaddirer   = (*fuseNode)(nil)
 	_ fs.NodeGetattrer   = (*fuseNode)(nil)
+	_ fs.NodeStatfser    = (*fuseNode)(nil)
 	_ fs.NodeReadlinker  = (*fuseNode)(nil)
 	_ fs.NodeGetxattrer  = (*fuseNode)(nil)
 	_ fs.NodeListxattrer = (*fuseNode)(nil)
@@ -125,7 +133,7 @@ func (n *fuseNode) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut
 
 func (n *fuseNode) attr(out *fuse.Attr) {
 	i, f := n.inode, n.tree.facts[n.inode]
-	*out = fuse.Attr{Ino: f.number, Mode: i.Mode, Nlink: f.links, Owner: fuse.Owner{Uid: i.UID, Gid: i.GID}, Blksize: 4096,
+	*out = fuse.Attr{Ino: f.number, Mode: i.Mode, Nlink: f.links, Owner: fuse.Owner{Uid: i.UID, Gid: i.GID}, Blksize: fuseBlock,
 		Rdev: uint32(unix.Mkdev(i.Major, i.Minor)), Mtime: uint64(i.Mtime), Mtimensec: i.MtimeNsec, Ctime: uint64(i.Mtime), Ctimensec: i.MtimeNsec,
 		Atime: uint64(i.Mtime), Atimensec: i.MtimeNsec}
 	switch i.Type() {
@@ -135,6 +143,15 @@ func (n *fuseNode) attr(out *fuse.Attr) {
 		out.Size = uint64(len(i.Link))
 	}
 	out.Blocks = (out.Size + 511) / 512
+}
+
+// Statfs implements fs.NodeStatfser: the image's devices are all there is, and there is no room.
+func (n *fuseNode) Statfs(_ context.Context, out *fuse.StatfsOut) syscall.Errno {
+	*out = fuse.StatfsOut{Bsize: fuseBlock, Frsize: fuseBlock, NameLen: fuseName, Files: uint64(len(n.tree.facts))}
+	for i := range n.tree.mount.img.Blobs {
+		out.Blocks += uint64(n.tree.mount.img.Blobs[i].DeviceSize) / fuseBlock
+	}
+	return 0
 }
 
 // Readlink implements fs.NodeReadlinker.

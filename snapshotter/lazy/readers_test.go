@@ -3,6 +3,7 @@ package lazy
 import (
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -52,6 +53,58 @@ func runSendfile(names []string) error {
 		}
 		return os.ReadFile(out.Name())
 	})
+}
+
+// runDirect prints the sums of what is read past the kernel's cache.
+func runDirect(names []string) error {
+	return sums(names, func(f *os.File, size int64) ([]byte, error) {
+		direct, err := os.OpenFile(f.Name(), os.O_RDONLY|unix.O_DIRECT, 0)
+		if err != nil {
+			return nil, err
+		}
+		defer direct.Close()
+		const block = 4096 // what such reads have to be multiples of, and where in memory
+		mem, err := unix.Mmap(-1, 0, int(size)+block, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+		if err != nil {
+			return nil, err
+		}
+		defer func() { _ = unix.Munmap(mem) }()
+		n, err := direct.ReadAt(mem[:(size+block-1)/block*block], 0)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return nil, err
+		}
+		return bytes.Clone(mem[:n]), nil
+	})
+}
+
+// runChange changes the file args[1] in the way that args[0] names.
+func runChange(args []string) error {
+	name := args[1]
+	switch args[0] {
+	case "append":
+		f, err := os.OpenFile(name, os.O_WRONLY|os.O_APPEND, 0)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		_, err = f.WriteString("x")
+		return err
+	case "chmod":
+		return os.Chmod(name, 0o640)
+	case "xattr":
+		return unix.Setxattr(name, "user.changed", []byte("yes"), 0)
+	case "rename":
+		return os.Rename(name, name+".new")
+	case "remove":
+		return os.Remove(name)
+	case "truncate":
+		return os.Truncate(name, 1)
+	case "link":
+		return os.Link(name, name+".new")
+	case "create":
+		return os.WriteFile(name+".new", nil, 0o600)
+	}
+	return fmt.Errorf("no way %q", args[0])
 }
 
 func sums(names []string, read func(f *os.File, size int64) ([]byte, error)) error {
@@ -130,6 +183,25 @@ func (w *world) wantSums(t testing.TB, how string, names ...string) {
 	for i, name := range names {
 		if want := fmt.Sprintf("%x", sha256.Sum256(w.files[name])); i >= len(got) || got[i] != want {
 			t.Errorf("%s %s: other bytes than the image has", how, name)
+		}
+	}
+}
+
+// wantDirect reads files past the kernel's cache: FUSE has their bytes, and EROFS refuses it as file systems do that cannot, so that programs
+// read otherwise. Opening is all that is tried then, and waits for nothing.
+func (w *world) wantDirect(t testing.TB, names ...string) {
+	t.Helper()
+	if w.fuse {
+		w.wantSums(t, "direct", names...)
+		return
+	}
+	for _, name := range names {
+		f, err := os.OpenFile(filepath.Join(w.target, name), os.O_RDONLY|unix.O_DIRECT, 0)
+		if err == nil {
+			_ = f.Close() // only opened
+		}
+		if !errors.Is(err, unix.EINVAL) {
+			t.Errorf("%s is opened with O_DIRECT: %v, want that to be refused as invalid", name, err)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package lazy
 
 import (
+	"bytes"
 	"fmt"
 	"io/fs"
 	"os"
@@ -63,27 +64,58 @@ func xattrs(t testing.TB, path string) (out []string) {
 	return out
 }
 
-func TestRootDriversShowTheSameTree(t *testing.T) {
-	needKernel(t)
-	w := newWorld(t, 1<<20)
+// addMany adds a folder with many files, of which every hundredth is not empty: of a few bytes, of some chunks, or with zeros at its end.
+func (w *world) addMany(t testing.TB) {
+	t.Helper()
+	var out bytes.Buffer
+	p, err := bootstrap.NewPacker(&out, chunkSize, bootstrap.Zstd, nil)
+	check(t, err)
+	defer p.Close()
 	many := &bootstrap.Inode{Mode: bootstrap.TypeDir | 0o755, Children: map[string]*bootstrap.Inode{}}
 	for i := range manyFiles {
-		many.Children[fmt.Sprint("f", i)] = &bootstrap.Inode{Mode: bootstrap.TypeRegular | 0o600, Mtime: int64(i)}
+		n := &bootstrap.Inode{Mode: bootstrap.TypeRegular | 0o600, Mtime: int64(i)}
+		name := fmt.Sprint("f", i)
+		many.Children[name] = n
+		if i%100 > 0 {
+			continue
+		}
+		data := fmt.Appendf(nil, "file %d", i)
+		switch i % 1000 {
+		case 0:
+			data = append(data, noise(uint64(i), i*3)...)
+		case 500:
+			data = append(data, make([]byte, 2*chunkSize)...)
+		}
+		n.Size = int64(len(data))
+		check(t, p.Add(n, bytes.NewReader(data)))
+		w.files["many/"+name] = data
 	}
+	packed, err := p.Finish()
+	check(t, err)
+	bootstrap.NewBuilder(w.img).Add(packed) // what was there before is not listed again
+	check(t, os.WriteFile(w.origin.path(packed.Blob.Digest), out.Bytes(), 0o600))
 	w.img.Root.Children["many"] = many
 	raw, err := bootstrap.Encode(w.img)
 	check(t, err)
 	check(t, os.WriteFile(w.boot, raw, 0o600))
+	w.addMaps(t)
+}
+
+func TestRootDriversShowTheSameTree(t *testing.T) {
+	needKernel(t)
+	w := newWorld(t, 1<<20)
+	w.addMany(t)
 	trees := map[bool]map[string]string{}
 	for _, w.fuse = range []bool{false, true} {
 		n, err := w.start(t.Context(), w.noKeeper(), os.Stderr)
 		check(t, err)
 		check(t, n.Mount(t.Context(), w.image(n, Prefetch{None: true}), w.target))
 		trees[w.fuse] = treeIn(t, w.target)
+		w.wantSums(t, "read", w.names("many/")...)
 		check(t, n.Unmount(t.Context(), w.target))
 		check(t, n.stop())
 	}
-	if len(trees[true]) < manyFiles+len(w.files) {
+	if len(trees[true]) < manyFiles+len(w.names("fw")) {
 		t.Errorf("%d files", len(trees[true]))
 	}
 	if diff := cmp.Diff(trees[false], trees[true]); diff != "" {
