@@ -18,11 +18,14 @@ const optimizeHelp = `Nodes that mount an image fetch it in the order that its N
 loaders read them. A program that reads other files first, or the libraries of its framework, waits less when they are named here.
 
 With --recorded the node of this machine is asked in which order containers of the image read its files here: pull the image with the
-snapshotter on a node that does not have it, run its container until it serves, then run this there. What is read after a blob is complete
-is not seen.
+snapshotter on a node that does not have it, run its container until it serves, then run this there, before the node is restarted: a
+node that was restarted after it had mounted the image does not know what was read before, and refuses. What is read after a blob is
+complete is not seen. The node has to mount by the driver erofs; fuse takes no note of reads.
 
 FILES is a text with one path in the image a line, in the order of reading; - is standard input. Empty lines and those that begin
-with # are left out, and so are paths that the image has not. Only the bootstrap layer and the manifests that name it are new: every
+with # are left out, and so are paths that the image has not.
+
+Behind the files of the record or the list come those that were named before, in the order they had. Only the bootstrap layer and the manifests that name it are new: every
 other blob and the plain variant stay as they are, and so do the signatures of those. The tag is written last.
 
 EXAMPLES:

@@ -306,16 +306,25 @@ func TestRootReadsOfAnImageAreRecorded(t *testing.T) {
 	}
 	fast := l.registry.Addr() + "/" + repository + ":fast"
 	host := l.node.Host()
-	out, err := host.Run(ctx, l.shoal, "optimize", "--plain-http", "--recorded", "--node", strings.TrimPrefix(l.node.AdminURL(), "http://"), "--tag", "fast", ref)
+	optimize := func(args ...string) (string, error) {
+		node := strings.TrimPrefix(l.node.AdminURL(), "http://")
+		return host.Run(ctx, append([]string{l.shoal, "optimize", "--plain-http", "--recorded", "--node", node}, args...)...)
+	}
+	out, err := optimize("--tag", "fast", ref)
 	check(t, err)
 	if !strings.Contains(out, "first, 0 of the list left out\n  /bin/sums\n  /etc/") {
 		t.Errorf("order: %s", out)
 	}
 	_, err = host.Run(ctx, l.shoal, "check", "--plain-http", "--deep", fast)
 	check(t, err)
-	if _, err := host.Run(ctx, l.shoal, "optimize", "--plain-http", "--recorded", "--node", strings.TrimPrefix(l.node.AdminURL(), "http://"), fast); err == nil ||
-		!strings.Contains(err.Error(), "is not mounted on this node") {
+	if _, err := optimize(fast); err == nil || !strings.Contains(err.Error(), "is not mounted on this node") {
 		t.Errorf("of an image that is not there: %v", err)
+	}
+	l.node.Kill()
+	l.restart(ctx)
+	l.run(ctx, ref, "late", "/etc")
+	if _, err := optimize("--tag", "late", ref); err == nil || !strings.Contains(err.Error(), "does not know what was read before") {
+		t.Errorf("after a restart of the node: %v", err)
 	}
 }
 

@@ -248,6 +248,28 @@ func TestRootReadsAreRememberedInTheirOrder(t *testing.T) {
 	}
 }
 
+// What was read before a restart is not known after it, and an order that begins then is none.
+func TestRootReadsBeforeARestartAreNotGuessed(t *testing.T) {
+	needKernel(t)
+	w := newWorld(t, 4<<20)
+	for _, read := range []string{"fw3/lib0.so", "fw1/lib0.so"} {
+		n, err := w.start(t.Context(), w.keeper(), os.Stderr)
+		check(t, err)
+		check(t, n.Mount(t.Context(), w.image(n, Prefetch{None: true}), w.target))
+		n.Settled()
+		w.wantSums(t, "read", read)
+		got, err := n.driver.Accessed(w.target)
+		check(t, n.stop())
+		if read == "fw3/lib0.so" {
+			check(t, err)
+			continue
+		}
+		if !errors.Is(err, errEarlierReads) || !strings.Contains(err.Error(), "example.com/image:tag") {
+			t.Errorf("after a restart: %q, %v; want that it is refused", got, err)
+		}
+	}
+}
+
 // mountsAt returns the options of the mounts at a target, the topmost last.
 func mountsAt(t testing.TB, target string) (options []string) {
 	t.Helper()

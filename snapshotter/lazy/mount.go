@@ -28,7 +28,9 @@ type mount struct {
 	gone    chan struct{}           // closed when it is unmounted
 	places  func() (*places, error) // read from the bootstrap when they are first asked for
 
-	fuller bool // a device has become whole since its record was written; guarded by Driver.mu
+	// Guarded by Driver.mu:
+	fuller    bool // a device has become whole since its record was written
+	takenOver bool // from an earlier process: some reads were its
 
 	// Guarded by Driver.mounting:
 	supers []erofs.Super // what the kernel calls it, and what it was mounted as before; containers may use those still
@@ -266,6 +268,9 @@ func (d *Driver) attach(m *mount) error {
 		}
 		if was.Group == now.Group && slices.Equal(was.Devices, now.Devices) && was.Bootstrap == now.Bootstrap {
 			m.direct = was.Direct
+			d.mu.Lock()
+			m.takenOver = true
+			d.mu.Unlock()
 			d.log.Info("lazy mount taken over", "image", m.image.Name, "target", m.target)
 			d.renew(m)
 			if err := d.recordOf(m).write(d.recordDir()); err != nil {
