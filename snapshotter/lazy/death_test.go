@@ -221,25 +221,44 @@ func TestRootReadersOutliveDaemonAndKeepers(t *testing.T) {
 	w.wantSums(t, "read", w.names("")...)
 }
 
-// With daemon and keeper gone nobody holds readers. The next start mounts anew, and forgets what was read.
+// With daemon and keepers gone nobody holds readers: when the last copy of the group's descriptor goes, the kernel lets all go on that wait, unanswered, and
+// asks about no read any more. They have what is in the files: right bytes, or the zeros of a hole where nothing has come, and never other ones. The
+// next start says so, mounts anew, and forgets what was read.
 func TestRootMountsWithoutMarksAreMadeAnew(t *testing.T) {
 	needKernel(t)
 	w := newWorld(t, 3<<20)
 	d := w.daemon(t, Prefetch{None: true})
+	w.wantSums(t, "read", "fw3/lib0.so")
 	d.kill()
-	w.endKeepers(t)
 	name := filepath.Join(w.target, "models/model.bin")
-	data, err := exec.CommandContext(t.Context(), "cat", name).Output()
-	t.Logf("without daemon and keeper: %d bytes, %v", len(data), err)
+	var waited bytes.Buffer
+	waiting := exec.CommandContext(t.Context(), "cat", name)
+	waiting.Stdout = &waited
+	check(t, waiting.Start())
+	eventually(t, "a reader waits", func() bool { return waits(waiting.Process.Pid) })
+	w.endKeepers(t)
+	_ = waiting.Wait() // an error of the read would be as good
+	w.wantBytesOrHoles(t, "models/model.bin", waited.Bytes())
+	for _, name := range []string{"fw3/lib0.so", "fw3/lib1.so", "models/model.bin"} {
+		got, _ := exec.CommandContext(t.Context(), "cat", filepath.Join(w.target, name)).Output() // the same
+		w.wantBytesOrHoles(t, name, got)
+	}
 	held, err := os.Open(name)
 	check(t, err)
 	defer held.Close()
 	var before, after unix.Stat_t
 	check(t, unix.Stat(w.target, &before))
+	logged := filepath.Join(w.dir, "log")
+	w.log, err = os.Create(logged)
+	check(t, err)
+	defer w.log.Close()
 	w.daemon(t, Prefetch{None: true})
 	check(t, unix.Stat(w.target, &after))
 	if before.Dev == after.Dev {
 		t.Error("the old mount is there still")
+	}
+	if log, err := os.ReadFile(logged); err != nil || !strings.Contains(string(log), "may be zeros: restart its containers") {
+		t.Errorf("nothing tells what was read meanwhile: %s, %v", log, err)
 	}
 	w.wantSums(t, "read", w.names("")...)
 	// Who has a file of the old mount open reads right bytes too, from now on.
@@ -251,6 +270,22 @@ func TestRootMountsWithoutMarksAreMadeAnew(t *testing.T) {
 	check(t, err)
 	if strings.Fields(string(old))[0] != strings.Fields(string(now))[0] {
 		t.Error("the old mount shows other bytes")
+	}
+}
+
+// wantBytesOrHoles compares what was read of a file with the image's, where it is not zeros; each page is the one or the other.
+func (w *world) wantBytesOrHoles(t testing.TB, name string, got []byte) {
+	t.Helper()
+	const page = 4096
+	want := w.files[name]
+	if len(got) > len(want) {
+		t.Fatalf("%s: %d bytes, it has %d", name, len(got), len(want))
+	}
+	for off := 0; off < len(got); off += page {
+		end := min(off+page, len(got))
+		if !bytes.Equal(got[off:end], want[off:end]) && !bytes.Equal(got[off:end], make([]byte, end-off)) {
+			t.Errorf("%s: bytes at %d that the image does not have", name, off)
+		}
 	}
 }
 

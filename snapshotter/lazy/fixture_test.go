@@ -157,8 +157,9 @@ type world struct {
 	upto   int64
 	maps   *peer.MapRef
 	fuse   bool
-	quota  int64 // of the store in bytes; 0 is none
-	opened int   // how many descriptors a daemon has from the beginning
+	quota  int64    // of the store in bytes; 0 is none
+	log    *os.File // of daemons and their keepers; nil is standard error
+	opened int      // how many descriptors a daemon has from the beginning
 }
 
 const chunkSize = 64 << 10
@@ -419,6 +420,9 @@ func (w *world) daemon(t testing.TB, ahead Prefetch) *daemon {
 	arg, err := json.Marshal(spec{Dir: w.dir, Boot: w.boot, Target: w.target, Pace: w.pace, Upto: w.upto, Ahead: ahead, Maps: w.maps, Fuse: w.fuse})
 	check(t, err)
 	cmd := self(t, "daemon", string(arg))
+	if w.log != nil {
+		cmd.Stderr = w.log
+	}
 	for range w.opened {
 		null, err := os.Open(os.DevNull)
 		check(t, err)
