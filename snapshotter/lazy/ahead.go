@@ -2,10 +2,13 @@ package lazy
 
 import (
 	"context"
+	"log/slog"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/shoal-project/shoal/converter/bootstrap"
 )
 
 // job is what is fetched ahead for a mount.
@@ -80,7 +83,37 @@ func (d *Driver) runJob(ctx context.Context, j job) {
 	}
 	steps.Wait()
 	if ctx.Err() == nil {
-		d.log.Info("image fetched", "image", j.mount.image.Name, "target", j.mount.target, "seconds", time.Since(begin).Seconds())
+		j.mount.image.tellFetched(d.log, j.steps, begin)
+	}
+}
+
+// tellFetched logs that what the steps say is there, since begin. Of nothing it says nothing.
+func (i Image) tellFetched(log *slog.Logger, steps []step, begin time.Time) {
+	if len(steps) == 0 {
+		return
+	}
+	var total int64
+	for _, s := range steps {
+		total += s.length
+	}
+	about := []any{"image", i.Name, "bytes", total, "seconds", time.Since(begin).Seconds()}
+	if len(i.Prefetch.Files) > 0 {
+		log.Info("image fetched as far as it was asked for", about...)
+	} else {
+		log.Info("image fetched", about...)
+	}
+}
+
+// tellAbsent warns of what is to be fetched ahead and the image does not have.
+func (i Image) tellAbsent(log *slog.Logger, img *bootstrap.Image) {
+	var absent []string
+	for _, name := range i.Prefetch.Files {
+		if lookup(img, name) == nil {
+			absent = append(absent, name)
+		}
+	}
+	if len(absent) > 0 {
+		log.Warn("the image does not have what is to be fetched first of it", "image", i.Name, "paths", absent)
 	}
 }
 

@@ -122,6 +122,7 @@ func (d *Fuse) mount(ctx context.Context, image Image, target string) (*fuseMoun
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // of all reads
+	image.tellAbsent(d.log, img)
 	m := &fuseMount{image: image, img: img, cancel: cancel, gone: ctx.Done()}
 	for i := range img.Blobs {
 		m.pools = append(m.pools, &readers{source: newOrigins(image.Blobs), blob: Blob{img.Blobs[i].Digest, img.Blobs[i].Size}})
@@ -274,12 +275,16 @@ func (d *Fuse) Run(ctx context.Context) error {
 func (d *Fuse) fetch(ctx context.Context, m *fuseMount) {
 	ctx, cancel := whileMounted(ctx, m.gone)
 	defer cancel()
+	begin := time.Now()
 	first, steps := plan(m.img, m.image.Prefetch)
 	chunks := byDevice(m.img)
 	var beside sync.WaitGroup
 	headStart(&beside, func() { d.fetchSteps(ctx, m, chunks, first) })
 	d.fetchSteps(ctx, m, chunks, steps)
 	beside.Wait()
+	if ctx.Err() == nil {
+		m.image.tellFetched(d.log, steps, begin)
+	}
 }
 
 // fetchSteps fetches steps in their order. Those that fail are tried again when it is through, until none does.

@@ -60,6 +60,7 @@ func (d *Driver) read(image *Image) (*layout, error) {
 	if err != nil {
 		return nil, err
 	}
+	image.tellAbsent(d.log, img)
 	return layoutOf(img, image.Prefetch), nil
 }
 
