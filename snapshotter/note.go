@@ -35,8 +35,9 @@ const (
 	labelPrefetch  = "containerd.io/snapshot/shoal-prefetch"
 )
 
-// AnnotationPrefetch is the annotation of a Nydus manifest that says what of the image is fetched before it is read; see MountedImage. A snapshot's
-// label containerd.io/snapshot/shoal-prefetch, such as containerd makes of its layer's annotation of that name, overrules it.
+// AnnotationPrefetch is the annotation of a Nydus manifest that says what of the image is fetched before it is read; see MountedImage. The label
+// containerd.io/snapshot/shoal-prefetch of the snapshot where the image is mounted, which is its last layer's, overrules it. containerd makes the label of that
+// layer's annotation of the same name.
 const AnnotationPrefetch = "io.shoal.prefetch"
 
 const noteName = "note.json"
