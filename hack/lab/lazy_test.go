@@ -366,9 +366,11 @@ func TestRootReadersOfAMountedImageOutliveTheDaemon(t *testing.T) {
 	}
 }
 
-// ctr of containerd 1.x says nothing of images to snapshotters, so that all is unpacked; Kubernetes' pulls do.
+// debian is where the distribution's containerd 1.x is.
+const debian = "/usr/bin"
+
+// ctr of containerd 1.x says nothing of images to snapshotters, so that all is unpacked.
 func TestRootOldContainerdsUnpackIntoTheSnapshotter(t *testing.T) {
-	const debian = "/usr/bin"
 	cluster.NeedTools(t, debian+"/containerd", debian+"/ctr")
 	ctx, l := newLazyLab(t, "", cluster.ContainerdConfig{Bin: debian})
 	check(t, l.containerd.Pull(ctx, l.ref))
@@ -378,6 +380,28 @@ func TestRootOldContainerdsUnpackIntoTheSnapshotter(t *testing.T) {
 	}
 	check(t, l.containerd.Forget(ctx, l.ref))
 	eventually(t, "no snapshot is left", l.empty)
+}
+
+// Kubernetes' pulls do, by all containerds. Of these make test builds the newest only.
+func TestRootImagesThatKubernetesPullsAreMounted(t *testing.T) {
+	built := filepath.Join(testCache(), "containerd-1.7", "bin")
+	for version, bin := range map[string]string{"1.6": debian, "1.7": built, "2.3": filepath.Join(testCache(), "bin")} {
+		t.Run(version, func(t *testing.T) {
+			if _, err := os.Stat(built); bin == built && err != nil {
+				t.Skip("SKIPPED: no containerd 1.7; make e2e-lazy builds it")
+			}
+			cluster.NeedTools(t, filepath.Join(bin, "containerd"), filepath.Join(bin, "ctr"))
+			ctx, l := newLazyLab(t, "", cluster.ContainerdConfig{Bin: bin, CRI: true})
+			check(t, l.containerd.PullCRI(ctx, l.ref, cluster.Login{}))
+			if n := len(l.mounts()); n != 1 {
+				t.Errorf("%d images are mounted, want 1", n)
+			}
+			l.expect("the image", l.wantFiles(), l.run(ctx, l.ref, "pod", "/etc", "/models"))
+			check(t, l.containerd.ForgetAll(ctx))
+			eventually(t, "nothing is mounted", func() bool { return len(l.mounts()) == 0 })
+			eventually(t, "no snapshot is left", l.empty)
+		})
+	}
 }
 
 // empty reports whether the snapshotter has no folder of any snapshot.
@@ -424,7 +448,8 @@ func TestRootImagesBelowAndAboveAMountedOne(t *testing.T) {
 	}
 }
 
-// Images that nydus-snapshotter's converter has made with nydus-image are mounted too, whatever they are compressed with.
+// Images that nydus-snapshotter's converter has made with nydus-image are mounted too, whatever they are compressed with, beside one of shoal convert and one
+// that is unpacked.
 func TestRootImagesOfOtherConvertersAreMounted(t *testing.T) {
 	cluster.NeedTools(t, "nydus-image")
 	ctx, l := newLazyLab(t, "", cluster.ContainerdConfig{})
@@ -434,17 +459,32 @@ func TestRootImagesOfOtherConvertersAreMounted(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	want := l.wantFiles()
-	delete(want, "/models/model/weights.bin")
+	ordinary := l.image(empty.Image, map[string]string{"bin/sums": l.program(ctx), "etc/o": "of an ordinary image"})
+	check(t, l.registry.Push(ctx, "test/ordinary", "1", ordinary))
+	base := l.wantFiles()
+	delete(base, "/models/model/weights.bin")
+	wants := map[string]map[string]string{l.ref: l.wantFiles(), l.registry.Addr() + "/test/ordinary:1": {"/etc/o": sum("of an ordinary image")}}
 	for _, compressor := range []string{"none", "lz4_block", "zstd"} {
-		t.Run(compressor, func(t *testing.T) {
-			check(t, l.registry.Push(ctx, "test/nydus", compressor, l.nydusImage(ctx, bin, compressor)))
-			ref := l.registry.Addr() + "/test/nydus:" + compressor
-			check(t, l.containerd.Pull(ctx, ref))
-			l.expect(compressor, want, l.run(ctx, ref, compressor, "/etc"))
-			check(t, l.containerd.Forget(ctx, ref))
-		})
+		check(t, l.registry.Push(ctx, "test/nydus", compressor, l.nydusImage(ctx, bin, compressor)))
+		wants[l.registry.Addr()+"/test/nydus:"+compressor] = base
 	}
+	refs := slices.Sorted(maps.Keys(wants))
+	for _, ref := range refs {
+		check(t, l.containerd.Pull(ctx, ref))
+	}
+	if n := len(l.mounts()); n != 4 {
+		t.Errorf("%d images are mounted, want the 4 that are not ordinary", n)
+	}
+	for i, ref := range refs {
+		dirs := []string{"/etc"}
+		if ref == l.ref {
+			dirs = append(dirs, "/models")
+		}
+		l.expect(ref, wants[ref], l.run(ctx, ref, fmt.Sprint("container-", i), dirs...))
+	}
+	check(t, l.containerd.ForgetAll(ctx))
+	eventually(t, "nothing is mounted", func() bool { return len(l.mounts()) == 0 })
+	eventually(t, "no snapshot is left", l.empty)
 }
 
 // nydusImage has others convert the base image.
