@@ -177,10 +177,14 @@ func (l *lazyLab) expect(what string, want, got map[string]string) {
 // used returns how many bytes the folder's files have on disk, without what is mounted in it.
 func (l *lazyLab) used(ctx context.Context, dir string) int64 {
 	l.t.Helper()
-	out, err := l.node.Host().Run(ctx, "du", "-xsB1", dir)
-	check(l.t, err)
+	var out string
+	eventually(l.t, "du finds all it has seen", func() bool { // containers that have ended are removed meanwhile
+		var err error
+		out, err = l.node.Host().Run(ctx, "du", "-xsB1", dir)
+		return err == nil
+	})
 	var n int64
-	_, err = fmt.Sscan(out, &n)
+	_, err := fmt.Sscan(out, &n)
 	check(l.t, err)
 	return n
 }
@@ -326,6 +330,16 @@ func TestRootReadsOfAnImageAreRecorded(t *testing.T) {
 	if _, err := optimize("--tag", "late", ref); err == nil || !strings.Contains(err.Error(), "does not know what was read before") {
 		t.Errorf("after a restart of the node: %v", err)
 	}
+
+	t.Log("the node's configuration says otherwise")
+	l.node.Kill()
+	file := filepath.Join(host.Dir, "node.yaml")
+	config, err := os.ReadFile(file)
+	check(t, err)
+	const section = "\nsnapshotter:\n"
+	check(t, os.WriteFile(file, bytes.Replace(config, []byte(section), []byte(section+"    prefetch: whole\n"), 1), 0o600))
+	l.restart(ctx)
+	eventually(t, "all of the image is fetched", func() bool { return l.used(ctx, l.node.DataDir()) > lazyModel })
 }
 
 // restart starts the node again and waits until containerd has found its snapshotter again, which it looks for every few seconds.
