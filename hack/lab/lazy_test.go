@@ -11,6 +11,7 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -342,17 +343,23 @@ func TestRootReadsOfAnImageAreRecorded(t *testing.T) {
 	eventually(t, "all of the image is fetched", func() bool { return l.used(ctx, l.node.DataDir()) > lazyModel })
 }
 
-// restart starts the node again and waits until containerd has found its snapshotter again, which it looks for every few seconds.
+// restart starts the node again and waits for its snapshotter.
 func (l *lazyLab) restart(ctx context.Context) {
 	l.t.Helper()
 	check(l.t, l.node.Start(ctx))
+	l.awaitSnapshotter(ctx)
+}
+
+// awaitSnapshotter waits until containerd has found its snapshotter again, which it looks for every few seconds.
+func (l *lazyLab) awaitSnapshotter(ctx context.Context) {
+	l.t.Helper()
 	eventually(l.t, "containerd finds the snapshotter", func() bool {
 		_, err := l.containerd.Ctr(ctx, "snapshots", "--snapshotter", "shoal", "list")
 		return err == nil
 	})
 }
 
-// The daemon is killed while the image is still on its way, and one reads it.
+// The daemon is killed again and again while the image is still on its way, and one reads it.
 func TestRootReadersOfAMountedImageOutliveTheDaemon(t *testing.T) {
 	ctx, l := newLazyLab(t, "erofs", cluster.ContainerdConfig{})
 	check(t, l.node.Host().SetLink(ctx, faultLink/4))
@@ -366,8 +373,12 @@ func TestRootReadersOfAMountedImageOutliveTheDaemon(t *testing.T) {
 		}
 		read <- out
 	}()
-	l.node.Kill()
-	l.restart(ctx)
+	for range 5 {
+		check(t, sleep(ctx, rand.N(300*time.Millisecond))) // a moment, not a state
+		l.node.Kill()
+		check(t, l.node.Start(ctx))
+	}
+	l.awaitSnapshotter(ctx)
 	want := l.wantFiles()
 	if got, _, _ := strings.Cut(<-read, " "); got != want[file] {
 		t.Errorf("read %s, want %s", got, want[file])
