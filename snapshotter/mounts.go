@@ -32,7 +32,7 @@ const (
 // ensureMounted has the image of a snapshot mounted, and then its blobs pinned. It is errdefs.ErrNotFound when the snapshot was removed meanwhile,
 // and ErrUnseen when the caller would not see it.
 func (s *Snapshotter) ensureMounted(ctx context.Context, id string, n note) error {
-	if err := unseen(ctx); err != nil {
+	if err := s.unseen(ctx); err != nil {
 		return fmt.Errorf("image %s: %w", n.Image, err)
 	}
 	unlock, err := s.locks.lock(ctx, id)

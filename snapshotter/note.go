@@ -131,7 +131,7 @@ func (s *Snapshotter) claim(ctx context.Context, parent string, labels map[strin
 	}
 	n, err := s.recognise(ctx, parent, labels)
 	switch {
-	case err != nil && (ctx.Err() != nil || errors.Is(err, errPastMirror) || errors.Is(err, ErrUnseen)):
+	case err != nil && (ctx.Err() != nil || errors.Is(err, errPastMirror) || labels[labelBlob] == "true" && errors.Is(err, ErrUnseen)):
 		return nil, fmt.Errorf("image %s: %w", labels[labelImage], err)
 	case err != nil:
 		n = nil
@@ -158,9 +158,6 @@ func (s *Snapshotter) recognise(ctx context.Context, parent string, labels map[s
 	if !ok || img.Bootstrap() == nil {
 		return nil, nil
 	}
-	if err := unseen(ctx); err != nil {
-		return nil, err
-	}
 	below, err := s.chain(ctx, parent)
 	if err != nil {
 		return nil, err
@@ -169,14 +166,18 @@ func (s *Snapshotter) recognise(ctx context.Context, parent string, labels map[s
 	if depth >= len(img.Layers) || img.Layers[depth].Digest.String() != labels[labelLayer] {
 		return nil, nil // not in its place
 	}
+	isBlob := labels[labelBlob] == "true"
+	// What only says that it is a data blob, and is an archive, is one that other images may have too.
+	if isBlob && img.Layers[depth].MediaType != image.MediaTypeBlob {
+		return nil, nil
+	}
+	if err := s.unseen(ctx); err != nil {
+		return nil, err
+	}
 	n := newNote(labels, img)
 	n.Layer = blob{img.Layers[depth].Digest, img.Layers[depth].Size}
 	n.DiffID = digest.Digest(labels[labelDiffID])
-	if labels[labelBlob] == "true" {
-		// What only says that it is a data blob, and is an archive, is one that other images may have too.
-		if img.Layers[depth].MediaType != image.MediaTypeBlob {
-			return nil, nil
-		}
+	if isBlob {
 		return &n, nil
 	}
 	n.Whole = depth == len(img.Layers)-1

@@ -8,10 +8,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 )
@@ -24,25 +24,23 @@ var ErrUnseen = errors.New("containerd does not see what this node mounts, and c
 // seenName is the folder where it is tried what callers see.
 const seenName = "seen"
 
-// caller is what is known of a connection's other end.
+// caller is a connection's other end.
 type caller struct {
 	credentials.CommonAuthInfo
 
-	unseen error // why it does not see mounts, if it does not
+	blind func() error // why it does not see mounts, if it does not; it is looked up once
 }
 
 // AuthType implements credentials.AuthInfo.
 func (caller) AuthType() string { return "unix" }
 
-// callers finds out for each connection whether its other end sees mounts. Nothing is said over the connection for it.
+// callers notes of each connection who is at its other end. Nothing is said over the connection for it.
 type callers struct{ s *Snapshotter }
 
 // ServerHandshake implements credentials.TransportCredentials.
 func (c callers) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	if c.s.cfg.Mounter == nil { // nothing is mounted
-		return conn, caller{}, nil
-	}
-	return conn, caller{unseen: c.s.unseenBy(otherEnd(conn))}, nil
+	pid := otherEnd(conn)
+	return conn, caller{blind: sync.OnceValue(func() error { return c.s.unseenBy(pid) })}, nil
 }
 
 // ClientHandshake implements credentials.TransportCredentials; there are only servers of this kind.
@@ -61,27 +59,25 @@ func (c callers) Clone() credentials.TransportCredentials { return c }
 // OverrideServerName implements credentials.TransportCredentials.
 func (callers) OverrideServerName(string) error { return nil }
 
-// noteCaller notes for Fault whether containerd sees mounts: who only tries whether somebody listens asks nothing.
-func (s *Snapshotter) noteCaller(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
-	now := unseen(ctx)
-	was := s.unseen.Swap(&now)
+// unseen returns why the caller of ctx does not see what is mounted here; nil when it does, or when nobody called. Fault tells the last answer.
+func (s *Snapshotter) unseen(ctx context.Context) error {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return nil
+	}
+	c, ok := p.AuthInfo.(caller)
+	if !ok {
+		return nil
+	}
+	now := c.blind()
+	was := s.blind.Swap(&now)
 	switch {
 	case now != nil && load(was) == nil:
 		s.log.Error("images cannot be mounted", "error", now)
 	case now == nil && load(was) != nil:
 		s.log.Warn("containerd sees what is mounted again", "root", s.cfg.Root)
 	}
-	return handle(ctx, req)
-}
-
-// unseen returns why the caller of ctx does not see what is mounted here; nil when it does, or when nobody called.
-func unseen(ctx context.Context) error {
-	p, ok := peer.FromContext(ctx)
-	if !ok {
-		return nil
-	}
-	c, _ := p.AuthInfo.(caller)
-	return c.unseen
+	return now
 }
 
 // otherEnd returns the process that made the connection; 0 when it cannot be seen from here.
@@ -112,7 +108,7 @@ func (s *Snapshotter) unseenBy(pid int) error {
 	s.looking.Lock()
 	defer s.looking.Unlock()
 	target := filepath.Join(s.cfg.Root, seenName)
-	_ = unix.Unmount(target, unix.MNT_DETACH) // of a process that was killed meanwhile
+	s.forgetLook()
 	if err := os.Mkdir(target, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return nil
 	}
@@ -120,7 +116,7 @@ func (s *Snapshotter) unseenBy(pid int) error {
 	if err := unix.Mount("shoal", target, "tmpfs", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "size=4k"); err != nil {
 		return nil
 	}
-	defer func() { _ = unix.Unmount(target, unix.MNT_DETACH) }()
+	defer s.forgetLook()
 	sees, err := seesMount(pid, target)
 	if err != nil {
 		sees, err = isShared(target)
@@ -129,6 +125,11 @@ func (s *Snapshotter) unseenBy(pid int) error {
 		return nil
 	}
 	return fmt.Errorf("%s: %w", s.cfg.Root, ErrUnseen)
+}
+
+// forgetLook takes away what unseenBy has mounted, or a process that was killed then.
+func (s *Snapshotter) forgetLook() {
+	_ = unix.Unmount(filepath.Join(s.cfg.Root, seenName), unix.MNT_DETACH) // mostly there is nothing
 }
 
 // seesMount reports whether a process finds at a path what is mounted there. The path is followed from the root of that process.

@@ -21,7 +21,7 @@ const (
 
 // Serve answers containerd until ctx ends, and closes the socket. When the socket is removed, or taken by somebody who leaves, it is made again.
 func (s *Snapshotter) Serve(ctx context.Context, socket *Socket) error {
-	server := grpc.NewServer(grpc.Creds(callers{s}), grpc.UnaryInterceptor(s.noteCaller))
+	server := grpc.NewServer(grpc.Creds(callers{s}))
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(s))
 	tasks, ctx := errgroup.WithContext(ctx)
 	serve := func(l net.Listener) {
@@ -81,4 +81,4 @@ func (s *Snapshotter) look() {
 }
 
 // Fault returns what keeps the snapshotter from its work just now, or nil.
-func (s *Snapshotter) Fault() error { return errors.Join(load(s.fault.Load()), load(s.unseen.Load())) }
+func (s *Snapshotter) Fault() error { return errors.Join(load(s.fault.Load()), load(s.blind.Load())) }

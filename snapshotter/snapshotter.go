@@ -85,7 +85,7 @@ type Snapshotter struct {
 	plain   snapshots.Snapshotter
 	decoded recent
 	fault   atomic.Pointer[error]
-	unseen  atomic.Pointer[error] // why containerd does not see mounts
+	blind   atomic.Pointer[error] // why containerd does not see mounts
 	looking sync.Mutex            // one look for who sees mounts at a time
 	locks   locks                 // by ID of a snapshot: mounting, unpacking and removing it
 
@@ -120,6 +120,7 @@ func New(cfg Config) (*Snapshotter, error) {
 // open opens what is in the folder.
 func (s *Snapshotter) open() error {
 	root := s.cfg.Root
+	s.forgetLook()
 	// Of pulls that did not come to their end. Later it would take them from those that go on.
 	if err := os.RemoveAll(filepath.Join(root, bootstrapsName)); err != nil {
 		return err

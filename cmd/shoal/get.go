@@ -50,10 +50,10 @@ EXAMPLES:
    shoal get --recursive -o llama/ https://host.example.com/llama/
    shoal get --recursive --include '*.safetensors' -o llama/ hf://meta-llama/Llama-3.1-8B`
 
-// nodeFlag says where the node is.
 // nodeVariable is the environment variable that says where the node is.
 const nodeVariable = "SHOAL_NODE"
 
+// nodeFlag says where the node is.
 func nodeFlag() cli.Flag {
 	return &cli.StringFlag{Name: "node", Value: local.DefaultAddress, EnvVars: []string{nodeVariable}, Usage: "the node's admin.listen is `HOST:PORT`"}
 }

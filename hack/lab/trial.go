@@ -204,12 +204,13 @@ type puller struct {
 	off    int64
 	parts  int  // answers that it is made of
 	direct bool // some of it came from the registry
+	mapped bool // its mirror has been shown the chunk map
 	wrong  int  // times that the digest was not right
 }
 
 // vouched reports whether the mirror stands for all that the puller has: it gives nothing out that it has not checked by a chunk map, and of
 // other blobs not the end before it has checked the whole, of which an earlier answer's part may not be one.
-func (p *puller) vouched() bool { return !p.direct && (p.converted || p.parts == 1) }
+func (p *puller) vouched() bool { return !p.direct && (p.mapped || p.parts == 1) }
 
 // pause between two tries of the registry, which containerd leaves to the kubelet.
 const pullPause = 200 * time.Millisecond
@@ -218,6 +219,8 @@ func (p *puller) run(ctx context.Context) error {
 	p.hash = sha256.New()
 	if err := p.learn(ctx); err != nil {
 		p.Logf("  %s: the manifest: %v", p.node.Name(), err)
+	} else {
+		p.mapped = p.converted
 	}
 	mirror := true
 	for {

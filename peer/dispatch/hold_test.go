@@ -79,6 +79,6 @@ func TestPieceThatIsLeasedAndMadeHereIsReportedSoon(t *testing.T) {
 	p.Lease(Run{2, 4})
 	p.Next(time.Unix(0, 0))
 	if got := p.ReportAfter(false); got != reportSoon {
-		t.Errorf("reports after %v: the next lease waits for it", got)
+		t.Errorf("reports after %v: another zone waits for it", got)
 	}
 }

@@ -456,7 +456,7 @@ func TestOnlyWhoReadsTheOriginReportsAtOnce(t *testing.T) {
 		t.Errorf("a peer reports after %v", got)
 	}
 	p.Lease(Run{0, 1})
-	if got := p.ReportAfter(false); got != reportSoon {
+	if got := p.ReportAfter(false); got != 50*time.Millisecond {
 		t.Errorf("a holder of a lease reports after %v", got)
 	}
 	p.Got(0)

@@ -77,7 +77,7 @@ func neverMatches(pattern string) string {
 		return "has a slash with nothing before or behind it"
 	case strings.ContainsAny(pattern, "{["): // may hold any of what follows
 		return ""
-	case strings.ContainsAny(repository, ":@"):
+	case registry != "**" && strings.ContainsAny(repository, ":@"):
 		return "has a tag or digest, and all images of a repository are mounted or none"
 	case registry == "docker.io" && !strings.Contains(repository, "/") && repository != "**":
 		return "is no repository there; its full name is docker.io/library/" + repository

@@ -47,12 +47,9 @@ func (n *node) openSnapshots(ctx context.Context, images images) error {
 		return fmt.Errorf("snapshotter: %w", err)
 	}
 	n.snapshots = snapshots{off: err.Error()}
-	switch {
-	case errors.Is(err, snapshotter.ErrDamaged):
+	if errors.Is(err, snapshotter.ErrDamaged) {
 		n.log.Error("no snapshotter until somebody acts", "error", err)
-	case errors.Is(err, errForced):
-		n.log.Warn("no snapshotter here", "error", err)
-	default:
+	} else {
 		n.log.Info("no snapshotter here", "error", err)
 	}
 	n.abandonMounts()
@@ -85,7 +82,7 @@ func (n *node) tryOpenSnapshots(ctx context.Context, images images) error {
 	switch s.mounter, err = n.openMounter(ctx, images); {
 	case err == nil:
 		cfg.Mounter = s.mounter
-	case errors.Is(err, errForced):
+	case errors.Is(err, errForced) && n.cfg.Snapshotter.Enabled == config.SnapshotterOn:
 		return err
 	default:
 		s.off = "images are unpacked: " + err.Error()

@@ -145,8 +145,8 @@ func Run(ctx context.Context, cfg Config) (*Result, error) {
 				cfg.Log.Warn("the content changed meanwhile, beginning anew", "target", f.result.Target)
 				continue
 			}
-			if f.node != nil && i == 1 && errors.Is(err, piece.ErrMismatch) { // by the word of another caller, perhaps, of another URL
-				cfg.Log.Warn("the cluster has wrong bytes, and drops them; beginning anew", "target", f.result.Target, "error", err)
+			if f.result.Bytes.Node > 0 && i == 1 && errors.Is(err, piece.ErrMismatch) {
+				cfg.Log.Warn("wrong bytes, which the cluster may have had of another URL, and drops; beginning anew once", "target", f.result.Target, "error", err)
 				continue
 			}
 			if errors.Is(err, errAnew) {
