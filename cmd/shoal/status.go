@@ -71,14 +71,15 @@ func snapshotterText(s local.SnapshotterStatus) string {
 	if s.Address == "" {
 		return "  snapshots  none: " + printable(s.Off) + "\n"
 	}
-	text := fmt.Sprintf("  snapshots  %s, driver %s, %s mounted", s.Address, printable(s.Driver), count(s.Mounted, "image"))
+	var text strings.Builder
+	fmt.Fprintf(&text, "  snapshots  %s, driver %s, %s mounted", s.Address, printable(s.Driver), count(s.Mounted, "image"))
 	if s.Off != "" {
-		text += "; " + printable(s.Off)
+		text.WriteString("; " + printable(s.Off))
 	}
 	for _, why := range s.Failed {
-		text += "\n  failed     " + printable(why)
+		text.WriteString("\n  failed     " + printable(why))
 	}
-	return text + "\n"
+	return text.String() + "\n"
 }
 
 func statusText(s *local.Status) string {
