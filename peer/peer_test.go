@@ -281,6 +281,9 @@ func TestRestartFindsWhatTheDiskHolds(t *testing.T) {
 	flip(t, h.Dir, len(data))
 	again := s.Host(peertest.Dir(h.Dir))
 	other := s.Host()
+	if err := readRange(t.Context(), again, b, 0, data[:4096]); err != nil { // else other may ask, and read the origin, before anybody knows what again has
+		t.Fatal(err)
+	}
 	readAll(t, b, data, other, again)
 	if got := again.Counter(t, "shoal_store_verify_failures_total", ""); got != 1 {
 		t.Errorf("counted %v bad pieces on the disk, want 1", got)
