@@ -33,7 +33,15 @@ func (r *kubeletRig) playMounted(ctx context.Context) error {
 		if err := k.RemoveAll(ctx); err != nil {
 			return err
 		}
-		if err := r.containerds[i].ForgetAll(ctx); err != nil {
+		if err := r.containerds[i].CollectCRI(ctx); err != nil {
+			return err
+		}
+	}
+	if err := r.eachMounts(ctx, func(mounted int) bool { return mounted <= 1 }); err != nil { // that of sandboxes, which is pinned
+		return fmt.Errorf("images that Kubernetes removed: %w", err)
+	}
+	for _, c := range r.containerds {
+		if err := c.ForgetAll(ctx); err != nil {
 			return err
 		}
 	}

@@ -43,3 +43,26 @@ func (c *Containerd) PullCRI(ctx context.Context, ref string, login Login) error
 	}
 	return nil
 }
+
+// CollectCRI has containerd remove all images but those of sandboxes, over the container runtime interface as the kubelet does that is short of disk.
+func (c *Containerd) CollectCRI(ctx context.Context) error {
+	conn, err := grpc.NewClient("unix://"+c.Socket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	images := runtimeapi.NewImageServiceClient(conn)
+	list, err := images.ListImages(ctx, &runtimeapi.ListImagesRequest{})
+	if err != nil {
+		return fmt.Errorf("on %s: %w", c.host.Name, err)
+	}
+	for _, i := range list.Images {
+		if i.Pinned {
+			continue
+		}
+		if _, err := images.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: i.Id}}); err != nil {
+			return fmt.Errorf("on %s: remove %v: %w", c.host.Name, i.RepoTags, err)
+		}
+	}
+	return nil
+}
