@@ -14,6 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
+
+	"github.com/shoal-project/shoal/snapshotter/keeper"
 )
 
 // ErrUnseen means that who asks does not see what is mounted here, and would take the empty folder below for the image.
@@ -39,7 +41,7 @@ type callers struct{ s *Snapshotter }
 
 // ServerHandshake implements credentials.TransportCredentials.
 func (c callers) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	pid := otherEnd(conn)
+	pid := processOf(conn)
 	return conn, caller{blind: sync.OnceValue(func() error { return c.s.unseenBy(pid) })}, nil
 }
 
@@ -80,26 +82,17 @@ func (s *Snapshotter) unseen(ctx context.Context) error {
 	return now
 }
 
-// otherEnd returns the process that made the connection; 0 when it cannot be seen from here.
-func otherEnd(conn net.Conn) int {
+// processOf returns the process that made the connection; 0 when it cannot be seen from here.
+func processOf(conn net.Conn) int {
 	u, ok := conn.(*net.UnixConn)
 	if !ok {
 		return 0
 	}
-	raw, err := u.SyscallConn()
+	cred, err := keeper.OtherEnd(u)
 	if err != nil {
 		return 0
 	}
-	var pid int32
-	err = raw.Control(func(fd uintptr) {
-		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-			pid = cred.Pid
-		}
-	})
-	if err != nil {
-		return 0
-	}
-	return int(pid)
+	return int(cred.Pid)
 }
 
 // unseenBy mounts something, and returns ErrUnseen when a process does not see it at the same path. Where that cannot be looked up, what counts is

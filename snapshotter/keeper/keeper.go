@@ -201,15 +201,21 @@ func (s *server) handleLocked(text string, fds []int) (reply string, out []int) 
 	return fmt.Sprintf("Eunknown request %q", op), nil
 }
 
-// trusted refuses connections of other users.
-func trusted(c *net.UnixConn) error {
+// OtherEnd returns the process and the user at the other end of a connection, as the kernel tells. The process is 0 when it cannot be seen from here.
+func OtherEnd(c *net.UnixConn) (*unix.Ucred, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var cred *unix.Ucred
 	ctl := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
-	if err := errors.Join(err, ctl); err != nil {
+	return cred, errors.Join(err, ctl)
+}
+
+// trusted refuses connections of other users.
+func trusted(c *net.UnixConn) error {
+	cred, err := OtherEnd(c)
+	if err != nil {
 		return err
 	}
 	if cred.Uid != 0 && int(cred.Uid) != os.Geteuid() {

@@ -45,11 +45,10 @@ func newMounter(ctx context.Context, kind lazy.Kind, cfg lazy.Config, images ima
 		kind = lazy.EROFS
 	}
 	if kind == lazy.EROFS && !inherits {
-		err := probe(cfg.Dir)
-		if lacks(err) && !auto {
-			return nil, fmt.Errorf("%w: %s: %w", errForced, kind, err)
-		}
-		if lacks(err) {
+		if err := probe(cfg.Dir); lacks(err) {
+			if !auto {
+				return nil, fmt.Errorf("%w: %s: %w", errForced, kind, err)
+			}
 			cfg.Log.Warn("images are mounted by FUSE, which is slower", "error", err)
 			kind = lazy.FUSE
 		}

@@ -133,10 +133,6 @@ func (h *contents) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	off, length, err := part(req, c.Size)
-	if err == nil && req.Digest != "" && !req.Head && length > 0 && off+length < c.Size {
-		// Any URL can be said to have any digest, and what is read of it is shared by that: only who comes to the end notices that it is not so.
-		err = &Error{CodeBad, "a part that ends before the whole does cannot be checked against the digest of the whole; ask without the digest"}
-	}
 	if err != nil {
 		refuseError(w, err)
 		return
@@ -207,7 +203,7 @@ func Name(link source.Link, info source.Info, d digest.Digest, share bool) (peer
 	return b, nil
 }
 
-// part returns the part of a content that is wanted, within its size.
+// part returns the part of a content that is wanted, within its size, or says why it cannot be had.
 func part(req ContentRequest, size int64) (off, length int64, err error) {
 	off, length = req.Off, req.Length
 	if off < 0 || off > size || off == size && length > 0 {
@@ -215,6 +211,10 @@ func part(req ContentRequest, size int64) (off, length int64, err error) {
 	}
 	if length < 0 || length > size-off {
 		length = size - off
+	}
+	if req.Digest != "" && !req.Head && length > 0 && off+length < size {
+		// Any URL can be said to have any digest, and what is read of it is shared by that: only who comes to the end notices that it is not so.
+		return 0, 0, &Error{CodeBad, "a part that ends before the whole does cannot be checked against the digest of the whole; ask without the digest"}
 	}
 	return off, length, nil
 }

@@ -29,16 +29,16 @@ func (l Login) WriteConfig(folder string, r *Registry) error {
 // PullCRI has containerd pull an image as the kubelet has it do: over the container runtime interface, with the credentials that an
 // imagePullSecret holds. Its containerd is one with ContainerdConfig.CRI.
 func (c *Containerd) PullCRI(ctx context.Context, ref string, login Login) error {
-	conn, err := grpc.NewClient("unix://"+c.Socket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	images, closing, err := c.imageService()
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer closing()
 	request := &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}}
 	if login != (Login{}) {
 		request.Auth = &runtimeapi.AuthConfig{Username: login.User, Password: login.Password}
 	}
-	if _, err := runtimeapi.NewImageServiceClient(conn).PullImage(ctx, request); err != nil {
+	if _, err := images.PullImage(ctx, request); err != nil {
 		return fmt.Errorf("on %s: pull %s: %w", c.host.Name, ref, err)
 	}
 	return nil
@@ -46,12 +46,11 @@ func (c *Containerd) PullCRI(ctx context.Context, ref string, login Login) error
 
 // CollectCRI has containerd remove all images but those of sandboxes, over the container runtime interface as the kubelet does that is short of disk.
 func (c *Containerd) CollectCRI(ctx context.Context) error {
-	conn, err := grpc.NewClient("unix://"+c.Socket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	images, closing, err := c.imageService()
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
-	images := runtimeapi.NewImageServiceClient(conn)
+	defer closing()
 	list, err := images.ListImages(ctx, &runtimeapi.ListImagesRequest{})
 	if err != nil {
 		return fmt.Errorf("on %s: %w", c.host.Name, err)
@@ -65,4 +64,13 @@ func (c *Containerd) CollectCRI(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// imageService returns the container runtime interface's part for images, until closing is called.
+func (c *Containerd) imageService() (images runtimeapi.ImageServiceClient, closing func(), err error) {
+	conn, err := grpc.NewClient("unix://"+c.Socket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return nil, nil, err
+	}
+	return runtimeapi.NewImageServiceClient(conn), func() { _ = conn.Close() }, nil // all answers are there
 }
