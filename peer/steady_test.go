@@ -10,6 +10,7 @@ import (
 	"sync"
 	"testing"
 	"testing/iotest"
+	"testing/synctest"
 	"time"
 
 	"github.com/shoal-project/shoal/peer/piece"
@@ -92,41 +93,45 @@ func TestSteadyReadsThroughFailuresInPassing(t *testing.T) {
 		"hangs twice":        {[]func(context.Context, io.Reader) (io.Reader, error){hang, hang}, []int64{10, 10, 10}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := &rangeServer{data: bytes.Repeat([]byte("0123456789"), 20), answers: test.answers}
-			r := newSteady(t.Context(), s.open, 10, 100)
-			r.pause, r.hedge = time.Microsecond, 100*time.Millisecond
-			again := 0
-			r.again = func(string) { again++ }
-			got, err := io.ReadAll(r)
-			if !errors.Is(err, test.want) || test.want == nil && err != nil {
-				t.Fatalf("error %v, want %v", err, test.want)
-			}
-			if test.want == nil && !bytes.Equal(got, s.data[10:110]) {
-				t.Errorf("got %d bytes, and not those of the range", len(got))
-			}
-			if !slices.Equal(s.asked, test.asked) {
-				t.Errorf("asked at %v, want %v", s.asked, test.asked)
-			}
-			if want := len(test.asked) - 1; again != want {
-				t.Errorf("told of %d questions after the first, want %d", again, want)
-			}
-			if err := r.Close(); err != nil {
-				t.Error(err)
-			}
+			synctest.Test(t, func(t *testing.T) {
+				s := &rangeServer{data: bytes.Repeat([]byte("0123456789"), 20), answers: test.answers}
+				r := newSteady(t.Context(), s.open, 10, 100)
+				r.pause, r.hedge = time.Microsecond, 100*time.Millisecond
+				again := 0
+				r.again = func(string) { again++ }
+				got, err := io.ReadAll(r)
+				if !errors.Is(err, test.want) || test.want == nil && err != nil {
+					t.Fatalf("error %v, want %v", err, test.want)
+				}
+				if test.want == nil && !bytes.Equal(got, s.data[10:110]) {
+					t.Errorf("got %d bytes, and not those of the range", len(got))
+				}
+				if !slices.Equal(s.asked, test.asked) {
+					t.Errorf("asked at %v, want %v", s.asked, test.asked)
+				}
+				if want := len(test.asked) - 1; again != want {
+					t.Errorf("told of %d questions after the first, want %d", again, want)
+				}
+				if err := r.Close(); err != nil {
+					t.Error(err)
+				}
+			})
 		})
 	}
 }
 
 func TestSteadyEndsWithItsContext(t *testing.T) {
-	ctx, cancel := context.WithCancel(t.Context())
-	s := &rangeServer{data: make([]byte, 100), answers: slices.Repeat([]func(context.Context, io.Reader) (io.Reader, error){hang}, 9)}
-	time.AfterFunc(20*time.Millisecond, cancel)
-	r := newSteady(ctx, s.open, 0, 100)
-	r.pause, r.hedge = time.Microsecond, 5*time.Millisecond
-	if _, err := io.ReadAll(r); !errors.Is(err, context.Canceled) {
-		t.Errorf("error %v, want that of the context", err)
-	}
-	if len(s.asked) != 1+hedges {
-		t.Errorf("asked %d times, want %d", len(s.asked), 1+hedges)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		defer cancel()
+		s := &rangeServer{data: make([]byte, 100), answers: slices.Repeat([]func(context.Context, io.Reader) (io.Reader, error){hang}, 9)}
+		r := newSteady(ctx, s.open, 0, 100)
+		r.pause, r.hedge = time.Microsecond, 5*time.Millisecond
+		if _, err := io.ReadAll(r); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("error %v, want that of the context", err)
+		}
+		if len(s.asked) != 1+hedges {
+			t.Errorf("asked %d times, want %d", len(s.asked), 1+hedges)
+		}
+	})
 }
