@@ -127,7 +127,7 @@ func (t *task) demand(now time.Time) {
 	t.planner.Demand(short)
 	t.planner.Readers(long)
 	t.planner.Partial(t.partial())
-	t.planner.Calm(t.peer.gate.closed(now))
+	t.planner.Calm(t.peer.gate.closed())
 	if t.session == nil || len(short) == 0 {
 		return
 	}
@@ -155,22 +155,22 @@ func (t *task) rush(now time.Time) {
 	case rushing && t.rushFrom.IsZero():
 		if t.rushFrom = now; !t.rushing {
 			t.rushing = true
-			t.peer.gate.close(now)
+			t.peer.gate.close()
 		}
 	case !rushing && !t.rushFrom.IsZero(): // it has come
 		t.rushTill, t.rushFrom = now.Add(min(now.Sub(t.rushFrom), rushFor)), time.Time{}
 	case !rushing && !now.Before(t.rushTill):
-		t.calm(now)
+		t.calm()
 	}
 }
 
 // calm takes rush back.
-func (t *task) calm(now time.Time) {
+func (t *task) calm() {
 	if !t.rushing {
 		return
 	}
 	t.rushing = false
-	if t.peer.gate.open(now) {
+	if t.peer.gate.open() {
 		for _, other := range t.peer.all() {
 			other.post(func() {}) // it may ask for more again
 		}

@@ -367,7 +367,7 @@ func (t *task) fetch(ctx context.Context, off, length int64, o origin) (io.ReadC
 	},
 		pace: func(n int) error {
 			t.pulse.came(n)
-			t.peer.gate.pass(ctx, o.hurry.on)
+			t.peer.gate.pass(ctx, n, o.hurry.on)
 			return chain.Pace(ctx, t.blob.Digest.String(), n)
 		}}, nil
 }

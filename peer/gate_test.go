@@ -2,6 +2,7 @@ package peer
 
 import (
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/shoal-project/shoal/peer/chunkmap"
@@ -9,67 +10,86 @@ import (
 	"github.com/shoal-project/shoal/peer/piece"
 )
 
-// A gate that is closed all the time holds others back a seventeenth of it, in the long run.
-func TestGateDoesNotHoldOthersBackForGood(t *testing.T) {
-	var g gate
-	now := time.Now()
-	if g.closed(now) {
-		t.Fatal("closed before anybody waits")
+// move has a stream move for a while, n bytes every so often, and returns how many bytes a second those were.
+func move(t *testing.T, g *gate, n int, every, during time.Duration) float64 {
+	began, moved := time.Now(), 0
+	for time.Since(began) < during {
+		time.Sleep(every)
+		moved += n
+		g.pass(t.Context(), n, nil)
 	}
-	g.close(now)
-	held := 0
-	const steps, step = 6000, 10 * time.Millisecond
-	for i := range steps {
-		now = now.Add(step)
-		if g.closed(now) {
-			held++
-		}
-		if i == int((gateFor-step)/step)-1 && held != i+1 {
-			t.Errorf("open after %v, although it may be closed for %v", time.Duration(held)*step, gateFor)
-		}
-	}
-	if share := float64(held) / steps; share < 0.04 || share > 0.08 {
-		t.Errorf("others were held back %.2f of a minute", share)
-	}
-	if !g.open(now) || g.closed(now) {
-		t.Error("closed although nobody waits")
-	}
+	return float64(moved) / time.Since(began).Seconds()
 }
 
-func TestGateIsClosedAtOnceAfterAPause(t *testing.T) {
-	var g gate
-	now := time.Now()
-	for range 100 {
-		g.close(now)
-		for range 10 {
-			if now = now.Add(20 * time.Millisecond); !g.closed(now) {
-				t.Fatal("open although somebody waits")
-			}
+func TestGateSlowsDownByHalf(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g gate
+		if free := move(t, &g, 1000, time.Millisecond, time.Second); free < 999_000 || g.closed() {
+			t.Fatalf("%.0f bytes/s before anybody waits, want 1,000,000", free)
 		}
-		g.open(now)
-		now = now.Add(time.Second)
-	}
+		g.close()
+		if held := move(t, &g, 1000, time.Millisecond, 25*time.Second); held < 480_000 || held > 520_000 {
+			t.Errorf("%.0f bytes/s while somebody waits, want half of 1,000,000", held)
+		}
+		if held := move(t, &g, 1000, 0, 2*time.Second); held < 480_000 || held > 520_000 {
+			t.Errorf("%.0f bytes/s of what could be quicker by now, want half of 1,000,000", held)
+		}
+		if !g.open() || g.closed() {
+			t.Error("closed although nobody waits")
+		}
+		if free := move(t, &g, 1000, time.Millisecond, time.Second); free < 990_000 {
+			t.Errorf("%.0f bytes/s when nobody waits any more", free)
+		}
+	})
+}
+
+// Who waits from the beginning must not keep the rest slow because nobody knows how quick it could be; nor for good at a speed of once.
+func TestGateLearnsTheSpeedWhileSomebodyWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g gate
+		g.close()
+		move(t, &g, 1000, 10*time.Millisecond, time.Second)
+		if held := move(t, &g, 1000, 10*time.Millisecond, time.Second); held < 48_000 || held > 52_000 {
+			t.Errorf("%.0f bytes/s, want half of 100,000", held)
+		}
+		move(t, &g, 1000, time.Millisecond, gateMemory+time.Second)
+		if held := move(t, &g, 1000, time.Millisecond, time.Second); held < 480_000 || held > 520_000 {
+			t.Errorf("%.0f bytes/s of what is ten times as quick by now, want half of 1,000,000", held)
+		}
+	})
+}
+
+func TestNothingStandsStillAtTheGate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g gate
+		move(t, &g, 10, time.Millisecond, time.Second) // 10 kB/s
+		g.close()
+		if held := move(t, &g, 1<<20, 0, 10*time.Second); held < 1<<20/gatePause.Seconds()*0.9 {
+			t.Errorf("%.0f bytes/s, want a step each %v at the least", held, gatePause)
+		}
+	})
 }
 
 func TestGateOpensWhenTheLastIsServed(t *testing.T) {
-	var g gate
-	now := time.Now()
-	g.close(now)
-	g.close(now)
-	if g.open(now) || !g.closed(now) {
-		t.Error("open although one waits")
-	}
-	passed := make(chan time.Duration)
-	go func() {
-		begin := time.Now()
-		g.pass(t.Context(), nil)
-		passed <- time.Since(begin)
-	}()
-	if !g.open(now) {
-		t.Error("closed although nobody waits")
-	}
-	<-passed
-	g.pass(t.Context(), nil)
+	synctest.Test(t, func(t *testing.T) {
+		var g gate
+		move(t, &g, 1000, time.Millisecond, time.Second)
+		g.close()
+		g.close()
+		if g.open() || !g.closed() {
+			t.Error("open although one waits")
+		}
+		time.AfterFunc(gatePause/2, func() {
+			if !g.open() {
+				t.Error("closed although nobody waits")
+			}
+		})
+		began := time.Now()
+		g.pass(t.Context(), 1<<20, nil)
+		if took := time.Since(began); took != gatePause/2 {
+			t.Errorf("held back for %v, want %v", took, gatePause/2)
+		}
+	})
 }
 
 // What readers wait for may be in the middle of a read that had to make way for it.
@@ -79,13 +99,13 @@ func TestReadsThatReadersWaitForMakeWayNoMore(t *testing.T) {
 	}
 	before, wanted, behind := read(0, 8), read(8, 16), read(16, 24)
 	task := &task{cm: &chunkmap.Map{}, hurries: []*hurry{before, wanted, behind}}
-	var g gate
-	g.close(time.Now())
+	g := gate{speed: 1, asOf: time.Now()}
+	g.close()
 	passed := make(chan struct{})
 	go func() {
 		defer close(passed)
 		for range 100 { // ten seconds, if it makes way
-			g.pass(t.Context(), wanted.on)
+			g.pass(t.Context(), 1<<20, wanted.on)
 		}
 	}()
 	task.hurryUp(dispatch.Run{First: 10, End: 11})

@@ -212,7 +212,7 @@ func (t *task) run(ctx context.Context) {
 	t.loop(ctx)
 	cancel()
 	t.workers.Wait()
-	t.calm(time.Now())
+	t.calm()
 	t.close()
 }
 
