@@ -357,7 +357,7 @@ func (t *task) fetch(ctx context.Context, off, length int64, o origin) (io.ReadC
 		return nil, err
 	}
 	chain := t.peer.cfg.Limits.FromOrigin()
-	return &beating{ReadCloser: body, step: chain.Step, beat: func(first bool) {
+	return &beating{ReadCloser: body, step: func() int { return min(chain.Step(), t.peer.gate.step()) }, beat: func(first bool) {
 		took := time.Since(asked)
 		t.post(func() {
 			if t.reading = true; first {

@@ -2,49 +2,59 @@ package peer
 
 import (
 	"context"
+	"math"
 	"sync"
 	"time"
 )
 
 const (
-	// gatePause is the longest that the gate holds back one step of a transfer: nothing stands still for good.
-	gatePause = 100 * time.Millisecond
-	// gateShare is the part of its speed that is left to what makes way.
+	// gateShare is the part of their speed that streams have while they make way.
 	gateShare = 0.5
-	// gateWindow is how long that speed is measured for, and gateMemory how long it counts as known.
+	// gatePause is the longest that one step of a stream is held back, and gateStep the longest step in bytes: nothing stands still for good, and nothing
+	// comes in bursts.
+	gatePause = 100 * time.Millisecond
+	gateStep  = 128 << 10
+	// gateWindow is how long their speed is measured for, and gateMemory how long it counts as known: then they are let go for two windows.
 	gateWindow = 250 * time.Millisecond
-	gateMemory = 30 * time.Second
+	gateMemory = 20 * time.Second
 )
 
-// gate slows down what nobody waits for while others wait for something: to half of its speed, so that links are half empty for these, and readers that
-// wait all the time, as those of a whole model do, do not keep the rest of it away from everybody. Its zero value is open. It is safe for concurrent use.
+// gate slows down the streams that nobody waits for while readers wait for something: all together to half of the speed that they had before. Links are half
+// empty then for what is waited for; and readers that wait all the time, as those of a whole model do, do not keep the rest of the model away from
+// everybody. Its zero value is open. It is safe for concurrent use.
 type gate struct {
-	mu    sync.Mutex // guards the others
-	n     int
-	free  chan struct{} // closed when n falls to zero; nil while it is zero
-	speed float64       // bytes a second while nothing was held back; zero while not known
-	asOf  time.Time     // when that was measured
-	from  time.Time     // since when the present measurement goes on
-	last  time.Time     // when a byte moved last
-	moved int64         // bytes of the present measurement
-	held  bool          // some of them were held back
-	next  time.Time     // when the next byte may move
+	mu      sync.Mutex // guards the others
+	waiting int
+	free    chan struct{} // closed when waiting falls to zero; nil while it is zero
+	speed   float64       // bytes a second when nothing makes way; zero while not known
+	asOf    time.Time     // when that was measured
+	window  window        // of the measurement under way
+	last    time.Time     // when bytes moved last
+	next    time.Time     // when the next may
+}
+
+// window is a span of time in which a speed is measured.
+type window struct {
+	from   time.Time
+	moved  int64 // bytes
+	settle bool  // what moves is no measure yet: streams have only begun, or bring what came while they were held back
+	closed bool  // the gate was, for some of it
 }
 
 // close closes the gate until open was called as often.
 func (g *gate) close() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.n++; g.n == 1 {
-		g.free = make(chan struct{})
+	if g.waiting++; g.waiting == 1 {
+		g.free, g.next = make(chan struct{}), time.Time{}
 	}
 }
 
-// open reports whether the gate is open now.
+// open takes one close back, and reports whether the gate is open now.
 func (g *gate) open() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.n--; g.n > 0 {
+	if g.waiting--; g.waiting > 0 {
 		return false
 	}
 	close(g.free)
@@ -52,43 +62,55 @@ func (g *gate) open() bool {
 	return true
 }
 
+// closed reports whether readers wait.
 func (g *gate) closed() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.n > 0
+	return g.waiting > 0
 }
 
-// measure takes note that n bytes have moved.
+// step returns how many bytes a stream should move between two calls of pass.
+func (g *gate) step() int {
+	if g.closed() {
+		return gateStep
+	}
+	return math.MaxInt
+}
+
+// measure takes note that n bytes have moved. mu is held.
 func (g *gate) measure(now time.Time, n int) {
-	if now.Sub(g.last) > gateWindow { // nothing did for a while, which says nothing about the speed
-		g.from, g.last, g.moved, g.held = now, now, 0, false
-		return
-	}
+	pause := now.Sub(g.last)
 	g.last = now
-	g.moved += int64(n)
-	span := now.Sub(g.from)
-	switch {
-	case span < gateWindow:
+	if pause > gateWindow { // nothing moved for a while, which says nothing about the speed
+		g.window = window{from: now, settle: true}
 		return
-	case !g.held:
-		g.speed, g.asOf = float64(g.moved)/span.Seconds(), now
-	case now.Sub(g.asOf) > gateMemory:
-		g.speed = 0
 	}
-	g.from, g.moved, g.held = now, 0, false
+	w := &g.window
+	w.moved += int64(n)
+	span := now.Sub(w.from)
+	if span < gateWindow {
+		return
+	}
+	if !w.settle && !w.closed { // a stream that pauses between two reads makes one window slow, but hardly a few in a row
+		g.speed, g.asOf = max(float64(w.moved)/span.Seconds(), g.speed*7/8), now
+	}
+	g.window = window{from: now, settle: w.closed}
 }
 
-// delay returns how long n bytes that have moved have to be waited for, and what ends that early.
-func (g *gate) delay(now time.Time, n int) (time.Duration, <-chan struct{}) {
+// delay returns how long a stream that has moved n bytes has to wait before it moves more, and what ends that early.
+func (g *gate) delay(n int) (time.Duration, <-chan struct{}) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	last := g.last
+	now, last := time.Now(), g.last
+	if g.speed > 0 && now.Sub(g.asOf) > gateMemory {
+		g.speed, g.window = 0, window{from: now, settle: true}
+	}
 	g.measure(now, n)
-	if g.n == 0 || g.speed == 0 {
+	if g.waiting == 0 || g.speed == 0 {
 		return 0, nil
 	}
-	g.held = true
-	if g.next.Before(last) { // what these bytes took by themselves counts
+	g.window.closed = true
+	if g.next.Before(last) { // the time that these bytes took by themselves counts
 		g.next = last
 	}
 	g.next = g.next.Add(time.Duration(float64(n) / (g.speed * gateShare) * float64(time.Second)))
@@ -98,14 +120,14 @@ func (g *gate) delay(now time.Time, n int) (time.Duration, <-chan struct{}) {
 	return max(g.next.Sub(now), 0), g.free
 }
 
-// pass is called when n bytes have moved, and waits until more may, or hurry is closed.
+// pass is called when a stream has moved n bytes, and waits until it may move more, or hurry is closed: who is waited for makes no way.
 func (g *gate) pass(ctx context.Context, n int, hurry <-chan struct{}) {
 	select {
 	case <-hurry:
 		return
 	default:
 	}
-	wait, free := g.delay(time.Now(), n)
+	wait, free := g.delay(n)
 	if wait == 0 {
 		return
 	}

@@ -1,6 +1,9 @@
 package peer
 
 import (
+	"math"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -10,70 +13,92 @@ import (
 	"github.com/shoal-project/shoal/peer/piece"
 )
 
-// move has a stream move for a while, n bytes every so often, and returns how many bytes a second those were.
-func move(t *testing.T, g *gate, n int, every, during time.Duration) float64 {
-	began, moved := time.Now(), 0
-	for time.Since(began) < during {
-		time.Sleep(every)
-		moved += n
-		g.pass(t.Context(), n, nil)
+// move has streams move for a while, each n bytes every so often, and returns how many bytes a second those were together.
+func move(t *testing.T, g *gate, streams, n int, every, during time.Duration) float64 {
+	began, moved := time.Now(), atomic.Int64{}
+	var group sync.WaitGroup
+	for range streams {
+		group.Go(func() {
+			for time.Since(began) < during {
+				time.Sleep(max(every, time.Microsecond))
+				moved.Add(int64(n))
+				g.pass(t.Context(), n, nil)
+			}
+		})
 	}
-	return float64(moved) / time.Since(began).Seconds()
+	group.Wait()
+	return float64(moved.Load()) / time.Since(began).Seconds()
+}
+
+// about fails the test when a speed is more than a twentieth off.
+func about(t *testing.T, what string, got, want float64) {
+	t.Helper()
+	if math.Abs(got-want) > want/20 {
+		t.Errorf("%s: %.0f bytes/s, want %.0f", what, got, want)
+	}
 }
 
 func TestGateSlowsDownByHalf(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var g gate
-		if free := move(t, &g, 1000, time.Millisecond, time.Second); free < 999_000 || g.closed() {
-			t.Fatalf("%.0f bytes/s before anybody waits, want 1,000,000", free)
-		}
-		g.close()
-		if held := move(t, &g, 1000, time.Millisecond, 25*time.Second); held < 480_000 || held > 520_000 {
-			t.Errorf("%.0f bytes/s while somebody waits, want half of 1,000,000", held)
-		}
-		if held := move(t, &g, 1000, 0, 2*time.Second); held < 480_000 || held > 520_000 {
-			t.Errorf("%.0f bytes/s of what could be quicker by now, want half of 1,000,000", held)
-		}
-		if !g.open() || g.closed() {
-			t.Error("closed although nobody waits")
-		}
-		if free := move(t, &g, 1000, time.Millisecond, time.Second); free < 990_000 {
-			t.Errorf("%.0f bytes/s when nobody waits any more", free)
-		}
-	})
+	for _, streams := range []int{1, 2, 5} {
+		synctest.Test(t, func(t *testing.T) {
+			var g gate
+			all := float64(streams) * 1e6
+			about(t, "before anybody waits", move(t, &g, streams, 1000, time.Millisecond, time.Second), all)
+			g.close()
+			about(t, "while somebody waits", move(t, &g, streams, 1000, time.Millisecond, gateMemory/2), all/2)
+			about(t, "what could be quicker", move(t, &g, streams, 1000, 0, gateMemory/4), all/2)
+			g.open()
+			about(t, "when nobody waits any more", move(t, &g, streams, 1000, time.Millisecond, time.Second), all)
+		})
+	}
 }
 
-// Who waits from the beginning must not keep the rest slow because nobody knows how quick it could be; nor for good at a speed of once.
+// Who waits from the beginning must not keep the rest slow because nobody knows how quick it could be; nor at what was its speed once.
 func TestGateLearnsTheSpeedWhileSomebodyWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var g gate
 		g.close()
-		move(t, &g, 1000, 10*time.Millisecond, time.Second)
-		if held := move(t, &g, 1000, 10*time.Millisecond, time.Second); held < 48_000 || held > 52_000 {
-			t.Errorf("%.0f bytes/s, want half of 100,000", held)
-		}
-		move(t, &g, 1000, time.Millisecond, gateMemory+time.Second)
-		if held := move(t, &g, 1000, time.Millisecond, time.Second); held < 480_000 || held > 520_000 {
-			t.Errorf("%.0f bytes/s of what is ten times as quick by now, want half of 1,000,000", held)
-		}
+		move(t, &g, 1, 1000, 10*time.Millisecond, 4*gateWindow)
+		about(t, "slow", move(t, &g, 1, 1000, 10*time.Millisecond, time.Second), 50_000)
+		move(t, &g, 1, 1000, time.Millisecond, gateMemory)
+		about(t, "ten times as quick by now", move(t, &g, 1, 1000, time.Millisecond, time.Second), 500_000)
+		time.Sleep(2 * gateMemory)
+		move(t, &g, 1, 1000, 10*time.Millisecond, 4*gateWindow)
+		about(t, "slow again after a pause", move(t, &g, 1, 1000, 10*time.Millisecond, time.Second), 50_000)
+	})
+}
+
+// What came while streams were held back is read at once when they are not: that is not their speed.
+func TestGateDoesNotTakeABurstForTheSpeed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g gate
+		move(t, &g, 1, 1000, time.Millisecond, time.Second)
+		g.close()
+		move(t, &g, 1, 1000, time.Millisecond, time.Second)
+		g.open()
+		move(t, &g, 1, 1_000_000, time.Millisecond, 5*time.Millisecond)
+		move(t, &g, 1, 1000, time.Millisecond, time.Second)
+		g.close()
+		about(t, "after a burst", move(t, &g, 1, 1000, time.Millisecond, time.Second), 500_000)
 	})
 }
 
 func TestNothingStandsStillAtTheGate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var g gate
-		move(t, &g, 10, time.Millisecond, time.Second) // 10 kB/s
-		g.close()
-		if held := move(t, &g, 1<<20, 0, 10*time.Second); held < 1<<20/gatePause.Seconds()*0.9 {
-			t.Errorf("%.0f bytes/s, want a step each %v at the least", held, gatePause)
+		if got := g.step(); got < 1<<20 {
+			t.Errorf("steps of %d bytes although nobody waits", got)
 		}
+		move(t, &g, 1, 10, time.Millisecond, time.Second) // 10 kB/s
+		g.close()
+		about(t, "a step each pause", move(t, &g, 1, g.step(), 0, 10*time.Second), gateStep/gatePause.Seconds())
 	})
 }
 
 func TestGateOpensWhenTheLastIsServed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var g gate
-		move(t, &g, 1000, time.Millisecond, time.Second)
+		move(t, &g, 1, 1000, time.Millisecond, time.Second)
 		g.close()
 		g.close()
 		if g.open() || !g.closed() {
@@ -94,32 +119,35 @@ func TestGateOpensWhenTheLastIsServed(t *testing.T) {
 
 // What readers wait for may be in the middle of a read that had to make way for it.
 func TestReadsThatReadersWaitForMakeWayNoMore(t *testing.T) {
-	read := func(first, end piece.Index) *hurry {
-		return &hurry{run: dispatch.Run{First: first, End: end}, on: make(chan struct{})}
-	}
-	before, wanted, behind := read(0, 8), read(8, 16), read(16, 24)
-	task := &task{cm: &chunkmap.Map{}, hurries: []*hurry{before, wanted, behind}}
-	g := gate{speed: 1, asOf: time.Now()}
-	g.close()
-	passed := make(chan struct{})
-	go func() {
-		defer close(passed)
-		for range 100 { // ten seconds, if it makes way
-			g.pass(t.Context(), 1<<20, wanted.on)
+	synctest.Test(t, func(t *testing.T) {
+		read := func(first, end piece.Index) *hurry {
+			return &hurry{run: dispatch.Run{First: first, End: end}, on: make(chan struct{})}
 		}
-	}()
-	task.hurryUp(dispatch.Run{First: 10, End: 11})
-	task.hurryUp(dispatch.Run{First: 15, End: 16})
-	select {
-	case <-passed:
-	case <-time.After(5 * time.Second):
-		t.Error("the read still makes way")
-	}
-	for _, h := range []*hurry{before, behind} {
-		select {
-		case <-h.on:
-			t.Errorf("nobody waits for %v, and it makes way no more", h.run)
-		default:
+		before, wanted, behind := read(0, 8), read(8, 16), read(16, 24)
+		task := &task{cm: &chunkmap.Map{}, hurries: []*hurry{before, wanted, behind}}
+		var g gate
+		move(t, &g, 1, 10, time.Millisecond, time.Second)
+		g.close()
+		began := time.Now()
+		passed := make(chan time.Duration, 1)
+		go func() {
+			for range 100 { // ten seconds, if it makes way
+				g.pass(t.Context(), 1<<20, wanted.on)
+			}
+			passed <- time.Since(began)
+		}()
+		time.Sleep(gatePause / 2)
+		task.hurryUp(dispatch.Run{First: 10, End: 11})
+		task.hurryUp(dispatch.Run{First: 15, End: 16})
+		if took := <-passed; took != gatePause/2 {
+			t.Errorf("the read made way for %v, want %v", took, gatePause/2)
 		}
-	}
+		for _, h := range []*hurry{before, behind} {
+			select {
+			case <-h.on:
+				t.Errorf("nobody waits for %v, and it makes way no more", h.run)
+			default:
+			}
+		}
+	})
 }

@@ -36,8 +36,8 @@ func (p *Planner) follow(run Run) {
 // Partial tells whether nothing but what is demanded, and leased, is fetched.
 func (p *Planner) Partial(on bool) { p.partial = on }
 
-// Calm tells whether this host waits for something that what nobody waits for must not stand in the way of: then only one such request to
-// a parent is out at a time.
+// Calm tells whether this host waits for something that what nobody waits for must not stand in the way of: then two such requests are
+// out at a time, and one to a parent.
 func (p *Planner) Calm(on bool) { p.calm = on }
 
 // LeaseFirst permits reading a run from the origin that readers somewhere wait for.

@@ -112,14 +112,20 @@ func TestWhatIsReadWithAllOfASmallBlobIsNotReadTwice(t *testing.T) {
 }
 
 func TestBulkMakesWayWhileSomethingIsWaitedFor(t *testing.T) {
-	p := withParents(planner(100), "a", "b", "c", "d")
-	p.Calm(true)
-	if got := len(p.Next(t0)); got != 1 {
-		t.Errorf("%d requests while something is waited for, want 1", got)
-	}
-	p.Calm(false)
-	if got := len(p.Next(t0)); got != 3 {
-		t.Errorf("%d more requests after that, want 3", got)
+	for _, test := range []struct{ parents, calm, more int }{{1, 1, 1}, {2, 2, 0}, {4, 2, 2}, {12, 2, 6}} {
+		var names []ParentID
+		for i := range test.parents {
+			names = append(names, ParentID(rune('a'+i)))
+		}
+		p := withParents(planner(100), names...)
+		p.Calm(true)
+		if got := len(p.Next(t0)); got != test.calm {
+			t.Errorf("%d parents: %d requests while something is waited for, want %d", test.parents, got, test.calm)
+		}
+		p.Calm(false)
+		if got := len(p.Next(t0)); got != test.more {
+			t.Errorf("%d parents: %d more requests after that, want %d", test.parents, got, test.more)
+		}
 	}
 }
 

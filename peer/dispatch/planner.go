@@ -375,7 +375,7 @@ func (p *Planner) Next(now time.Time) []Request {
 		most = min(most, p.cfg.Beside)
 	}
 	if p.calm {
-		most = min(most, 1)
+		most = min(most, 2)
 	}
 	for len(p.inFlight)-p.rushes() < most {
 		f, i, ok := p.nextCrossing(now)
@@ -401,7 +401,7 @@ func (p *Planner) Next(now time.Time) []Request {
 // nextPiece picks an idle parent at random and the best piece it can give.
 func (p *Planner) nextPiece(now time.Time) (*parent, piece.Index, bool) {
 	perParent := 1
-	if len(p.parents) == 1 {
+	if len(p.parents) == 1 && !p.calm {
 		perParent = 2 // hide the round trip where no other parent can
 	}
 	idle := p.idle[:0]
