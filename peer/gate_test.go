@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"context"
 	"math"
 	"sync"
 	"sync/atomic"
@@ -14,7 +15,7 @@ import (
 )
 
 // move has streams move for a while, each n bytes every so often, and returns how many bytes a second those were together.
-func move(t *testing.T, g *gate, streams, n int, every, during time.Duration) float64 {
+func move(g *gate, streams, n int, every, during time.Duration) float64 {
 	began, moved := time.Now(), atomic.Int64{}
 	var group sync.WaitGroup
 	for range streams {
@@ -22,7 +23,7 @@ func move(t *testing.T, g *gate, streams, n int, every, during time.Duration) fl
 			for time.Since(began) < during {
 				time.Sleep(max(every, time.Microsecond))
 				moved.Add(int64(n))
-				g.pass(t.Context(), n, nil)
+				g.pass(context.Background(), n, nil)
 			}
 		})
 	}
@@ -43,12 +44,12 @@ func TestGateSlowsDownByHalf(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			var g gate
 			all := float64(streams) * 1e6
-			about(t, "before anybody waits", move(t, &g, streams, 1000, time.Millisecond, time.Second), all)
+			about(t, "before anybody waits", move(&g, streams, 1000, time.Millisecond, time.Second), all)
 			g.close()
-			about(t, "while somebody waits", move(t, &g, streams, 1000, time.Millisecond, gateMemory/2), all/2)
-			about(t, "what could be quicker", move(t, &g, streams, 1000, 0, gateMemory/4), all/2)
+			about(t, "while somebody waits", move(&g, streams, 1000, time.Millisecond, gateMemory/2), all/2)
+			about(t, "what could be quicker", move(&g, streams, 1000, 0, gateMemory/4), all/2)
 			g.open()
-			about(t, "when nobody waits any more", move(t, &g, streams, 1000, time.Millisecond, time.Second), all)
+			about(t, "when nobody waits any more", move(&g, streams, 1000, time.Millisecond, time.Second), all)
 		})
 	}
 }
@@ -58,13 +59,13 @@ func TestGateLearnsTheSpeedWhileSomebodyWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var g gate
 		g.close()
-		move(t, &g, 1, 1000, 10*time.Millisecond, 4*gateWindow)
-		about(t, "slow", move(t, &g, 1, 1000, 10*time.Millisecond, time.Second), 50_000)
-		move(t, &g, 1, 1000, time.Millisecond, gateMemory)
-		about(t, "ten times as quick by now", move(t, &g, 1, 1000, time.Millisecond, time.Second), 500_000)
+		move(&g, 1, 1000, 10*time.Millisecond, 4*gateWindow)
+		about(t, "slow", move(&g, 1, 1000, 10*time.Millisecond, time.Second), 50_000)
+		move(&g, 1, 1000, time.Millisecond, gateMemory)
+		about(t, "ten times as quick by now", move(&g, 1, 1000, time.Millisecond, time.Second), 500_000)
 		time.Sleep(2 * gateMemory)
-		move(t, &g, 1, 1000, 10*time.Millisecond, 4*gateWindow)
-		about(t, "slow again after a pause", move(t, &g, 1, 1000, 10*time.Millisecond, time.Second), 50_000)
+		move(&g, 1, 1000, 10*time.Millisecond, 4*gateWindow)
+		about(t, "slow again after a pause", move(&g, 1, 1000, 10*time.Millisecond, time.Second), 50_000)
 	})
 }
 
@@ -72,14 +73,14 @@ func TestGateLearnsTheSpeedWhileSomebodyWaits(t *testing.T) {
 func TestGateDoesNotTakeABurstForTheSpeed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var g gate
-		move(t, &g, 1, 1000, time.Millisecond, time.Second)
+		move(&g, 1, 1000, time.Millisecond, time.Second)
 		g.close()
-		move(t, &g, 1, 1000, time.Millisecond, time.Second)
+		move(&g, 1, 1000, time.Millisecond, time.Second)
 		g.open()
-		move(t, &g, 1, 1_000_000, time.Millisecond, 5*time.Millisecond)
-		move(t, &g, 1, 1000, time.Millisecond, time.Second)
+		move(&g, 1, 1_000_000, time.Millisecond, 5*time.Millisecond)
+		move(&g, 1, 1000, time.Millisecond, time.Second)
 		g.close()
-		about(t, "after a burst", move(t, &g, 1, 1000, time.Millisecond, time.Second), 500_000)
+		about(t, "after a burst", move(&g, 1, 1000, time.Millisecond, time.Second), 500_000)
 	})
 }
 
@@ -89,16 +90,16 @@ func TestNothingStandsStillAtTheGate(t *testing.T) {
 		if got := g.step(); got < 1<<20 {
 			t.Errorf("steps of %d bytes although nobody waits", got)
 		}
-		move(t, &g, 1, 10, time.Millisecond, time.Second) // 10 kB/s
+		move(&g, 1, 10, time.Millisecond, time.Second) // 10 kB/s
 		g.close()
-		about(t, "a step each pause", move(t, &g, 1, g.step(), 0, 10*time.Second), gateStep/gatePause.Seconds())
+		about(t, "a step each pause", move(&g, 1, g.step(), 0, 10*time.Second), gateStep/gatePause.Seconds())
 	})
 }
 
 func TestGateOpensWhenTheLastIsServed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var g gate
-		move(t, &g, 1, 1000, time.Millisecond, time.Second)
+		move(&g, 1, 1000, time.Millisecond, time.Second)
 		g.close()
 		g.close()
 		if g.open() || !g.closed() {
@@ -126,7 +127,7 @@ func TestReadsThatReadersWaitForMakeWayNoMore(t *testing.T) {
 		before, wanted, behind := read(0, 8), read(8, 16), read(16, 24)
 		task := &task{cm: &chunkmap.Map{}, hurries: []*hurry{before, wanted, behind}}
 		var g gate
-		move(t, &g, 1, 10, time.Millisecond, time.Second)
+		move(&g, 1, 10, time.Millisecond, time.Second)
 		g.close()
 		began := time.Now()
 		passed := make(chan time.Duration, 1)
